@@ -1,0 +1,134 @@
+"""The seam between the store and the place where its objects are kept.
+
+Decided here and only here: what a back end promises. Every back end and every wrapper passes the contract suite in
+``casstore.testing.backend_contract``.
+
+A back end maps *keys* to immutable or conditionally replaced *objects*. It knows nothing of packs or versions.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+from casstore.errors import UsageError
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+
+MAX_KEY_LENGTH = 512
+_KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(?:/[A-Za-z0-9_][A-Za-z0-9_.-]*)*\Z", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a back end really supports; asked once, never guessed."""
+
+    conditional_put: bool
+    """``put`` with a condition is atomic among all writers of this back end."""
+    local: bool
+    """Objects are files that this machine can open (``local_path`` returns them)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """One object, as ``stat`` and ``list`` see it. ``size`` in bytes, ``mtime`` in seconds since the epoch."""
+
+    key: str
+    size: int
+    mtime: float
+
+
+@dataclass(frozen=True, slots=True)
+class Object:
+    """A whole object and the tag of the state it was read in, for a later compare-and-swap."""
+
+    data: bytes
+    etag: str
+
+
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """Condition of ``put``: only where no object is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Matches:
+    """Condition of ``put``: only over the object in the state that this tag names."""
+
+    etag: str
+
+
+Condition: TypeAlias = Absent | Matches | None
+
+
+def validate_key(key: str) -> str:
+    """Return ``key`` if it is legal, in both directions: what is written and what a listing brings back.
+
+    Components are ASCII letters, digits, ``_``, ``.`` and ``-``, do not start with ``.`` or ``-``, and are separated
+    by single slashes; at most 512 characters in all. Raises ``UsageError`` otherwise.
+    """
+    if len(key) > MAX_KEY_LENGTH or not _KEY.match(key):
+        raise UsageError(f"illegal object key {key[:80]!r}")
+    return key
+
+
+class Backend(Protocol):
+    """A place that keeps objects. Thread-safe: every method may be called from several threads at once.
+
+    Errors: ``NotFoundError`` for a key without an object, ``PreconditionError`` for a condition that does not hold,
+    ``AccessError``, ``OutOfSpaceError``, and ``StorageError`` for everything else that went wrong outside.
+    """
+
+    @property
+    def url(self) -> str:
+        """Where this is, as a URL without secrets."""
+        ...
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What this back end supports."""
+        ...
+
+    def get(self, key: str) -> Object:
+        """Return the whole object with its tag. For small objects: it is held in memory."""
+        ...
+
+    def read(self, key: str, offset: int, length: int) -> bytes:
+        """Return exactly ``length`` bytes from ``offset``.
+
+        A negative ``offset`` counts from the end, as in ``seek``. ``IntegrityError`` when the object is too short.
+        """
+        ...
+
+    def put(self, key: str, data: Sequence[Buffer], *, condition: Condition = None) -> str:
+        """Store the concatenation of ``data`` and return the tag of the new state.
+
+        Atomic: a reader sees the old object, the new one, or (before) none, never a part. Durable when it returns.
+        With a condition, ``PreconditionError`` when it does not hold. The buffers may be reused after the return.
+        """
+        ...
+
+    def stat(self, key: str) -> ObjectInfo:
+        """Return size and time of an object."""
+        ...
+
+    def list(self, prefix: str, *, after: str = "") -> Iterator[ObjectInfo]:
+        """Yield the objects whose key starts with ``prefix`` (``""`` or ending in ``/``), in the order of their keys.
+
+        Only keys greater than ``after``. Sees every object whose put returned before the call.
+        """
+        ...
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Delete objects; those that do not exist are passed over."""
+        ...
+
+    def local_path(self, key: str) -> str | None:
+        """Path of the object as a local file, for reading through the page cache; None when there is none."""
+        ...
+
+    def close(self) -> None:
+        """Release connections and descriptors. The back end can't be used afterwards."""
+        ...
