@@ -1,0 +1,137 @@
+"""What the scheduler asks of the outside world: the interfaces behind which every effect of a workflow lies.
+
+Decided here and only here: the shapes that cross the border between deciding (scheduler, runner, state) and
+doing (an executor that starts the tasks of a group). Nothing here performs I/O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+__all__ = [
+    "Executor",
+    "Gang",
+    "Isolation",
+    "Layout",
+    "LogSink",
+    "PlacedFile",
+    "RunningTask",
+    "TaskLaunch",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedFile:
+    """A file that is in place before the command starts; ``path`` is absolute, as the task sees it."""
+
+    path: str
+    data: bytes
+    mode: int = 0o755
+
+
+@dataclass(frozen=True, slots=True)
+class TaskLaunch:
+    """One attempt of one task, ready to run.
+
+    ``home`` is the attempt's folder on the host; ``home/data/input/<i>`` is filled in already (folders, or mounts
+    made before ``prepare``), ``home/data/output`` receives the outputs. ``cpu`` is in cores, ``memory`` in bytes,
+    ``gpu`` in whole devices; 0 means no limit (cpu, memory) or none (gpu).
+    """
+
+    name: str
+    argv: tuple[str, ...]
+    environment: Mapping[str, str]
+    files: tuple[PlacedFile, ...]
+    home: Path
+    cpu: float
+    memory: int
+    gpu: int
+    read_only_inputs: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Paths as the task sees them: ``{{input:i}}`` is ``input + "/i"``, ``{{output}}`` is ``output``."""
+
+    data: str
+    input: str
+    output: str
+
+
+@dataclass(frozen=True, slots=True)
+class Isolation:
+    """How far the tasks of an executor are kept apart, and why not further; printed in every task's log."""
+
+    mode: Literal["bubblewrap", "plain"]
+    network: bool
+    reasons: tuple[str, ...]
+
+
+class LogSink(Protocol):
+    """Where the output of tasks goes; called from threads, must not block for long and must not raise."""
+
+    def line(self, task: str, text: bytes, *, source: str = "") -> None:
+        """Take one line without its newline; ``source`` is "" for the command, "osmo" for the executor itself."""
+
+
+class RunningTask(Protocol):
+    """One attempt of one task: prepared, running or ended."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def oom(self) -> bool:
+        """Whether the task ended by reaching its memory limit; meaningful once ``poll`` gives a code."""
+
+    def poll(self) -> int | None:
+        """The exit code (0-255; killed by signal n: 128+n), once all processes have ended and all lines are logged."""
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        """Wait for the exit code, at most ``timeout`` seconds; None when it is still running."""
+
+    def kill(self, grace: float = 0.0) -> None:
+        """Send the command SIGTERM and, after ``grace`` seconds, end its whole tree; returns at once."""
+
+
+class Gang(Protocol):
+    """The tasks of one group, prepared together."""
+
+    @property
+    def tasks(self) -> Mapping[str, RunningTask]:
+        """The newest attempt of each task, by name."""
+
+    def release(self) -> None:
+        """Start every command that has not been started; before this nothing of the user's runs."""
+
+    def release_task(self, name: str) -> None:
+        """Start one command (groups without a barrier, and attempts made by ``restart``)."""
+
+    def restart(self, launch: TaskLaunch) -> RunningTask:
+        """Prepare the task ``launch.name`` again, blocked until released; a running command is ended first.
+
+        With the same ``home`` the files that the command left stay in place (restart in place); with a new one
+        the attempt starts from nothing. Peers are not disturbed and find the task under its name as before.
+        """
+
+    def close(self) -> None:
+        """End everything and remove the network; idempotent."""
+
+
+class Executor(Protocol):
+    """A way of running groups of tasks."""
+
+    def describe(self) -> Isolation:
+        """The isolation that tasks get here, and why."""
+
+    def layout(self, launch_home: Path) -> Layout:
+        """The paths of a task whose attempt has this home."""
+
+    def host(self, group_key: str, task: str) -> str:
+        """What ``{{host:task}}`` expands to: a name that resolves inside the group."""
+
+    def prepare(self, group_key: str, launches: Sequence[TaskLaunch], log: LogSink) -> Gang:
+        """Prepare all tasks or none; raises ``ServiceError`` or ``UsageError`` with nothing left behind."""
