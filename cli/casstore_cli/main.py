@@ -1,0 +1,93 @@
+"""The ``osmo`` (and ``casstore``) command.
+
+Decided here and only here: which command groups there are, the global options, and how the process starts and
+ends. A group costs its one line of help until it is used; keep it so: nothing but click and the standard
+library here.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from casstore_cli import errors, output
+from casstore_cli.lazy import LazyGroup, Table
+
+COMMANDS: Table = {
+    "dataset": ("casstore_cli.commands.dataset", "cli", "Upload, download and manage versioned datasets."),
+    "bucket": ("casstore_cli.commands.bucket", "cli", "Declare and list the places that hold datasets."),
+    "version": ("casstore_cli.commands.version", "command", "Print the version."),
+    "completion": ("casstore_cli.completion", "command", "Print the completion script of a shell."),
+}
+"""Add a group here: name -> (module, attribute, one-line help)."""
+
+
+def _print_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        from casstore import __version__
+
+        output.text(f"{ctx.info_name} {__version__}")
+        ctx.exit()
+
+
+@click.command(
+    cls=LazyGroup,
+    table=COMMANDS,
+    epilog="Run a command with --help to see what it does.",
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(output.LEVELS, case_sensitive=False),
+    default="INFO",
+    show_default=True,
+    help="Messages to show on standard error.",
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Show the version.",
+)
+@click.pass_context
+def cli(ctx: click.Context, log_level: str) -> None:
+    """Versioned datasets and gang-scheduled workflows, the same on a laptop and on a cluster."""
+    ctx.meta[output.LEVEL_KEY] = log_level
+    if log_level == "DEBUG":
+        import logging
+
+        logging.basicConfig(level=logging.DEBUG, stream=sys.stderr)
+
+
+def run(args: Sequence[str], *, program: str = "osmo") -> int:
+    """Run one command line and return the exit code; nothing is raised."""
+    root: list[click.Context] = []
+
+    def invoke() -> int:
+        with cli.make_context(program, list(args)) as ctx:
+            root.append(ctx)
+            result = cli.invoke(ctx)
+        return result if isinstance(result, int) and not isinstance(result, bool) else 0
+
+    return errors.guarded(invoke, lambda: root[0] if root else None)
+
+
+def main() -> None:
+    """Entry point of the installed commands."""
+    program = os.path.basename(sys.argv[0]) or "osmo"
+    if program not in {"osmo", "casstore"}:  # python -m, a renamed wrapper
+        program = "osmo"
+    instruction = os.environ.get(f"_{program.upper()}_COMPLETE")
+    if instruction:
+        from click.shell_completion import shell_complete
+
+        sys.exit(shell_complete(cli, {}, program, f"_{program.upper()}_COMPLETE", instruction))
+    for stream in (sys.stdout, sys.stderr):
+        # A name that the terminal's encoding lacks is shown escaped instead of ending the command.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    sys.exit(run(sys.argv[1:], program=program))
