@@ -10,9 +10,12 @@ they are decoded with ``os.fsdecode``.
 from __future__ import annotations
 
 from enum import IntEnum, StrEnum
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+"""Bytes in memory, however they are held; a memoryview is contiguous."""
 
 DIGEST_SIZE = 32
 """Bytes in a BLAKE3 digest; every id in the store is one."""

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 from casstore.errors import UsageError
-
-Buffer: TypeAlias = bytes | bytearray | memoryview
+from casstore.model import Buffer as Buffer
 
 MAX_KEY_LENGTH = 512
 _KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(?:/[A-Za-z0-9_][A-Za-z0-9_.-]*)*\Z", re.ASCII)

@@ -1,0 +1,115 @@
+"""How the bytes of a chunk are packed, and how they are unpacked without trusting them.
+
+Decided here and only here: the codecs and their numbers, when a chunk is stored raw, and the bounds on
+decoding.
+"""
+
+from __future__ import annotations
+
+import threading
+
+import zstandard
+
+from casstore.errors import FormatError, IntegrityError
+from casstore.model import Buffer
+
+__all__ = ["MAX_RAW", "RAW", "ZSTD", "Compressor", "Decompressor", "decode"]
+
+RAW = 0
+"""Codec: the bytes as they are."""
+ZSTD = 1
+"""Codec: one zstd frame (RFC 8878) with its content size, without checksum and dictionary."""
+
+MAX_RAW = 16 * 1024 * 1024
+"""No chunk is longer than this, in raw bytes."""
+
+_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+_PROBE_ABOVE = 4096
+_SAMPLE = 4096
+
+
+class Compressor:
+    """Encodes chunks. Not thread-safe: one for each thread; its zstd context is reused from chunk to
+    chunk.
+    """
+
+    def __init__(self, level: int = 3) -> None:
+        self._zstd = zstandard.ZstdCompressor(
+            level=level, write_content_size=True, write_checksum=False, write_dict_id=False
+        )
+        self._probe = zstandard.ZstdCompressor(level=1, write_content_size=False, write_checksum=False)
+
+    def encode(self, data: Buffer) -> tuple[int, Buffer]:
+        """Return the codec and the bytes to store for one chunk.
+
+        With ``RAW`` the payload is ``data`` itself, not a copy. Raises ``ValueError`` above ``MAX_RAW``
+        bytes.
+        """
+        size = len(data)
+        if size > MAX_RAW:
+            raise ValueError(f"a chunk has at most {MAX_RAW} bytes, not {size}")
+        if size > _PROBE_ABOVE:
+            middle = (size - _SAMPLE) // 2
+            sample = memoryview(data)[middle : middle + _SAMPLE]
+            if len(self._probe.compress(sample)) >= _SAMPLE * 0.97:
+                return RAW, data
+        packed = self._zstd.compress(data)
+        if len(packed) > size - size // 20 - 1:
+            return RAW, data
+        return ZSTD, packed
+
+
+class Decompressor:
+    """Decodes chunks. Not thread-safe: one for each thread."""
+
+    def __init__(self) -> None:
+        # A frame may ask for a window far larger than its content; the bound holds for both.
+        self._zstd = zstandard.ZstdDecompressor(max_window_size=MAX_RAW)
+
+    def decode(self, codec: int, payload: Buffer, raw_length: int) -> bytes:
+        """Return the raw bytes of a chunk: exactly ``raw_length`` of them. Their id is the caller's to check.
+
+        No memory is taken before ``raw_length`` and the size that the frame declares were found equal and
+        within ``MAX_RAW``. Raises ``FormatError`` for an unknown codec or a frame that can't be what
+        ``Compressor`` wrote, and ``IntegrityError`` when the frame is damaged or the length is another.
+        """
+        if not 0 <= raw_length <= MAX_RAW:
+            raise FormatError(f"a chunk claims {raw_length} raw bytes; the limit is {MAX_RAW}")
+        if codec == RAW:
+            if len(payload) != raw_length:
+                raise IntegrityError(f"a raw chunk has {len(payload)} bytes instead of {raw_length}")
+            return bytes(payload)
+        if codec != ZSTD:
+            raise FormatError(
+                f"unknown codec {codec} of a chunk", hint="a newer casstore may have written it"
+            )
+        return self._decode_zstd(payload, raw_length)
+
+    def _decode_zstd(self, payload: Buffer, raw_length: int) -> bytes:
+        # An empty chunk is always raw; zstandard would accept anything after a header that declares no
+        # content.
+        if raw_length == 0 or bytes(payload[:4]) != _ZSTD_MAGIC:
+            raise FormatError("a compressed chunk does not start with a zstd frame")
+        try:
+            declared = zstandard.frame_content_size(payload)
+            if declared != raw_length:
+                raise IntegrityError(f"a zstd frame declares {declared} bytes instead of {raw_length}")
+            raw = self._zstd.decompress(payload, max_output_size=raw_length, allow_extra_data=False)
+        except zstandard.ZstdError as error:
+            raise IntegrityError(f"a zstd frame is damaged: {error}") from error
+        if len(raw) != raw_length:
+            raise IntegrityError(f"a zstd frame holds {len(raw)} bytes instead of {raw_length}")
+        return raw
+
+
+class _Local(threading.local):
+    def __init__(self) -> None:
+        self.decompressor = Decompressor()
+
+
+_local = _Local()
+
+
+def decode(codec: int, payload: Buffer, raw_length: int) -> bytes:
+    """``Decompressor.decode`` with a decompressor of the calling thread's own."""
+    return _local.decompressor.decode(codec, payload, raw_length)
