@@ -1,0 +1,176 @@
+"""The log store: format, order, following, tails, masking and bounds."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from casstore_orchestrator import logs
+from casstore_orchestrator.logs import LogStore, TaskLog
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1_795_233_600.0  # 2026/11/21 04:00:00 UTC
+
+    def time(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def store(tmp_path: Path, clock: Clock) -> Iterator[LogStore]:
+    made = LogStore(tmp_path, clock=clock)
+    made.begin("wf-1")
+    yield made
+    made.close()
+
+
+def read(store: LogStore, **options: object) -> list[str]:
+    return list(store.read("wf-1", **options))  # type: ignore[arg-type]  # options are passed through by name
+
+
+def test_line_format(store: LogStore) -> None:
+    store.append("wf-1", "a", 0, b"hello")
+    store.append("wf-1", "a", 0, b"ours", source="osmo")
+    store.append("wf-1", "a", 2, b"again")
+    assert read(store) == [
+        "2026/11/21 04:00:00 [a] hello",
+        "2026/11/21 04:00:00 [a][osmo] ours",
+        "2026/11/21 04:00:00 [a retry-2] again",
+    ]
+
+
+def test_merge_keeps_the_order_in_which_lines_came(store: LogStore) -> None:
+    for i in range(300):
+        store.append("wf-1", "abc"[i % 3], i // 150, b"%d" % i)
+    assert [int(line.split()[-1]) for line in read(store)] == list(range(300))
+
+
+def test_filter_by_task_and_attempt(store: LogStore) -> None:
+    for task, retry in [("a", 0), ("a", 1), ("b", 0)]:
+        store.append("wf-1", task, retry, f"{task}{retry}".encode())
+    assert [line.split()[-1] for line in read(store, task="a")] == ["a0", "a1"]
+    assert [line.split()[-1] for line in read(store, task="a", retry_id=1)] == ["a1"]
+    assert [line.split()[-1] for line in read(store, retry_id=0)] == ["a0", "b0"]
+    assert store.retries("wf-1", "a") == [0, 1]
+
+
+@pytest.mark.parametrize("last", [0, 1, 2, 7, 2000, 5000])
+def test_last_lines_of_several_tasks(store: LogStore, last: int) -> None:
+    for i in range(3000):
+        store.append("wf-1", "ab"[i % 2], 0, b"%d " % i + b"x" * (i % 97))
+    expected = list(range(3000))[-last:] if last else []
+    assert [int(line.split()[3]) for line in read(store, last=last)] == expected
+
+
+def test_lines_are_cut_and_empty_ones_kept(store: LogStore) -> None:
+    store.append("wf-1", "a", 0, b"")
+    store.append("wf-1", "a", 0, b"one\ntwo")
+    store.append("wf-1", "a", 0, b"y" * (logs.MAX_LINE + 5))
+    texts = [line.split("[a] ", 1)[1] for line in read(store)]
+    assert texts == ["", "one", "two", "y" * logs.MAX_LINE, "y" * 5]
+
+
+def test_bytes_that_are_not_text_are_shown(store: LogStore) -> None:
+    store.append("wf-1", "a", 0, b"\xff\xfe")
+    assert read(store) == ["2026/11/21 04:00:00 [a] \ufffd\ufffd"]
+
+
+def test_secrets_never_reach_the_disk(tmp_path: Path, store: LogStore) -> None:
+    store.begin("wf-2", ["hunter2", "hunter2-longer", "line one\nline two", "  "])
+    store.append("wf-2", "a", 0, b"pw=hunter2 hunter2-longer line two.")
+    store.end("wf-2")
+    store.append("wf-2", "a", 0, b"late hunter2")
+    assert list(store.read("wf-2")) == ["2026/11/21 04:00:00 [a] pw=[MASKED] [MASKED] [MASKED]."]
+    for path in (tmp_path / "wf-2").rglob("*"):
+        assert path.is_dir() or b"hunter2" not in path.read_bytes()
+
+
+def test_follow_sees_everything_until_the_end(store: LogStore) -> None:
+    seen: list[str] = []
+    first = threading.Event()
+
+    def follow() -> None:
+        for line in store.read("wf-1", follow=True):
+            seen.append(line)
+            first.set()
+
+    store.append("wf-1", "a", 0, b"0")
+    follower = threading.Thread(target=follow)
+    follower.start()
+    assert first.wait(30)
+    for i in range(1, 500):
+        store.append("wf-1", "ab"[i % 2], 0, b"%d" % i)
+    store.end("wf-1")
+    follower.join(30)
+    assert not follower.is_alive()
+    assert [int(line.split()[-1]) for line in seen] == list(range(500))
+
+
+def test_follow_of_an_ended_workflow_returns(store: LogStore) -> None:
+    store.append("wf-1", "a", 0, b"x")
+    store.end("wf-1")
+    assert len(read(store, follow=True)) == 1
+    assert list(store.read("never-9", follow=True)) == []
+
+
+def test_follow_returns_when_the_store_closes(tmp_path: Path) -> None:
+    store = LogStore(tmp_path)
+    store.begin("wf-1")
+    thread = threading.Thread(target=lambda: list(store.read("wf-1", follow=True)))
+    thread.start()
+    store.close()
+    thread.join(30)
+    assert not thread.is_alive()
+
+
+def test_an_endless_log_is_capped_and_says_so(store: LogStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "MAX_ATTEMPT", 1000)
+    for _ in range(100):
+        store.append("wf-1", "a", 0, b"z" * 50)
+    store.append("wf-1", "a", 0, b"ours still comes", source="osmo")
+    lines = read(store)
+    assert sum("z" * 50 in line for line in lines) < 20
+    assert "further output of the command is dropped" in lines[-2]
+    assert lines[-1].endswith("ours still comes")
+
+
+def test_error_logs_are_the_tails_of_failed_attempts(store: LogStore) -> None:
+    for i in range(250):
+        store.append("wf-1", "a", 0, b"%d" % i)
+    store.append("wf-1", "b", 0, b"fine")
+    store.keep_error("wf-1", "a", 0)
+    store.keep_error("wf-1", "absent", 0)
+    assert [int(line.split()[-1]) for line in read(store, error=True)] == list(range(150, 250))
+
+
+def test_a_log_goes_on_after_a_restart(tmp_path: Path, clock: Clock) -> None:
+    for text in (b"one", b"two"):
+        store = LogStore(tmp_path, clock=clock)
+        store.begin("wf-1")
+        store.append("wf-1", "a", 0, text)
+        store.close()
+        clock.now += 1
+    assert [line.split()[-1] for line in LogStore(tmp_path).read("wf-1")] == ["one", "two"]
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "", "."])
+def test_a_workflow_id_is_never_a_path(store: LogStore, name: str) -> None:
+    with pytest.raises(ValueError, match="not a workflow id"):
+        list(store.read(name))
+
+
+def test_lines_belong_to_the_attempt_announced_last(store: LogStore) -> None:
+    log = TaskLog(store, "wf-1")
+    log.line("a", b"one")
+    log.attempt("a", 1)
+    log.say("a", "two")
+    assert [line.split(" ", 2)[2] for line in read(store)] == ["[a] one", "[a retry-1][osmo] two"]
