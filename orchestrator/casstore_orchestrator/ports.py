@@ -36,9 +36,9 @@ class PlacedFile:
 class TaskLaunch:
     """One attempt of one task, ready to run.
 
-    ``home`` is the attempt's folder on the host; ``home/data/input/<i>`` is filled in already (folders, or mounts
-    made before ``prepare``), ``home/data/output`` receives the outputs. ``cpu`` is in cores, ``memory`` in bytes,
-    ``gpu`` in whole devices; 0 means no limit (cpu, memory) or none (gpu).
+    ``home`` is the attempt's folder on the host; ``home/data/input/<i>`` is filled in already (folders, or
+    mounts made before ``prepare``), ``home/data/output`` receives the outputs. ``cpu`` is in cores,
+    ``memory`` in bytes, ``gpu`` in whole devices; 0 means no limit (cpu, memory) or none (gpu).
     """
 
     name: str
@@ -74,7 +74,7 @@ class LogSink(Protocol):
     """Where the output of tasks goes; called from threads, must not block for long and must not raise."""
 
     def line(self, task: str, text: bytes, *, source: str = "") -> None:
-        """Take one line without its newline; ``source`` is "" for the command, "osmo" for the executor itself."""
+        """Take one line without its newline; ``source``: "" is the command, "osmo" the executor itself."""
 
 
 class RunningTask(Protocol):
@@ -88,7 +88,7 @@ class RunningTask(Protocol):
         """Whether the task ended by reaching its memory limit; meaningful once ``poll`` gives a code."""
 
     def poll(self) -> int | None:
-        """The exit code (0-255; killed by signal n: 128+n), once all processes have ended and all lines are logged."""
+        """The exit code (0-255; killed by signal n: 128+n) once all processes ended and all lines are out."""
 
     def wait(self, timeout: float | None = None) -> int | None:
         """Wait for the exit code, at most ``timeout`` seconds; None when it is still running."""
@@ -113,8 +113,8 @@ class Gang(Protocol):
     def restart(self, launch: TaskLaunch) -> RunningTask:
         """Prepare the task ``launch.name`` again, blocked until released; a running command is ended first.
 
-        With the same ``home`` the files that the command left stay in place (restart in place); with a new one
-        the attempt starts from nothing. Peers are not disturbed and find the task under its name as before.
+        With the same ``home`` the files that the command left stay in place (restart in place); with a new
+        one the attempt starts from nothing. Peers are undisturbed and find the task under its name as before.
         """
 
     def close(self) -> None:
