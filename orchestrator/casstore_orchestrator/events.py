@@ -1,0 +1,271 @@
+"""What can happen to a workflow, and what the transitions ask for in return.
+
+Decided here and only here: the vocabulary between ``state.apply`` (which decides) and the scheduler with its
+group runners (which do). Events are facts that were observed; effects are orders, to be carried out after the
+new record is stored, in the order given. Every order is idempotent: carrying it out twice does no harm.
+
+An attempt of a task is named by (task, retry_id); ``run`` tells a restart in place from the run before it. An
+event that names an attempt or a run that is over is ignored, so that late reports do no harm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from .status import TaskStatus, WorkflowStatus
+
+__all__ = [
+    "Attempt",
+    "CancelRequested",
+    "CloseGroup",
+    "CommandExited",
+    "Effect",
+    "Event",
+    "FinishWorkflow",
+    "GroupFailed",
+    "GroupPlaced",
+    "InputsFailed",
+    "InputsReady",
+    "KillTask",
+    "NewAttempt",
+    "OutputsFailed",
+    "Placed",
+    "QueueGroup",
+    "ReleaseTasks",
+    "RestartInPlace",
+    "ServerRestarted",
+    "StartGroup",
+    "Submitted",
+    "TaskExited",
+    "TaskFailed",
+    "TaskRunning",
+    "TimedOut",
+]
+
+
+class Attempt(NamedTuple):
+    """One run of one attempt of one task."""
+
+    task: str
+    retry_id: int
+    run: int
+
+
+class Placed(NamedTuple):
+    """Where a task goes."""
+
+    platform: str
+    node: str
+    host: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """The workflow has its id. Groups without upstream are queued."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupPlaced:
+    """Nodes were found for every task of a queued group (all, or this event is an error)."""
+
+    group: str
+    placement: Mapping[str, Placed]
+
+
+@dataclass(frozen=True, slots=True)
+class GroupFailed:
+    """The group as a whole could not be prepared or kept. Ends its unfinished tasks; exit actions don't
+    apply.
+    """
+
+    group: str
+    message: str
+    status: TaskStatus = TaskStatus.FAILED_START_ERROR
+    exit_code: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRunning:
+    """The attempt's own work began: its inputs are being put in place."""
+
+    attempt: Attempt
+
+
+@dataclass(frozen=True, slots=True)
+class InputsReady:
+    """The attempt's inputs are in place and its command can be released."""
+
+    attempt: Attempt
+
+
+@dataclass(frozen=True, slots=True)
+class InputsFailed:
+    """The inputs can't be had."""
+
+    attempt: Attempt
+    message: str
+    exit_code: int = 2010
+
+
+@dataclass(frozen=True, slots=True)
+class CommandExited:
+    """The user's command ended; its outputs are about to be stored."""
+
+    attempt: Attempt
+    exit_code: int
+
+
+@dataclass(frozen=True, slots=True)
+class TaskExited:
+    """The command ended and the outputs are stored: the attempt is over. ``oom``: it reached its memory
+    limit.
+    """
+
+    attempt: Attempt
+    exit_code: int
+    message: str | None = None
+    oom: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class OutputsFailed:
+    """The command ended and the outputs can't be stored. ``command_exit_code`` is the command's own."""
+
+    attempt: Attempt
+    command_exit_code: int
+    message: str
+    exit_code: int = 2012
+
+
+@dataclass(frozen=True, slots=True)
+class TaskFailed:
+    """The attempt ended for a reason outside its command (``FAILED_START_ERROR``, ``FAILED_PREEMPTED``, ...)."""
+
+    attempt: Attempt
+    status: TaskStatus
+    message: str
+    exit_code: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CancelRequested:
+    """A user wants the workflow to end."""
+
+    user: str
+    message: str | None = None
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TimedOut:
+    """A deadline from ``state.next_deadline`` passed."""
+
+    kind: Literal["exec", "queue"]
+
+
+@dataclass(frozen=True, slots=True)
+class ServerRestarted:
+    """The server starts again and finds the workflow unfinished.
+
+    Groups in ``survivors`` still run (an executor that outlives the server); every other placed group is
+    lost: its unfinished tasks get new attempts, and it is queued again. Also asks again for everything that
+    was queued.
+    """
+
+    survivors: frozenset[str] = field(default_factory=frozenset)
+
+
+Event = (
+    Submitted
+    | GroupPlaced
+    | GroupFailed
+    | TaskRunning
+    | InputsReady
+    | InputsFailed
+    | CommandExited
+    | TaskExited
+    | OutputsFailed
+    | TaskFailed
+    | CancelRequested
+    | TimedOut
+    | ServerRestarted
+)
+
+
+@dataclass(frozen=True, slots=True)
+class QueueGroup:
+    """The group may run: find nodes for it, then send GroupPlaced."""
+
+    group: str
+
+
+@dataclass(frozen=True, slots=True)
+class StartGroup:
+    """The group was placed: prepare its gang and put the inputs of these attempts in place."""
+
+    group: str
+    attempts: tuple[Attempt, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseTasks:
+    """Start these commands together now. ``whole_group``: every task of the group, for the first time."""
+
+    group: str
+    attempts: tuple[Attempt, ...]
+    whole_group: bool
+
+
+@dataclass(frozen=True, slots=True)
+class KillTask:
+    """End this attempt at once; its outputs are not stored and no event about it is needed."""
+
+    group: str
+    attempt: Attempt
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class RestartInPlace:
+    """End the command, prepare it again in the same home, and wait for the release. ``attempt`` is the new
+    run.
+    """
+
+    group: str
+    attempt: Attempt
+
+
+@dataclass(frozen=True, slots=True)
+class NewAttempt:
+    """Prepare the task afresh on the same node (new home, inputs again) and wait for the release."""
+
+    group: str
+    attempt: Attempt
+
+
+@dataclass(frozen=True, slots=True)
+class CloseGroup:
+    """The group is over, or lost: end whatever is left of it and give its resources back."""
+
+    group: str
+
+
+@dataclass(frozen=True, slots=True)
+class FinishWorkflow:
+    """The workflow is over."""
+
+    status: WorkflowStatus
+
+
+Effect = (
+    QueueGroup
+    | StartGroup
+    | ReleaseTasks
+    | KillTask
+    | RestartInPlace
+    | NewAttempt
+    | CloseGroup
+    | FinishWorkflow
+)
