@@ -6,20 +6,28 @@ doing (an executor that starts the tasks of a group). Nothing here performs I/O.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
+
+from .records import WorkflowRecord
 
 __all__ = [
+    "Credentials",
+    "DataStore",
+    "DatasetVersion",
     "Executor",
     "Gang",
     "Isolation",
     "Layout",
     "LogSink",
     "PlacedFile",
+    "Published",
     "RunningTask",
+    "StateStore",
     "TaskLaunch",
+    "Transfer",
 ]
 
 
@@ -135,3 +143,112 @@ class Executor(Protocol):
 
     def prepare(self, group_key: str, launches: Sequence[TaskLaunch], log: LogSink) -> Gang:
         """Prepare all tasks or none; raises ``ServiceError`` or ``UsageError`` with nothing left behind."""
+
+
+class StateStore(Protocol):
+    """Where the records of workflows live. Every method is one transaction; safe to call from any thread."""
+
+    def create(self, record: WorkflowRecord) -> WorkflowRecord:
+        """Store a new workflow and allot its number; the record comes back with ``number`` and ``id``."""
+
+    def load(self, workflow_id: str) -> WorkflowRecord:
+        """The record of this id or uuid; ``NotFoundError``."""
+
+    def change(self, workflow_id: str, fn: Callable[[WorkflowRecord], WorkflowRecord]) -> WorkflowRecord:
+        """Replace a record by ``fn`` of it; gives the new one. ``fn`` has no effects: it may be called again."""
+
+    def unfinished(self) -> list[str]:
+        """The ids of all workflows that have not ended."""
+
+    def add_event(
+        self, workflow_id: str, task: str, retry_id: int, reason: str, message: str, at: float
+    ) -> None:
+        """Remember something that happened to a task, for people to read."""
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetVersion:
+    """An immutable version of a dataset. ``manifest`` and ``checksum`` in hex, ``size`` in logical bytes."""
+
+    bucket: str
+    name: str
+    number: int
+    manifest: str
+    checksum: str
+    size: int
+    files: int
+
+    @property
+    def ref(self) -> str:
+        """``bucket/name:number``."""
+        return f"{self.bucket}/{self.name}:{self.number}"
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """What one transfer moved; ``size`` in bytes."""
+
+    files: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A version that holds a task's outputs; ``created`` is False when an equal one was the latest already.
+
+    ``new_bytes`` is what the store grew by. ``skipped`` names what could not be stored, such as sockets.
+    """
+
+    version: DatasetVersion
+    created: bool
+    new_bytes: int
+    skipped: tuple[str, ...] = ()
+
+
+class DataStore(Protocol):
+    """Datasets, as workflows need them. References are ``[bucket/]name[:tag]``, checked here.
+
+    ``stop`` is asked now and then; once it is true the call ends with ``CancelledError``.
+    """
+
+    def resolve(self, ref: str, user: str) -> tuple[DatasetVersion, ...]:
+        """The version now meant by a reference; for a collection those of its members. ``NotFoundError``."""
+
+    def download(
+        self, version: DatasetVersion, user: str, target: Path, *, regex: str | None, stop: Callable[[], bool]
+    ) -> Transfer:
+        """Put the files into ``target/<dataset>/``. A call after one that failed goes on where it ended."""
+
+    def publish(
+        self,
+        ref: str,
+        user: str,
+        sources: Sequence[str],
+        *,
+        regex: str | None,
+        metadata: Mapping[str, Any],
+        labels: Mapping[str, Any],
+        provenance: Mapping[str, Any],
+        stop: Callable[[], bool],
+    ) -> Published:
+        """Commit files as a new version (sources as for an upload), then set the reference's tag on it."""
+
+    def update(
+        self,
+        ref: str,
+        user: str,
+        additions: Sequence[str],
+        *,
+        metadata: Mapping[str, Any],
+        labels: Mapping[str, Any],
+        provenance: Mapping[str, Any],
+        stop: Callable[[], bool],
+    ) -> Published:
+        """Commit the referenced version plus ``additions`` (each ``source[:folder]``) as a new version."""
+
+
+class Credentials(Protocol):
+    """The secrets that users have stored for their tasks."""
+
+    def lookup(self, user: str, name: str) -> Mapping[str, str] | None:
+        """The keys and values of a GENERIC credential; None when the user has none of this name."""
