@@ -1,9 +1,10 @@
 """The seam between the store and the place where its objects are kept.
 
-Decided here and only here: what a back end promises. Every back end and every wrapper passes the contract suite in
-``casstore.testing.backend_contract``.
+Decided here and only here: what a back end promises. Every back end and every wrapper passes the contract
+suite in ``casstore.testing.backend_contract``.
 
-A back end maps *keys* to immutable or conditionally replaced *objects*. It knows nothing of packs or versions.
+A back end maps *keys* to immutable or conditionally replaced *objects*. It knows nothing of packs or
+versions.
 """
 
 from __future__ import annotations
@@ -14,7 +15,21 @@ from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 from casstore.errors import UsageError
-from casstore.model import Buffer as Buffer
+from casstore.model import Buffer
+
+__all__ = [
+    "MAX_KEY_LENGTH",
+    "Absent",
+    "Backend",
+    "Buffer",
+    "Capabilities",
+    "Condition",
+    "Matches",
+    "Object",
+    "ObjectInfo",
+    "validate_key",
+    "validate_prefix",
+]
 
 MAX_KEY_LENGTH = 512
 _KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(?:/[A-Za-z0-9_][A-Za-z0-9_.-]*)*\Z", re.ASCII)
@@ -32,7 +47,9 @@ class Capabilities:
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """One object, as ``stat`` and ``list`` see it. ``size`` in bytes, ``mtime`` in seconds since the epoch."""
+    """One object, as ``stat`` and ``list`` see it. ``size`` in bytes, ``mtime`` in seconds since the
+    epoch.
+    """
 
     key: str
     size: int
@@ -65,19 +82,29 @@ Condition: TypeAlias = Absent | Matches | None
 def validate_key(key: str) -> str:
     """Return ``key`` if it is legal, in both directions: what is written and what a listing brings back.
 
-    Components are ASCII letters, digits, ``_``, ``.`` and ``-``, do not start with ``.`` or ``-``, and are separated
-    by single slashes; at most 512 characters in all. Raises ``UsageError`` otherwise.
+    Components are ASCII letters, digits, ``_``, ``.`` and ``-``, do not start with ``.`` or ``-``, and are
+    separated by single slashes; at most 512 characters in all. Raises ``UsageError`` otherwise.
     """
     if len(key) > MAX_KEY_LENGTH or not _KEY.match(key):
         raise UsageError(f"illegal object key {key[:80]!r}")
     return key
 
 
+def validate_prefix(prefix: str) -> str:
+    """Return ``prefix`` if a listing may start with it: empty, or a legal key and a slash. ``UsageError``
+    otherwise.
+    """
+    if prefix and not (prefix.endswith("/") and len(prefix) <= MAX_KEY_LENGTH and _KEY.match(prefix[:-1])):
+        raise UsageError(f"illegal prefix of object keys {prefix[:80]!r}")
+    return prefix
+
+
 class Backend(Protocol):
     """A place that keeps objects. Thread-safe: every method may be called from several threads at once.
 
-    Errors: ``NotFoundError`` for a key without an object, ``PreconditionError`` for a condition that does not hold,
-    ``AccessError``, ``OutOfSpaceError``, and ``StorageError`` for everything else that went wrong outside.
+    Errors: ``NotFoundError`` for a key without an object, ``PreconditionError`` for a condition that does not
+    hold, ``AccessError``, ``OutOfSpaceError``, and ``StorageError`` for everything else that went wrong
+    outside.
     """
 
     @property
@@ -97,15 +124,17 @@ class Backend(Protocol):
     def read(self, key: str, offset: int, length: int) -> bytes:
         """Return exactly ``length`` bytes from ``offset``.
 
-        A negative ``offset`` counts from the end, as in ``seek``. ``IntegrityError`` when the object is too short.
+        A negative ``offset`` counts from the end, as in ``seek``. ``IntegrityError`` when the object is too
+        short.
         """
         ...
 
     def put(self, key: str, data: Sequence[Buffer], *, condition: Condition = None) -> str:
         """Store the concatenation of ``data`` and return the tag of the new state.
 
-        Atomic: a reader sees the old object, the new one, or (before) none, never a part. Durable when it returns.
-        With a condition, ``PreconditionError`` when it does not hold. The buffers may be reused after the return.
+        Atomic: a reader sees the old object, the new one, or (before) none, never a part. Durable when it
+        returns. With a condition, ``PreconditionError`` when it does not hold. The buffers may be reused
+        after the return.
         """
         ...
 
@@ -114,7 +143,8 @@ class Backend(Protocol):
         ...
 
     def list(self, prefix: str, *, after: str = "") -> Iterator[ObjectInfo]:
-        """Yield the objects whose key starts with ``prefix`` (``""`` or ending in ``/``), in the order of their keys.
+        """Yield the objects whose key starts with ``prefix`` (``""`` or ending in ``/``), in the order of
+        their keys.
 
         Only keys greater than ``after``. Sees every object whose put returned before the call.
         """
