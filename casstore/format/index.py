@@ -1,0 +1,151 @@
+"""Index segments: where each chunk is.
+
+Decided here and only here: the bytes of a segment and how one is searched. See ``docs/format/index.md``. The index
+is a cache of the packs' footers: losing it loses nothing.
+
+    header   32 bytes   magic "CASIDX01", fan-out bits (u8), 7 zero bytes, packs (u32), records (u32), 8 zero bytes
+    packs    32 each    ids of the packs that the records speak of
+    fan-out  u32 each   2**bits + 1 numbers: how many records have an id that starts below each value of the first bits
+    records  52 each    sorted by id: chunk id (32), pack (u32), offset (u32), stored (u32), raw (u32), codec (u8), 3 zero
+
+A segment's id is the BLAKE3 of all of it. With about eight records a slot, a look-up is one comparison of a few hundred
+bytes in C, and needs no part of the segment in Python's memory. All integers are little endian.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from array import array
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from casstore.compression import MAX_RAW, RAW, ZSTD
+from casstore.errors import FormatError
+from casstore.model import DIGEST_SIZE
+
+RECORD_SIZE = 52
+HEADER_SIZE = 32
+MAX_BITS = 16
+
+_MAGIC = b"CASIDX01"
+_HEADER = struct.Struct("<8sB7xII8x")
+_PLACE = struct.Struct("<IIIIB3x")
+_PER_SLOT = 8
+
+
+class Location(NamedTuple):
+    """Where the stored bytes of a chunk are: a range of a pack. Lengths in bytes."""
+
+    pack_id: bytes
+    offset: int
+    stored: int
+    raw: int
+    codec: int
+
+
+def _bits_for(count: int) -> int:
+    return min(MAX_BITS, max(0, (count // _PER_SLOT).bit_length()))
+
+
+def encode(records: Iterable[tuple[bytes, Location]]) -> bytes:
+    """Return the segment that holds these chunks; of several locations of one chunk the first in order is kept."""
+    packs: dict[bytes, int] = {}
+    rows: dict[bytes, bytes] = {}
+    for chunk_id, place in records:
+        if chunk_id not in rows:
+            number = packs.setdefault(place.pack_id, len(packs))
+            rows[chunk_id] = _PLACE.pack(number, place.offset, place.stored, place.raw, place.codec)
+    ids = sorted(rows)
+    bits = _bits_for(len(ids))
+    counts = array("I", bytes(4 * ((1 << bits) + 1)))
+    shift = MAX_BITS - bits
+    for chunk_id in ids:
+        counts[(int.from_bytes(chunk_id[:2], "big") >> shift) + 1] += 1
+    total = 0
+    for slot, count in enumerate(counts):
+        total += count
+        counts[slot] = total
+    parts = [_HEADER.pack(_MAGIC, bits, len(packs), len(ids)), *packs, _little(counts).tobytes()]
+    for chunk_id in ids:
+        parts += (chunk_id, rows[chunk_id])
+    return b"".join(parts)
+
+
+def _little(values: array[int]) -> array[int]:
+    if values.itemsize != 4:  # pragma: no cover - no supported platform has another size
+        raise FormatError("this platform has no 32-bit array")
+    if struct.pack("=H", 1) != struct.pack("<H", 1):
+        values = array("I", values)
+        values.byteswap()
+    return values
+
+
+class Segment:
+    """A parsed segment over ``bytes`` or a memory map; cheap to open, safe for concurrent look-ups."""
+
+    def __init__(self, data: bytes | mmap.mmap) -> None:
+        if len(data) < HEADER_SIZE:
+            raise FormatError("an index segment is too short")
+        magic, bits, packs, records = _HEADER.unpack(data[:HEADER_SIZE])
+        fanout = HEADER_SIZE + packs * DIGEST_SIZE
+        base = fanout + 4 * ((1 << bits) + 1) if bits <= MAX_BITS else 0
+        if magic != _MAGIC or bits > MAX_BITS or base + records * RECORD_SIZE != len(data):
+            raise FormatError("an index segment is damaged")
+        self._data = data
+        self._base = base
+        self._shift = MAX_BITS - bits
+        self._fanout = _little(array("I", data[fanout:base]))
+        if self._fanout[0] != 0 or self._fanout[-1] != records:
+            raise FormatError("an index segment is damaged")
+        self._packs = packs
+        self.records = records
+
+    def pack_ids(self) -> list[bytes]:
+        """Return the ids of the packs that this segment speaks of."""
+        return [self._pack(number) for number in range(self._packs)]
+
+    def _pack(self, number: int) -> bytes:
+        if number >= self._packs:
+            raise FormatError("an index segment names a pack that it does not list")
+        start = HEADER_SIZE + number * DIGEST_SIZE
+        return bytes(self._data[start : start + DIGEST_SIZE])
+
+    def _position(self, chunk_id: bytes) -> int:
+        slot = int.from_bytes(chunk_id[:2], "big") >> self._shift
+        base = self._base
+        start = base + self._fanout[slot] * RECORD_SIZE
+        end = base + self._fanout[slot + 1] * RECORD_SIZE
+        while True:
+            found = self._data.find(chunk_id, start, end)
+            if found < 0 or (found - base) % RECORD_SIZE == 0:
+                return found
+            start = found + 1
+
+    def contains(self, chunk_id: bytes) -> bool:
+        """Whether the segment has this chunk."""
+        return self._position(chunk_id) >= 0
+
+    def locate(self, chunk_id: bytes) -> Location | None:
+        """Return where the chunk is, or None."""
+        found = self._position(chunk_id)
+        return None if found < 0 else self._location(found)
+
+    def _location(self, found: int) -> Location:
+        pack, offset, stored, raw, codec = _PLACE.unpack(
+            self._data[found + DIGEST_SIZE : found + RECORD_SIZE]
+        )
+        if codec not in (RAW, ZSTD) or raw > MAX_RAW or stored > raw:
+            raise FormatError("an index segment holds an impossible record")
+        return Location(self._pack(pack), offset, stored, raw, codec)
+
+    def items(self) -> Iterator[tuple[bytes, Location]]:
+        """Yield every chunk with its location, sorted by id."""
+        for number in range(self.records):
+            start = self._base + number * RECORD_SIZE
+            yield bytes(self._data[start : start + DIGEST_SIZE]), self._location(start)
+
+    def close(self) -> None:
+        """Release the memory map, if it is one."""
+        if isinstance(self._data, mmap.mmap):
+            self._data.close()

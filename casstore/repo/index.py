@@ -1,0 +1,136 @@
+"""The index of an open store: where every chunk is, and which chunks are known.
+
+Decided here and only here: how segments are opened, searched, written and merged. Segments are found by listing
+``index/`` once, when the store is first asked; a reader that misses a chunk lists again before it gives up, because
+another writer may have published it meanwhile. Small segments are merged so that their number stays low.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import threading
+from collections.abc import Iterable, Sequence
+
+from casstore import hashing
+from casstore.backend.base import Absent, Backend
+from casstore.errors import FormatError, NotFoundError, PreconditionError
+from casstore.format.index import Location, Segment, encode
+from casstore.repo import layout
+
+MERGE_ABOVE = 12
+"""More segments than this are merged, the small ones, when a writer publishes one more."""
+MERGE_RECORDS = 1 << 20
+"""Segments with more records than this are left as they are."""
+
+
+class Index:
+    """All segments of a store. Thread-safe."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._lock = threading.Lock()
+        self._segments: dict[str, Segment] = {}
+        self._search: tuple[Segment, ...] = ()
+        self._loaded = False
+
+    def load(self, *, again: bool = False) -> bool:
+        """Open the segments that are new since the last call; returns whether there were any."""
+        with self._lock:
+            if self._loaded and not again:
+                return False
+            return self._load()
+
+    def _load(self) -> bool:
+        keys = {info.key for info in self._backend.list(layout.INDEX)}
+        fresh = keys - self._segments.keys()
+        for key in self._segments.keys() - keys:
+            del self._segments[key]
+        for key in sorted(fresh):
+            try:
+                self._segments[key] = self._open(key)
+            except NotFoundError:
+                continue  # merged away between the listing and now; its successor is found by the next listing
+        self._publish()
+        self._loaded = True
+        return bool(fresh)
+
+    def _open(self, key: str) -> Segment:
+        path = self._backend.local_path(key)
+        if path is None:
+            data = self._backend.get(key).data
+            if layout.id_of(key) != hashing.digest(data):
+                raise FormatError(
+                    f"{key} is damaged", hint="run `osmo dataset verify`; the index can be rebuilt"
+                )
+            return Segment(data)
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise NotFoundError(f"{key} is gone") from None
+        try:
+            if os.fstat(descriptor).st_size == 0:
+                raise FormatError(f"{key} is empty")
+            return Segment(mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ))
+        finally:
+            os.close(descriptor)
+
+    def _publish(self) -> None:
+        # Large segments first: most hits are there.
+        self._search = tuple(sorted(self._segments.values(), key=lambda segment: -segment.records))
+
+    def contains(self, chunk_id: bytes) -> bool:
+        """Whether a published segment has this chunk, as far as this process has seen."""
+        return any(segment.contains(chunk_id) for segment in self._search)
+
+    def locate(self, chunk_id: bytes) -> Location:
+        """Return where a chunk is; ``NotFoundError`` when no segment knows it."""
+        for attempt in range(2):
+            for segment in self._search:
+                place = segment.locate(chunk_id)
+                if place is not None:
+                    return place
+            if attempt == 0 and not self.load(again=self._loaded):
+                break
+        raise NotFoundError(f"chunk {chunk_id.hex()} is not in the store", hint="run `osmo dataset verify`")
+
+    def pack_ids(self) -> set[bytes]:
+        """Return the ids of all packs that the index speaks of."""
+        self.load()
+        return {pack_id for segment in self._search for pack_id in segment.pack_ids()}
+
+    def publish(self, records: Sequence[tuple[bytes, Location]]) -> None:
+        """Make these chunks known to everybody: write a segment, and merge small ones when there are many.
+
+        The packs must be durable. Writing the merged segment comes before deleting what it replaces, so that a
+        crash leaves duplicates, never a gap.
+        """
+        if not records:
+            return
+        with self._lock:
+            if not self._loaded:
+                self._load()
+            small = {k: s for k, s in self._segments.items() if s.records < MERGE_RECORDS}
+            merged = small if len(self._segments) >= MERGE_ABOVE else {}
+            self._add([*records, *(item for segment in merged.values() for item in segment.items())])
+            for key in merged:
+                self._segments.pop(key, None)
+            self._publish()
+            if merged:
+                self._backend.delete(merged)
+
+    def _add(self, records: Iterable[tuple[bytes, Location]]) -> None:
+        data = encode(records)
+        key = layout.index_key(hashing.digest(data))
+        try:
+            self._backend.put(key, [data], condition=Absent())
+        except PreconditionError:
+            pass
+        self._segments[key] = self._open(key)
+
+    def close(self) -> None:
+        """Forget the segments; their maps go when the last look-up has ended."""
+        with self._lock:
+            self._segments.clear()
+            self._search = ()
+            self._loaded = False

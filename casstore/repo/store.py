@@ -1,0 +1,205 @@
+"""An open store: one bucket, its parameters, and verified reads.
+
+Decided here and only here: what ``store.json`` says, how a store comes to be, and how chunks are read. Every chunk that
+leaves this module was checked against its id.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+
+from casstore import hashing
+from casstore.backend.base import Absent, Backend
+from casstore.chunking.params import ChunkerParams
+from casstore.errors import FormatError, IntegrityError, NotFoundError, PreconditionError
+from casstore.format import record
+from casstore.format.index import Location
+from casstore.format.manifest import MAX_NODE, decode_root
+from casstore.format.pack import decode_frame
+from casstore.repo import layout
+from casstore.repo.index import Index
+from casstore.repo.tree import Tree
+from casstore.repo.writer import OnPack, Writer
+
+FORMAT = 1
+FEATURES: frozenset[str] = frozenset()
+"""Features beyond format 1 that this version understands; a store that needs others is refused."""
+COALESCE_GAP = 64 << 10
+"""Bytes between two wanted frames that are rather read than skipped."""
+COALESCE_MAX = 8 << 20
+"""Bytes that one read covers at most."""
+
+
+class StoreConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``store.json``. ``id`` is random: local state is kept per store, not per URL."""
+
+    format: int
+    id: str
+    chunker: dict[str, Any]
+    features: list[str] = []
+
+
+class Store:
+    """One open store. Thread-safe. Close it, or use it as a context manager."""
+
+    def __init__(self, backend: Backend, config: StoreConfig) -> None:
+        self.backend = backend
+        self.config = config
+        self.chunker = ChunkerParams.from_dict(config.chunker)
+        self.index = Index(backend)
+
+    @property
+    def id(self) -> str:
+        """The store's random id."""
+        return self.config.id
+
+    @property
+    def url(self) -> str:
+        """Where the store is."""
+        return self.backend.url
+
+    @classmethod
+    def open(cls, backend: Backend, *, create: bool = False) -> Store:
+        """Open the store on this back end, or make one there.
+
+        ``NotFoundError`` when there is none and ``create`` is false; ``FormatError`` when it needs a newer version.
+        """
+        try:
+            data = backend.get(layout.STORE).data
+        except NotFoundError:
+            if not create:
+                raise NotFoundError(
+                    f"there is no store at {backend.url}", hint="add it with `osmo bucket add NAME URL`"
+                ) from None
+            data = cls._create(backend)
+        config = record.decode("store", data, StoreConfig)
+        if config.format != FORMAT or not FEATURES.issuperset(config.features):
+            raise FormatError(
+                f"the store at {backend.url} has format {config.format} {config.features}",
+                hint="upgrade casstore",
+            )
+        return cls(backend, config)
+
+    @staticmethod
+    def _create(backend: Backend) -> bytes:
+        for _ in backend.list(""):
+            raise FormatError(
+                f"{backend.url} holds objects but no store",
+                hint="choose an empty folder or prefix for a new store",
+            )
+        config = StoreConfig(format=FORMAT, id=secrets.token_hex(16), chunker=ChunkerParams().to_dict())
+        data = record.encode("store", config)
+        try:
+            backend.put(layout.STORE, [data], condition=Absent())
+        except PreconditionError:
+            return backend.get(layout.STORE).data
+        return data
+
+    def writer(self, *, lanes: int | None = None, on_pack: OnPack | None = None) -> Writer:
+        """Return a writer of chunks for ``lanes`` threads (all cores by default)."""
+        return Writer(self.backend, self.index, lanes=lanes or workers(), on_pack=on_pack)
+
+    def tree(self, manifest_id: bytes) -> Tree:
+        """Open the tree of a version by the id of its manifest, reading its root alone."""
+        key = layout.manifest_key(manifest_id)
+        try:
+            data = self.backend.get(key).data
+        except NotFoundError:
+            raise NotFoundError(
+                f"manifest {manifest_id.hex()} is gone", hint="run `osmo dataset verify`"
+            ) from None
+        if hashing.digest(data) != manifest_id:
+            raise IntegrityError(f"{key} is damaged")
+        return Tree(self, manifest_id, decode_root(data))
+
+    def has_manifest(self, manifest_id: bytes) -> bool:
+        """Whether the root of this manifest is in the store."""
+        try:
+            self.backend.stat(layout.manifest_key(manifest_id))
+        except NotFoundError:
+            return False
+        return True
+
+    def locate(self, chunk_id: bytes) -> Location:
+        """Return where a chunk is; ``NotFoundError`` when the store has none such."""
+        self.index.load()
+        return self.index.locate(chunk_id)
+
+    def read_chunk(self, chunk_id: bytes, raw: int | None = None) -> bytes:
+        """Return one verified chunk; ``raw``, when given, is the length it must have."""
+        place = self.locate(chunk_id)
+        if place.raw > MAX_NODE or (raw is not None and place.raw != raw):
+            raise IntegrityError(f"chunk {chunk_id.hex()} has another length than its reference says")
+        payload = self.backend.read(layout.pack_key(place.pack_id), place.offset, place.stored)
+        return bytes(self._decode(chunk_id, place, payload))
+
+    def read_chunks(self, refs: Sequence[tuple[bytes, int]]) -> Iterator[bytes | bytearray | memoryview]:
+        """Yield the verified chunks ``(id, raw length)`` in order, reading neighbours in a pack together.
+
+        A yielded buffer is valid until the next one is asked for.
+        """
+        places = [self.locate(chunk_id) for chunk_id, _ in refs]
+        at = 0
+        while at < len(refs):
+            stop = _run_length(places, at)
+            first, last = places[at], places[stop - 1]
+            key = layout.pack_key(first.pack_id)
+            view = memoryview(self.backend.read(key, first.offset, last.offset + last.stored - first.offset))
+            for number in range(at, stop):
+                place, (chunk_id, raw) = places[number], refs[number]
+                if place.raw != raw:
+                    raise IntegrityError(f"chunk {chunk_id.hex()} has another length than its reference says")
+                start = place.offset - first.offset
+                yield self._decode(chunk_id, place, view[start : start + place.stored])
+            at = stop
+
+    def _decode(
+        self, chunk_id: bytes, place: Location, payload: bytes | memoryview
+    ) -> bytes | bytearray | memoryview:
+        try:
+            return decode_frame(chunk_id, place.codec, payload, place.raw)
+        except IntegrityError as error:
+            raise IntegrityError(
+                f"chunk {chunk_id.hex()} is damaged in {layout.pack_key(place.pack_id)} ({error.message})",
+                hint="run `osmo dataset verify` to see what else is",
+            ) from None
+
+    def close(self) -> None:
+        """Release the index and the back end."""
+        self.index.close()
+        self.backend.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _run_length(places: Sequence[Location], at: int) -> int:
+    first = before = places[at]
+    stop = at + 1
+    while stop < len(places):
+        place = places[stop]
+        gap = place.offset - (before.offset + before.stored)
+        if place.pack_id != first.pack_id or not 0 <= gap <= COALESCE_GAP:
+            break
+        if place.offset + place.stored - first.offset > COALESCE_MAX:
+            break
+        before = place
+        stop += 1
+    return stop
+
+
+def workers() -> int:
+    """How many threads do the computing work: the cores that this process may use, at least two, at most 16."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2
+    return min(16, max(2, cores))

@@ -1,0 +1,381 @@
+"""The tree of a version: building one, and reading one without loading it.
+
+Decided here and only here: how a stream of sorted entries becomes nodes, and how a path is found again. Building keeps
+one leaf and the list of the children of the levels above in memory; reading keeps a few leaves.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
+
+from casstore.errors import FormatError, NotFoundError
+from casstore.format.manifest import (
+    CHUNK_REF,
+    INLINE_REFS,
+    LEAF_MAX,
+    LIST_MAX,
+    LIST_MIN,
+    MAX_NODE,
+    NODE_REF,
+    Group,
+    NodeRef,
+    Root,
+    checksum_bytes,
+    decode_inner,
+    decode_leaf,
+    encode_inner,
+    encode_leaf,
+    encode_root,
+    ends_inner,
+    ends_leaf,
+    ends_list,
+    entry_of,
+    list_records,
+    row_of,
+)
+from casstore.hashing import Hasher
+from casstore.model import Content, Entry, Kind, Totals, sort_key
+
+_CACHED_NODES = 64
+_LEAF_BYTES = 1 << 20
+"""A leaf ends when paths and chunk lists in it reach this, whatever their number."""
+
+
+class NodeSink(Protocol):
+    """Where a builder puts its nodes; a ``Writer`` is one."""
+
+    def put_node(self, data: bytes) -> bytes:
+        """Store a node and return its id."""
+        ...
+
+    def put_manifest(self, data: bytes) -> bytes:
+        """Store the root after everything below it and return its id."""
+        ...
+
+
+class NodeSource(Protocol):
+    """Where a tree reads its nodes; a ``Store`` is one."""
+
+    def read_chunk(self, chunk_id: bytes, raw: int | None = None) -> bytes:
+        """Return a verified chunk."""
+        ...
+
+
+def _width(depth: int) -> int:
+    return CHUNK_REF.size if depth == 0 else NODE_REF.size
+
+
+class ListBuilder:
+    """Turns the chunks of one file, in order, into its ``Content``. Equal lists give equal contents, always."""
+
+    def __init__(self, sink: NodeSink) -> None:
+        self._sink = sink
+        self._levels: list[bytearray] = [bytearray()]
+        self.size = 0
+
+    def add(self, chunk_id: bytes, length: int) -> None:
+        """Append one chunk."""
+        self.size += length
+        self._levels[0] += CHUNK_REF.pack(chunk_id, length)
+        self._cut(0, chunk_id)
+
+    def extend(self, records: Iterable[tuple[bytes, int]]) -> None:
+        """Append several chunks."""
+        for chunk_id, length in records:
+            self.add(chunk_id, length)
+
+    def _cut(self, depth: int, last_id: bytes) -> None:
+        count = len(self._levels[depth]) // _width(depth)
+        # Nothing is cut before the list is longer than an entry may hold, so that short lists have one form only.
+        if count > INLINE_REFS and (count >= LIST_MAX or (count >= LIST_MIN and ends_list(last_id))):
+            self._emit(depth)
+
+    def _emit(self, depth: int) -> None:
+        data = bytes(self._levels[depth])
+        length = sum(length for _, length in list_records(depth, data))
+        node_id = self._sink.put_node(data)
+        self._levels[depth].clear()
+        if depth + 1 == len(self._levels):
+            self._levels.append(bytearray())
+        self._levels[depth + 1] += NODE_REF.pack(node_id, length)
+        self._cut(depth + 1, node_id)
+
+    def finish(self) -> Content:
+        """Return the content; the builder can't be used afterwards."""
+        depth = 0
+        while depth + 1 < len(self._levels) or len(self._levels[depth]) > INLINE_REFS * _width(depth):
+            if self._levels[depth]:
+                self._emit(depth)
+            depth += 1
+        return Content(depth, bytes(self._levels[depth]))
+
+
+class ChecksumBuilder:
+    """The checksum and the totals of a stream of sorted entries. See ``format.manifest.checksum_bytes``."""
+
+    def __init__(self) -> None:
+        self._hasher = Hasher(derive_key_context="casstore 2026 version checksum 1")
+        self._files = self._directories = self._symlinks = self._size = 0
+
+    def add(self, entries: Sequence[Entry]) -> None:
+        """Count these entries in."""
+        self._hasher.update(checksum_bytes(entries))
+        for entry in entries:
+            if entry.kind == Kind.FILE:
+                self._files += 1
+                self._size += entry.size
+            elif entry.kind == Kind.DIRECTORY:
+                self._directories += 1
+            else:
+                self._symlinks += 1
+
+    def checksum(self) -> bytes:
+        """Return the checksum of all entries so far."""
+        return self._hasher.digest()
+
+    def totals(self) -> Totals:
+        """Return the sums over all entries so far."""
+        return Totals(self._files, self._directories, self._symlinks, self._size)
+
+
+class TreeBuilder:
+    """Builds the manifest of a version from entries that arrive in the order of ``sort_key``."""
+
+    def __init__(self, sink: NodeSink) -> None:
+        self._sink = sink
+        self._sums = ChecksumBuilder()
+        self._leaf: list[Entry] = []
+        self._leaf_size = 0
+        self._children: list[NodeRef] = []
+        self._last: tuple[bytes, bytes] | None = None
+        self.checksum = b""
+        self.totals = Totals()
+
+    def add(self, entry: Entry) -> None:
+        """Append one entry; ``FormatError`` when it is out of order or twice there."""
+        key = sort_key(entry.path)
+        if self._last is not None and key <= self._last:
+            raise FormatError(f"entry {entry.path[:200]!r} is out of order")
+        self._last = key
+        self._leaf.append(entry)
+        self._leaf_size += len(entry.path) + len(entry.content.refs) + len(entry.target)
+        if len(self._leaf) >= LEAF_MAX or self._leaf_size >= _LEAF_BYTES or ends_leaf(entry.path):
+            self._emit()
+
+    def _emit(self) -> None:
+        entries, self._leaf, self._leaf_size = self._leaf, [], 0
+        groups: list[Group] = []
+        for entry in entries:
+            directory = entry.parent
+            if not groups or groups[-1].directory != directory:
+                groups.append(Group(directory, []))
+            groups[-1].rows.append(row_of(entry))
+        self._sums.add(entries)
+        data = encode_leaf(groups)
+        if len(data) > MAX_NODE:
+            raise FormatError(f"an entry is too large near {_show(entries[0].path[:200])}")
+        node_id = self._sink.put_node(data)
+        self._children.append(
+            NodeRef(groups[0].directory, groups[0].rows[0].name, node_id, len(data), len(entries))
+        )
+
+    def finish(self) -> bytes:
+        """Store the root, after everything below it, and return the manifest's id."""
+        if self._leaf:
+            self._emit()
+        depth, children = 0, self._children
+        while len(children) > LEAF_MAX:
+            children = [self._inner(run) for run in _runs(children)]
+            depth += 1
+        self.checksum, self.totals = self._sums.checksum(), self._sums.totals()
+        return self._sink.put_manifest(encode_root(self.checksum, self.totals, depth, children))
+
+    def _inner(self, children: list[NodeRef]) -> NodeRef:
+        data = encode_inner(children)
+        node_id = self._sink.put_node(data)
+        first = children[0]
+        return NodeRef(
+            first.directory, first.name, node_id, len(data), sum(child.count for child in children)
+        )
+
+
+def _runs(children: Sequence[NodeRef]) -> Iterator[list[NodeRef]]:
+    run: list[NodeRef] = []
+    for child in children:
+        run.append(child)
+        if len(run) >= LEAF_MAX or ends_inner(child.chunk_id):
+            yield run
+            run = []
+    if run:
+        yield run
+
+
+class Tree:
+    """A version's tree, opened by reading its root alone. Safe for concurrent readers."""
+
+    def __init__(self, source: NodeSource, manifest_id: bytes, root: Root) -> None:
+        self._source = source
+        self._root = root
+        self._nodes: OrderedDict[bytes, list[NodeRef] | list[Group]] = OrderedDict()
+        self.id = manifest_id
+        self.checksum = root.checksum
+        self.totals = Totals(*root.totals)
+
+    @property
+    def root(self) -> Root:
+        """The parsed root, for comparing and for checking trees node by node."""
+        return self._root
+
+    def entries(self, prefix: bytes = b"") -> Iterator[Entry]:
+        """Yield the entries in order: all of them, or the entry ``prefix`` and everything below it.
+
+        ``NotFoundError`` when there is no such entry.
+        """
+        if not prefix:
+            yield from self._from((b"", b""))
+            return
+        top = self.lookup(prefix)
+        if top is None:
+            raise NotFoundError(f"{_show(prefix)} is not in this version")
+        yield top
+        if top.kind == Kind.DIRECTORY:
+            inside, below = prefix, prefix + b"/"
+            for entry in self._from((prefix.replace(b"/", b"\0"), b"")):
+                parent = entry.parent
+                if parent != inside and not parent.startswith(below):
+                    return
+                yield entry
+
+    def listdir(self, path: bytes = b"") -> Iterator[Entry]:
+        """Yield the entries of one directory, by name. ``NotFoundError`` when there is no such directory."""
+        if path:
+            top = self.lookup(path)
+            if top is None or top.kind != Kind.DIRECTORY:
+                raise NotFoundError(f"{_show(path)} is not a directory of this version")
+        for entry in self._from((path.replace(b"/", b"\0"), b"")):
+            if entry.parent != path:
+                return
+            yield entry
+
+    def lookup(self, path: bytes) -> Entry | None:
+        """Return the entry with this path, or None."""
+        directory, _, name = path.rpartition(b"/")
+        for groups in self._leaves((directory.replace(b"/", b"\0"), name)):
+            for group in groups:
+                if group.directory == directory:
+                    for row in group.rows:
+                        if row.name == name:
+                            return entry_of(directory, row)
+            return None
+        return None
+
+    def chunks(self, entry: Entry) -> Iterator[tuple[bytes, int]]:
+        """Yield ``(chunk id, raw length)`` of a file's chunks in order."""
+        yield from self._records(entry.content.depth, entry.content.refs)
+
+    def list_nodes(self, entry: Entry) -> Iterator[bytes]:
+        """Yield the ids of the nodes that a file's chunk list is kept in."""
+        pending = [(entry.content.depth, entry.content.refs)]
+        while pending:
+            depth, refs = pending.pop()
+            if depth:
+                for node_id, length in list_records(depth, refs):
+                    yield node_id
+                    pending.append((depth - 1, self._list_node(depth - 1, node_id, length)))
+
+    def nodes(self) -> Iterator[bytes]:
+        """Yield the ids of the nodes that the entries are kept in, the root excepted."""
+        pending = [(self._root.depth, child) for child in reversed(self._root.children)]
+        while pending:
+            depth, child = pending.pop()
+            yield child.chunk_id
+            if depth:
+                pending += [(depth - 1, below) for below in reversed(self._inner_node(child))]
+
+    def _records(self, depth: int, refs: bytes) -> Iterator[tuple[bytes, int]]:
+        if depth == 0:
+            yield from list_records(0, refs)
+            return
+        for node_id, length in list_records(depth, refs):
+            yield from self._records(depth - 1, self._list_node(depth - 1, node_id, length))
+
+    def _list_node(self, depth: int, node_id: bytes, length: int) -> bytes:
+        refs = self._source.read_chunk(node_id)
+        if sum(size for _, size in list_records(depth, refs)) != length:
+            raise FormatError("a chunk list does not add up to its length")
+        return refs
+
+    def _from(self, key: tuple[bytes, bytes]) -> Iterator[Entry]:
+        for groups in self._leaves(key):
+            for group in groups:
+                directory = group.directory
+                ordered = directory.replace(b"/", b"\0")
+                if ordered < key[0]:
+                    continue
+                skip = ordered == key[0] and key[1]
+                for row in group.rows:
+                    if not (skip and row.name < key[1]):
+                        yield entry_of(directory, row)
+
+    def _leaves(self, key: tuple[bytes, bytes]) -> Iterator[list[Group]]:
+        """Yield the leaves from the one that may hold ``key`` on."""
+        yield from self._below(self._root.children, self._root.depth, key)
+
+    def _below(
+        self, children: Sequence[NodeRef], depth: int, key: tuple[bytes, bytes]
+    ) -> Iterator[list[Group]]:
+        for child in children[_last_at_most(children, key) :]:
+            if depth == 0:
+                yield self._leaf_node(child)
+            else:
+                yield from self._below(self._inner_node(child), depth - 1, key)
+
+    def _leaf_node(self, child: NodeRef) -> list[Group]:
+        found = self._cached(child)
+        if found is None:
+            found = decode_leaf(self._source.read_chunk(child.chunk_id, child.length))
+            self._check(
+                child, found[0].directory, found[0].rows[0].name, sum(len(group.rows) for group in found)
+            )
+            self._keep(child, found)
+        return found  # type: ignore[return-value]  # a node is a leaf or not by its depth, checked when decoded
+
+    def _inner_node(self, child: NodeRef) -> list[NodeRef]:
+        found = self._cached(child)
+        if found is None:
+            found = decode_inner(self._source.read_chunk(child.chunk_id, child.length))
+            self._check(child, found[0].directory, found[0].name, sum(below.count for below in found))
+            self._keep(child, found)
+        return found  # type: ignore[return-value]  # see _leaf_node
+
+    def _check(self, child: NodeRef, directory: bytes, name: bytes, count: int) -> None:
+        if (directory, name, count) != (child.directory, child.name, child.count):
+            raise FormatError("a node of a manifest is not what its parent says")
+
+    def _cached(self, child: NodeRef) -> list[NodeRef] | list[Group] | None:
+        return self._nodes.get(child.chunk_id)
+
+    def _keep(self, child: NodeRef, node: list[NodeRef] | list[Group]) -> None:
+        self._nodes[child.chunk_id] = node
+        while len(self._nodes) > _CACHED_NODES:
+            try:
+                self._nodes.popitem(last=False)
+            except KeyError:  # another reader was faster
+                return
+
+
+def _last_at_most(children: Sequence[NodeRef], key: tuple[bytes, bytes]) -> int:
+    low, high = 0, len(children)
+    while low < high:
+        middle = (low + high) // 2
+        if children[middle].key <= key:
+            low = middle + 1
+        else:
+            high = middle
+    return max(0, low - 1)
+
+
+def _show(path: bytes) -> str:
+    return path.decode("utf-8", "backslashreplace")
