@@ -1,0 +1,272 @@
+"""The user's own workflow server: where it listens, and how it is started, stopped and found.
+
+Decided here and only here: the path of the socket, who starts the server and when it counts as ready, and
+what is said when it does not start. Two commands that need it at once start one: the second waits for the
+first's lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import select
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from casstore import __version__
+from casstore.errors import ConflictError, ServiceError, UsageError
+from casstore.wire.cluster import ServerReply
+from casstore.wire.local import LOG_FILE, MAX_SOCKET_PATH, PID_FILE, READY, START_LOCK_FILE
+from casstore_cli import output
+from casstore_cli.client import Client, Target
+from casstore_cli.config import Config, Paths
+
+__all__ = ["Place", "ensure", "find_place", "running_pid", "start", "stop"]
+
+START_TIMEOUT_S = 30.0
+"""A start takes about a second; on a busy machine it may take several."""
+STOP_TIMEOUT_S = 15.0
+"""How long a server may take to end its tasks before it is killed."""
+_LOG_TAIL_LINES = 12
+
+
+class Place(NamedTuple):
+    """Where the server of this user, with this state folder, is."""
+
+    socket_path: str
+    state_dir: str
+    user: str
+
+    @property
+    def pid_file(self) -> str:
+        """Locked by a running server."""
+        return os.path.join(self.state_dir, PID_FILE)
+
+    @property
+    def log_file(self) -> str:
+        """What a server in the background writes."""
+        return os.path.join(self.state_dir, LOG_FILE)
+
+
+def find_place(config: Config) -> Place:
+    """Where the server is, or would be; nothing is made.
+
+    The socket's name tells apart several state folders.
+    """
+    return Place(_socket_path(config.paths), config.paths.state, config.user)
+
+
+def connect(place: Place) -> Client:
+    """A client of the server at ``place``, running or not."""
+    return Client(Target(place.user, socket_path=place.socket_path), on_warning=output.warn)
+
+
+def ensure(config: Config) -> Client:
+    """A client of the running server, which is started in the background when there is none.
+
+    A server of another version is replaced when nothing runs or waits in it; otherwise the user is warned.
+    Raises ``ServiceError`` with the end of its log when it does not start.
+    """
+    place = find_place(config)
+    client = connect(place)
+    version = client.probe()
+    if version is None:
+        start(config)
+    elif version != __version__:
+        _replace(config, client, version)
+    return client
+
+
+def start(config: Config, *, port: int | None = None) -> bool:
+    """Start the server in the background and wait until it answers; False when one was running already."""
+    place = find_place(config)
+    _private(place.state_dir)
+    _private(os.path.dirname(place.socket_path))
+    with _locked(os.path.join(place.state_dir, START_LOCK_FILE)):
+        if connect(place).probe() is not None:
+            return False
+        _spawn(config, place, port)
+    return True
+
+
+def command_line(config: Config, *, port: int | None = None) -> list[str]:
+    """What starts the server in the foreground. ``-P`` keeps the current folder out of the module path."""
+    place = find_place(config)
+    _private(place.state_dir)
+    _private(os.path.dirname(place.socket_path))
+    paths = config.paths
+    found = {
+        "socket-path": place.socket_path,
+        "state-dir": place.state_dir,
+        "config-file": paths.config_file,
+        "data-dir": paths.data,
+        "cache-dir": paths.cache,
+        "user": config.user,
+    }
+    line = [sys.executable, "-P", "-m", "casstore_server"]
+    line += [f"--{name}={value}" for name, value in found.items()]
+    return line if port is None else [*line, f"--port={port}"]
+
+
+def running_pid(place: Place) -> int | None:
+    """The process id of the running server, None when there is none.
+
+    The lock decides, not the file's content.
+    """
+    try:
+        fd = os.open(place.pid_file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        text = os.pread(fd, 32, 0).strip()
+        return int(text) if text.isdigit() else None
+    finally:
+        os.close(fd)
+    return None
+
+
+def stop(config: Config, *, force: bool = False) -> bool:
+    """End the server and wait until it is gone; False when none was running.
+
+    Raises ``ConflictError`` when workflows run in it, unless ``force``: they would fail with it.
+    """
+    place = find_place(config)
+    pid = running_pid(place)
+    if pid is None:
+        return False
+    if not force:
+        with contextlib.suppress(ServiceError):  # one that does not answer is ended all the same
+            state = connect(place).get("api/v1/server", ServerReply)
+            if state.running:
+                raise ConflictError(
+                    f"{state.running} workflow(s) are running and would fail with the server",
+                    hint="Cancel them or wait; --force ends the server all the same.",
+                )
+    for number, limit in ((signal.SIGTERM, STOP_TIMEOUT_S), (signal.SIGKILL, 5.0)):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+        deadline = time.monotonic() + limit
+        while time.monotonic() < deadline:
+            if running_pid(place) != pid:
+                return True
+            time.sleep(0.02)
+    raise ServiceError(f"The server (process {pid}) does not end")
+
+
+def log_tail(place: Place, lines: int = _LOG_TAIL_LINES) -> list[str]:
+    """The last lines of the log of the server."""
+    try:
+        with open(place.log_file, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - 16384))
+            text = file.read().decode("utf-8", "replace")
+    except OSError:
+        return []
+    return [line for line in text.splitlines() if line.strip()][-lines:]
+
+
+def _spawn(config: Config, place: Place, port: int | None) -> None:
+    _check_installed()
+    reader, writer = os.pipe()
+    log_start = os.path.getsize(place.log_file) if os.path.exists(place.log_file) else 0
+    try:
+        # The process detaches itself and its first half ends at once, so that nothing is left to wait for.
+        subprocess.run(
+            [*command_line(config, port=port), "--background", f"--ready-fd={writer}"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            pass_fds=(writer,),
+            check=True,
+        )
+        os.close(writer)
+        writer = -1
+        ready, _, _ = select.select([reader], [], [], START_TIMEOUT_S)
+        if ready and os.read(reader, 64) == READY:
+            return
+    except subprocess.CalledProcessError as exc:
+        raise ServiceError(f"The server could not be started (exit code {exc.returncode})") from exc
+    finally:
+        os.close(reader)
+        if writer >= 0:
+            os.close(writer)
+    if connect(place).probe() is not None:  # one that another tool started meanwhile
+        return
+    grown = os.path.exists(place.log_file) and os.path.getsize(place.log_file) > log_start
+    tail = log_tail(place) if grown else []
+    state = "ended while it started" if ready else f"did not answer within {START_TIMEOUT_S:g} s"
+    raise ServiceError(
+        f"The server {state}" + (f": {tail[-1].strip()}" if tail else ""),
+        hint=f"Its log is {place.log_file}",
+    )
+
+
+def _replace(config: Config, client: Client, version: str) -> None:
+    state = client.get("api/v1/server", ServerReply)
+    if state.running or state.pending:
+        output.warn(
+            f"the running server is version {version} and this command {__version__}; "
+            "run 'osmo server stop' when your workflows are done"
+        )
+        return
+    output.message(f"Restarting the server: it is version {version}, this command {__version__}.")
+    stop(config, force=True)
+    start(config)
+
+
+def _check_installed() -> None:
+    from importlib.util import find_spec
+
+    missing = [
+        name for name in ("fastapi", "sqlalchemy", "uvicorn", "alembic", "jinja2") if not find_spec(name)
+    ]
+    if missing:
+        raise UsageError(
+            f"Workflows need packages that are not installed: {', '.join(missing)}",
+            hint="Install them with: pip install 'casstore[workflow]'",
+        )
+
+
+@contextlib.contextmanager
+def _locked(path: str) -> Iterator[None]:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _socket_path(paths: Paths) -> str:
+    """In the runtime folder; where that makes too long a path, in a short folder of the user's under /tmp."""
+    mark = hashlib.sha256(os.fsencode(os.path.realpath(paths.state))).hexdigest()[:8]
+    name = f"server-{mark}.sock"
+    path = os.path.join(paths.runtime, name)
+    if len(os.fsencode(path)) <= MAX_SOCKET_PATH:
+        return path
+    return f"/tmp/casstore-{os.getuid()}/{name}"  # noqa: S108  # made 0700 and checked for its owner below
+
+
+def _private(path: str) -> None:
+    """Make a folder that only this user can enter; refuse one that belongs to somebody else."""
+    try:
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(path, 0o700)
+        found = os.lstat(path)
+    except OSError as exc:
+        raise UsageError(f"Cannot make the folder {path}: {exc.strerror}") from exc
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise UsageError(
+            f"{path} is not a folder of yours, so the server can't listen in it",
+            hint="Remove it, or set XDG_RUNTIME_DIR to a folder of your own.",
+        )
+    if found.st_mode & 0o077:
+        os.chmod(path, 0o700)

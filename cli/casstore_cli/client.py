@@ -1,0 +1,230 @@
+"""HTTP to a workflow server: over the unix socket of the user's own, or to the URL of a remote one.
+
+Decided here and only here: how a request is put together (OSMO's headers, repeated keys for lists, ``True``
+and ``False`` for booleans), how long a reply may take, and which error each failure becomes. The standard
+library's ``http.client`` is used because it is imported in a tenth of the time of any other.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
+from urllib.parse import quote, urlencode, urlsplit
+
+import msgspec
+
+from casstore import __version__
+from casstore.errors import ServiceError, UsageError
+from casstore.wire.protocol import (
+    CLIENT_VERSION_HEADER,
+    MAX_REQUEST_BYTES,
+    PROTOCOL_VERSION,
+    SERVICE_VERSION_HEADER,
+    USER_HEADER,
+    WARNING_HEADER,
+    decode_warning,
+    to_exception,
+)
+
+__all__ = ["Client", "Target", "quoted"]
+
+REPLY_TIMEOUT_S = 60.0
+"""How long a reply that is not a stream may take."""
+_MAX_REPLY_BYTES = 256 * 2**20
+_MAX_LINE_BYTES = 1 << 20
+
+Value = str | int | bool | None | Sequence[str]
+T = TypeVar("T")
+
+
+class Target(NamedTuple):
+    """Where a server is: the path of its unix socket, or a URL; and who asks."""
+
+    user: str
+    socket_path: str | None = None
+    url: str | None = None
+    token: str | None = None
+
+    @property
+    def display(self) -> str:
+        """For messages."""
+        return self.url or f"unix:{self.socket_path}"
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    """HTTP/1.1 over a unix socket."""
+
+    def __init__(self, path: str, timeout: float | None) -> None:
+        super().__init__("localhost")
+        self._path = path
+        self._limit = timeout
+
+    def connect(self) -> None:
+        """Open the socket."""
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self._limit)
+        try:
+            self.sock.connect(self._path)
+        except BaseException:
+            self.sock.close()
+            raise
+
+
+class Client:
+    """Requests to one server, one connection each.
+
+    ``on_warning`` receives each line the server warns about.
+    """
+
+    def __init__(self, target: Target, *, on_warning: Callable[[str], None] | None = None) -> None:
+        self.target = target
+        self._on_warning = on_warning
+        self._base = ""
+        if target.url is not None:
+            parts = urlsplit(target.url)
+            if parts.scheme not in {"http", "https"} or not parts.hostname:
+                raise UsageError(
+                    f"'{target.url}' is not the URL of a server", hint="Use http:// or https://."
+                )
+            self._base = parts.path.rstrip("/")
+
+    def get(self, path: str, reply: type[T], query: Mapping[str, Value] | None = None) -> T:
+        """The reply to a GET of ``api/...``, decoded as ``reply``."""
+        return _decode(self._exchange("GET", path, query, None), reply, path)
+
+    def post(
+        self, path: str, reply: type[T], query: Mapping[str, Value] | None = None, body: Any = None
+    ) -> T:
+        """The reply to a POST; ``body`` is encoded as JSON unless it is None."""
+        return _decode(self._exchange("POST", path, query, body), reply, path)
+
+    def stream(self, path: str, query: Mapping[str, Value] | None = None) -> Iterator[bytes]:
+        """The lines of a text that may go on for days, each with its newline, as they come."""
+        connection, response = self._open("GET", path, query, None, timeout=None)
+        try:
+            while line := response.readline(_MAX_LINE_BYTES):
+                yield line
+        except (OSError, http.client.HTTPException) as exc:
+            raise ServiceError(
+                "The stream ended early: the server went away", hint="Ask again; see 'osmo server status'."
+            ) from exc
+        finally:
+            response.close()
+            connection.close()
+
+    def _exchange(self, method: str, path: str, query: Mapping[str, Value] | None, body: Any) -> bytes:
+        connection, response = self._open(method, path, query, body, timeout=REPLY_TIMEOUT_S)
+        try:
+            data = response.read(_MAX_REPLY_BYTES)
+        except (OSError, http.client.HTTPException) as exc:
+            raise ServiceError(f"The server at {self.target.display} broke off its reply: {exc}") from exc
+        finally:
+            response.close()
+            connection.close()
+        return data
+
+    def _open(
+        self, method: str, path: str, query: Mapping[str, Value] | None, body: Any, *, timeout: float | None
+    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+        data = None if body is None else msgspec.json.encode(body)
+        if data is not None and len(data) > MAX_REQUEST_BYTES:
+            raise UsageError(
+                f"The request has {len(data)} bytes, and a server reads at most {MAX_REQUEST_BYTES}",
+                hint="Put large files into a dataset and use it as an input.",
+            )
+        pairs = list(_pairs(query or {}))
+        url = f"{self._base}/{path}" + (f"?{urlencode(pairs)}" if pairs else "")
+        connection = self._connection(timeout)
+        try:
+            connection.request(method, url, body=data, headers=self._headers())
+            response = connection.getresponse()
+        except TimeoutError as exc:
+            connection.close()
+            raise ServiceError(f"The server at {self.target.display} did not answer in time") from exc
+        except (OSError, http.client.HTTPException) as exc:
+            connection.close()
+            raise ServiceError(
+                f"Cannot connect to the server at {self.target.display}: {_reason(exc)}",
+                hint="See 'osmo server status'."
+                if self.target.url is None
+                else "Check the URL: osmo login URL.",
+            ) from exc
+        if self._on_warning is not None and (warning := response.getheader(WARNING_HEADER)):
+            for line in decode_warning(warning):
+                self._on_warning(line)
+        if response.status != http.HTTPStatus.OK:
+            problem = response.read(1 << 20)
+            response.close()
+            connection.close()
+            raise to_exception(max(response.status, 400), problem)
+        return connection, response
+
+    def _connection(self, timeout: float | None) -> http.client.HTTPConnection:
+        if self.target.socket_path is not None:
+            return _UnixConnection(self.target.socket_path, timeout)
+        parts = urlsplit(self.target.url or "")
+        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        return kind(parts.hostname or "", parts.port, timeout=timeout)
+
+    def _headers(self) -> dict[str, str]:
+        headers = {
+            "Content-Type": "application/json",
+            "User-Agent": f"osmo-cli/{__version__}",
+            CLIENT_VERSION_HEADER: PROTOCOL_VERSION,
+        }
+        if self.target.token is not None:
+            headers["Authorization"] = f"Bearer {self.target.token}"
+        elif self.target.url is not None:
+            headers[USER_HEADER] = self.target.user
+        return headers
+
+    def probe(self) -> str | None:
+        """The product version of the server when one answers, None when nothing listens."""
+        connection = self._connection(REPLY_TIMEOUT_S)
+        try:
+            connection.request("GET", f"{self._base}/health", headers=self._headers())
+            response = connection.getresponse()
+            response.read(1 << 16)
+            return response.getheader(SERVICE_VERSION_HEADER) or ""
+        except (FileNotFoundError, ConnectionError, http.client.HTTPException):
+            return None
+        except OSError as exc:
+            raise ServiceError(
+                f"Cannot connect to the server at {self.target.display}: {_reason(exc)}"
+            ) from exc
+        finally:
+            connection.close()
+
+
+def quoted(part: str) -> str:
+    """One component of a path, so that a name from the command line can't change the route."""
+    if part in {"", ".", ".."}:
+        raise UsageError(f"'{part}' is not a name")
+    return quote(part, safe="")
+
+
+def _pairs(query: Mapping[str, Value]) -> Iterator[tuple[str, str]]:
+    for key, value in query.items():
+        if value is None:
+            continue
+        if isinstance(value, (str, bool, int)):
+            yield key, str(value)
+        else:
+            for item in value:
+                yield key, item
+
+
+def _decode(data: bytes, reply: type[T], path: str) -> T:
+    try:
+        return msgspec.json.decode(data, type=reply)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
+        raise ServiceError(f"The server's reply to {path} can't be understood: {exc}") from exc
+
+
+def _reason(exc: Exception) -> str:
+    if isinstance(exc, OSError) and exc.errno:
+        return os.strerror(exc.errno)
+    return str(exc) or type(exc).__name__

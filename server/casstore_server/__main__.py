@@ -1,0 +1,78 @@
+"""The server's process: detach, take the lock, serve.
+
+Decided here and only here: the order of a start, and what a failed one says. Everything heavy is imported
+after the process is detached and holds the lock, so that a second server ends at once.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from casstore.errors import CasstoreError, ConflictError
+from casstore_server.settings import Settings, parse
+
+_LOCK_ATTEMPTS = 10
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve until a signal arrives; returns the exit code."""
+    settings = parse(sys.argv[1:] if argv is None else argv)
+    os.umask(0o077)
+    try:
+        settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if settings.background:
+            _detach(settings)
+        lock = _lock(settings.pid_file)
+        try:
+            from casstore_server.run import serve  # noqa: PLC0415  # heavy: only once the lock is ours
+
+            serve(settings)
+        finally:
+            os.close(lock)
+    except CasstoreError as exc:
+        sys.stderr.write(f"{exc.message}\n" + (f"{exc.hint}\n" if exc.hint else ""))
+        return exc.exit_code
+    return 0
+
+
+def _detach(settings: Settings) -> None:
+    """Leave the terminal and the parent; output goes to the log. The descriptor for readiness stays open."""
+    if os.fork() > 0:
+        os._exit(0)
+    os.setsid()
+    os.chdir("/")
+    log = os.open(settings.log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    os.dup2(null, 0)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
+    os.close(null)
+
+
+def _lock(path: Path) -> int:
+    """Lock the pid file and write our id to it; the lock lasts as long as the process."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    for attempt in range(_LOCK_ATTEMPTS):
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:  # a command that only looks holds it for a moment
+            if attempt + 1 == _LOCK_ATTEMPTS:
+                os.close(fd)
+                raise ConflictError(
+                    "A server of yours is running already", hint="See: osmo server status"
+                ) from None
+            time.sleep(0.05)
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    return fd
+
+
+if __name__ == "__main__":
+    sys.exit(main())

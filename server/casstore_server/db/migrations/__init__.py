@@ -1,0 +1,1 @@
+"""Alembic's environment and the revisions, run at the start of the server."""

@@ -1,0 +1,155 @@
+"""Lists of workflows and tasks.
+
+Decided here and only here: what each filter means, and that a list is of the newest entries first.
+Everything that comes from outside is a bound parameter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Row, Select, func, or_, select
+
+from casstore_server.db import schema
+
+__all__ = ["TaskFilter", "WorkflowFilter", "tags_in_use", "tags_of", "task_sums", "tasks", "workflows"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkflowFilter:
+    """Which workflows; empty and None do not restrict. Times are seconds since the epoch.
+
+    ``name`` is a part of the id. A workflow with any of ``tags`` matches.
+    """
+
+    users: Sequence[str] = ()
+    statuses: Sequence[str] = ()
+    pools: Sequence[str] = ()
+    priorities: Sequence[str] = ()
+    tags: Sequence[str] = ()
+    name: str | None = None
+    submitted_after: float | None = None
+    submitted_before: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskFilter:
+    """Which attempts of tasks; as ``WorkflowFilter``. ``workflow_id`` is an id or uuid."""
+
+    users: Sequence[str] = ()
+    statuses: Sequence[str] = ()
+    pools: Sequence[str] = ()
+    priorities: Sequence[str] = ()
+    nodes: Sequence[str] = ()
+    workflow_id: str | None = None
+    started_after: float | None = None
+    started_before: float | None = None
+
+
+_WORKFLOW_COLUMNS = (
+    schema.workflow.c.id,
+    schema.workflow.c.uuid,
+    schema.workflow.c.user,
+    schema.workflow.c.pool,
+    schema.workflow.c.status,
+    schema.workflow.c.priority,
+    schema.workflow.c.submit_time,
+    schema.workflow.c.start_time,
+    schema.workflow.c.end_time,
+)
+
+
+def workflows(
+    connection: Connection, wanted: WorkflowFilter, *, limit: int, offset: int, oldest_first: bool
+) -> list[Row[Any]]:
+    """A page of workflows with the columns that a list shows."""
+    table = schema.workflow
+    order = (table.c.submit_time, table.c.id)
+    query = select(*_WORKFLOW_COLUMNS).where(*_common(wanted))
+    if wanted.name:
+        query = query.where(table.c.id.contains(wanted.name, autoescape=True))
+    if wanted.statuses:
+        query = query.where(table.c.status.in_(wanted.statuses))
+    if wanted.tags:
+        tagged = select(schema.tag.c.workflow_id).where(schema.tag.c.tag.in_(wanted.tags))
+        query = query.where(table.c.id.in_(tagged))
+    if wanted.submitted_after is not None:
+        query = query.where(table.c.submit_time >= wanted.submitted_after)
+    if wanted.submitted_before is not None:
+        query = query.where(table.c.submit_time < wanted.submitted_before)
+    query = query.order_by(*(order if oldest_first else (column.desc() for column in order)))
+    return list(connection.execute(query.limit(limit).offset(offset)))
+
+
+def tags_of(connection: Connection, workflow_ids: Sequence[str]) -> dict[str, list[str]]:
+    """The tags of these workflows."""
+    found: dict[str, list[str]] = {}
+    rows = connection.execute(
+        select(schema.tag).where(schema.tag.c.workflow_id.in_(workflow_ids)).order_by(schema.tag.c.tag)
+    )
+    for row in rows:
+        found.setdefault(row.workflow_id, []).append(row.tag)
+    return found
+
+
+def tags_in_use(connection: Connection) -> list[str]:
+    """Every tag of any workflow."""
+    return list(connection.execute(select(schema.tag.c.tag).distinct().order_by(schema.tag.c.tag)).scalars())
+
+
+def tasks(
+    connection: Connection, wanted: TaskFilter, *, limit: int, offset: int, oldest_first: bool
+) -> list[Row[Any]]:
+    """A page of attempts of tasks, by the time their workflow was submitted."""
+    task, workflow = schema.task, schema.workflow
+    order = (workflow.c.submit_time, task.c.workflow_id, task.c.position)
+    query = _task_query(
+        wanted,
+        workflow.c.user,
+        workflow.c.uuid,
+        workflow.c.pool,
+        workflow.c.priority,
+        *task.c,
+    ).order_by(*(order if oldest_first else (column.desc() for column in order)))
+    return list(connection.execute(query.limit(limit).offset(offset)))
+
+
+def task_sums(connection: Connection, wanted: TaskFilter, *, by_workflow: bool) -> list[Row[Any]]:
+    """What the tasks ask for in sum, by user, pool and priority, and by workflow when asked."""
+    task, workflow = schema.task, schema.workflow
+    keys: list[Any] = [workflow.c.user, workflow.c.pool, workflow.c.priority]
+    if by_workflow:
+        keys.append(task.c.workflow_id)
+    sums = [func.sum(task.c[name]).label(name) for name in ("cpu", "memory", "storage", "gpu")]
+    return list(connection.execute(_task_query(wanted, *keys, *sums).group_by(*keys).order_by(*keys)))
+
+
+def _task_query(wanted: TaskFilter, *columns: Any) -> Select[Any]:
+    task, workflow = schema.task, schema.workflow
+    query = select(*columns).select_from(task.join(workflow)).where(*_common(wanted))
+    if wanted.statuses:
+        query = query.where(task.c.status.in_(wanted.statuses))
+    if wanted.nodes:
+        query = query.where(task.c.node.in_(wanted.nodes))
+    if wanted.workflow_id:
+        query = query.where(or_(workflow.c.id == wanted.workflow_id, workflow.c.uuid == wanted.workflow_id))
+    if wanted.started_after is not None:
+        query = query.where(task.c.start_time >= wanted.started_after)
+    if wanted.started_before is not None:
+        query = query.where(task.c.start_time < wanted.started_before)
+    return query
+
+
+def _common(wanted: WorkflowFilter | TaskFilter) -> list[ColumnElement[bool]]:
+    table = schema.workflow
+    found: list[ColumnElement[bool]] = []
+    for column, values in (
+        (table.c.user, wanted.users),
+        (table.c.pool, wanted.pools),
+        (table.c.priority, wanted.priorities),
+    ):
+        if values:
+            found.append(column.in_(values))
+    return found

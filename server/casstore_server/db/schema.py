@@ -1,0 +1,113 @@
+"""The tables.
+
+Decided here and only here: what is a column of its own (whatever is filtered or sorted by) and what stays
+inside the JSON of a record. A migration in ``migrations/versions`` accompanies every change; a test compares
+the two.
+
+Times are seconds since the epoch. ``workflow.record`` is a ``WorkflowRecord`` without its specification:
+that never changes and can be large, so it has columns of its own and is written once.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+__all__ = ["HEAD", "counter", "event", "metadata", "profile", "tag", "task", "workflow"]
+
+HEAD = "0001"
+"""The newest migration."""
+
+metadata = MetaData()
+
+workflow = Table(
+    "workflow",
+    metadata,
+    Column("id", String(96), primary_key=True),
+    Column("uuid", String(32), nullable=False, unique=True),
+    Column("name", String(64), nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("user", String(255), nullable=False),
+    Column("pool", String(255), nullable=False),
+    Column("status", String(32), nullable=False),
+    Column("priority", String(16), nullable=False),
+    Column("submit_time", Float, nullable=False),
+    Column("start_time", Float),
+    Column("end_time", Float),
+    Column("record", Text, nullable=False),
+    Column("spec", Text, nullable=False),
+    Column("spec_text", Text, nullable=False),
+    Column("template_text", Text),
+    UniqueConstraint("name", "number", name="workflow_name_number"),
+    Index("workflow_by_time", "submit_time"),
+    Index("workflow_by_status", "status", "submit_time"),
+    Index("workflow_by_user", "user", "submit_time"),
+)
+
+counter = Table(
+    "counter",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("last", Integer, nullable=False),
+)
+"""The highest number ever given to a workflow of this name."""
+
+tag = Table(
+    "workflow_tag",
+    metadata,
+    Column("workflow_id", String(96), ForeignKey("workflow.id", ondelete="CASCADE"), primary_key=True),
+    Column("tag", String(255), primary_key=True),
+    Index("workflow_tag_by_tag", "tag"),
+)
+
+task = Table(
+    "task",
+    metadata,
+    Column("workflow_id", String(96), ForeignKey("workflow.id", ondelete="CASCADE"), primary_key=True),
+    Column("name", String(64), primary_key=True),
+    Column("retry_id", Integer, primary_key=True),
+    Column("position", Integer, nullable=False),
+    Column("status", String(32), nullable=False),
+    Column("node", String(255)),
+    Column("start_time", Float),
+    Column("end_time", Float),
+    Column("cpu", Float, nullable=False),
+    Column("memory", Float, nullable=False),
+    Column("storage", Float, nullable=False),
+    Column("gpu", Integer, nullable=False),
+    Index("task_by_status", "status"),
+)
+"""One row for each attempt: what lists of tasks filter by. ``memory`` and ``storage`` are bytes."""
+
+event = Table(
+    "event",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("workflow_id", String(96), nullable=False),
+    Column("task", String(64), nullable=False),
+    Column("retry_id", Integer, nullable=False),
+    Column("reason", String(64), nullable=False),
+    Column("message", Text, nullable=False),
+    Column("at", Float, nullable=False),
+    Index("event_by_workflow", "workflow_id", "id"),
+)
+
+profile = Table(
+    "profile",
+    metadata,
+    Column("user", String(255), primary_key=True),
+    Column("bucket", String(255)),
+    Column("pool", String(255)),
+    Column("email_notification", Integer, nullable=False, default=0),
+    Column("slack_notification", Integer, nullable=False, default=0),
+)

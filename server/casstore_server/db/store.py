@@ -1,0 +1,302 @@
+"""The records of workflows in the database: the ``StateStore`` of the scheduler.
+
+Decided here and only here: that a change of a workflow is one transaction (read under the write lock,
+change, write, with the rows that lists filter by), that a number is never given twice, and what is cached.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import msgspec
+from sqlalchemy import Connection, Engine, delete, insert, or_, select, update
+from sqlalchemy.dialects.sqlite import insert as upsert
+
+from casstore.errors import ConflictError, NotFoundError, UsageError
+from casstore_orchestrator.records import WorkflowRecord
+from casstore_orchestrator.spec import WorkflowSpec
+from casstore_orchestrator.status import WorkflowStatus
+from casstore_server.db import schema
+from casstore_server.db.engine import WRITES
+
+__all__ = ["Database", "EventRow"]
+
+_CACHED_SPECS = 16
+_UNFINISHED = tuple(str(status) for status in WorkflowStatus if not status.finished)
+_NO_SPEC = WorkflowSpec(name="", groups=())
+_DEFAULT_CPU = 1.0
+_DEFAULT_BYTES = float(2**30)
+
+
+class EventRow(NamedTuple):
+    """Something that happened to a task (empty: to the workflow); ``at`` in seconds since the epoch."""
+
+    task: str
+    retry_id: int
+    reason: str
+    message: str
+    at: float
+
+
+class _Static(NamedTuple):
+    """The part of a record that never changes."""
+
+    spec: WorkflowSpec
+    spec_text: str
+    template_text: str | None
+
+
+class Database:
+    """All that the server remembers; safe to use from any thread. ``close`` ends it."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._writing = threading.Lock()  # threads queue here fairly instead of polling SQLite's lock
+        self._static: OrderedDict[str, _Static] = OrderedDict()
+        self._static_lock = threading.Lock()
+
+    def close(self) -> None:
+        """Close every connection."""
+        self.engine.dispose()
+
+    @contextmanager
+    def writing(self) -> Iterator[Connection]:
+        """A transaction that writes; rolled back when the block raises."""
+        with (
+            self._writing,
+            self.engine.connect().execution_options(**WRITES) as connection,
+            connection.begin(),
+        ):
+            yield connection
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """A transaction that sees one state of the database."""
+        with self.engine.connect() as connection, connection.begin():
+            yield connection
+
+    def create(self, record: WorkflowRecord) -> WorkflowRecord:
+        """Store a new workflow under the next number of its name; returns the record with id and number."""
+        if record.submit_time is None:
+            raise UsageError("a workflow needs the time of its submission")
+        with self.writing() as connection:
+            last = connection.execute(
+                select(schema.counter.c.last).where(schema.counter.c.name == record.name)
+            ).scalar_one_or_none()
+            number = (last or 0) + 1
+            statement = upsert(schema.counter).values(name=record.name, last=number)
+            connection.execute(
+                statement.on_conflict_do_update(index_elements=["name"], set_={"last": number})
+            )
+            made = msgspec.structs.replace(record, id=f"{record.name}-{number}", number=number)
+            connection.execute(
+                insert(schema.workflow).values(
+                    **_columns(made),
+                    id=made.id,
+                    uuid=made.uuid,
+                    name=made.name,
+                    number=number,
+                    user=made.user,
+                    submit_time=made.submit_time,
+                    spec=msgspec.json.encode(made.spec).decode(),
+                    spec_text=made.spec_text,
+                    template_text=made.template_text,
+                )
+            )
+            _write_tasks(connection, None, made)
+            _write_tags(connection, made.id, (), made.tags)
+        return made
+
+    def load(self, workflow_id: str) -> WorkflowRecord:
+        """The workflow of this id or uuid. Raises ``NotFoundError``."""
+        with self.reading() as connection:
+            return self._load(connection, workflow_id)
+
+    def change(self, workflow_id: str, fn: Callable[[WorkflowRecord], WorkflowRecord]) -> WorkflowRecord:
+        """Replace the record by ``fn`` of it, in one transaction; nothing changes when ``fn`` raises.
+
+        ``fn`` must not touch the database. What identifies the workflow, and its specification, can't change.
+        """
+        with self.writing() as connection:
+            old = self._load(connection, workflow_id)
+            new = fn(old)
+            if new is old or new == old:
+                return old
+            fixed = (
+                "id",
+                "uuid",
+                "name",
+                "number",
+                "user",
+                "submit_time",
+                "spec",
+                "spec_text",
+                "template_text",
+            )
+            if any(getattr(new, name) != getattr(old, name) for name in fixed):
+                raise ConflictError(f"workflow {old.id}: its identity and specification can't change")
+            connection.execute(
+                update(schema.workflow).where(schema.workflow.c.id == old.id).values(**_columns(new))
+            )
+            _write_tasks(connection, old, new)
+            _write_tags(connection, new.id, old.tags, new.tags)
+        return new
+
+    def unfinished(self) -> list[str]:
+        """Ids of the workflows that have not ended, the oldest first."""
+        table = schema.workflow
+        with self.reading() as connection:
+            rows = connection.execute(
+                select(table.c.id)
+                .where(table.c.status.in_(_UNFINISHED))
+                .order_by(table.c.submit_time, table.c.id)
+            )
+            return list(rows.scalars())
+
+    def add_event(  # noqa: PLR0917  # the signature of the port
+        self, workflow_id: str, task: str, retry_id: int, reason: str, message: str, at: float
+    ) -> None:
+        """Remember something that happened."""
+        with self.writing() as connection:
+            connection.execute(
+                insert(schema.event).values(
+                    workflow_id=workflow_id,
+                    task=task,
+                    retry_id=retry_id,
+                    reason=reason,
+                    message=message,
+                    at=at,
+                )
+            )
+
+    def events(self, workflow_id: str, *, after: int = 0) -> list[tuple[int, EventRow]]:
+        """Numbered events of a workflow, in their order; those numbered above ``after``."""
+        table = schema.event
+        columns = (table.c.id, table.c.task, table.c.retry_id, table.c.reason, table.c.message, table.c.at)
+        with self.reading() as connection:
+            rows = connection.execute(
+                select(*columns)
+                .where(table.c.workflow_id == workflow_id, table.c.id > after)
+                .order_by(table.c.id)
+            )
+            return [(row.id, EventRow(*row[1:])) for row in rows]
+
+    def profile(self, user: str) -> dict[str, Any]:
+        """The stored settings of a user; empty when nothing was ever set."""
+        with self.reading() as connection:
+            row = connection.execute(
+                select(schema.profile).where(schema.profile.c.user == user)
+            ).one_or_none()
+        return {} if row is None else dict(row._mapping)  # noqa: SLF001  # the public name of a row's mapping
+
+    def set_profile(self, user: str, values: dict[str, Any]) -> None:
+        """Change settings of a user."""
+        initial = {"email_notification": 0, "slack_notification": 0} | values
+        with self.writing() as connection:
+            statement = upsert(schema.profile).values(user=user, **initial)
+            connection.execute(statement.on_conflict_do_update(index_elements=["user"], set_=values))
+
+    def _load(self, connection: Connection, workflow_id: str) -> WorkflowRecord:
+        table = schema.workflow
+        row = connection.execute(
+            select(table.c.id, table.c.record).where(
+                or_(table.c.id == workflow_id, table.c.uuid == workflow_id)
+            )
+        ).one_or_none()
+        if row is None:
+            raise NotFoundError(f"There is no workflow {workflow_id}", hint="See: osmo workflow list")
+        static = self._static_part(connection, row.id)
+        return msgspec.structs.replace(
+            msgspec.json.decode(row.record, type=WorkflowRecord),
+            spec=static.spec,
+            spec_text=static.spec_text,
+            template_text=static.template_text,
+        )
+
+    def _static_part(self, connection: Connection, workflow_id: str) -> _Static:
+        with self._static_lock:
+            found = self._static.get(workflow_id)
+            if found is not None:
+                self._static.move_to_end(workflow_id)
+                return found
+        table = schema.workflow
+        row = connection.execute(
+            select(table.c.spec, table.c.spec_text, table.c.template_text).where(table.c.id == workflow_id)
+        ).one()
+        found = _Static(msgspec.json.decode(row.spec, type=WorkflowSpec), row.spec_text, row.template_text)
+        with self._static_lock:
+            self._static[workflow_id] = found
+            while len(self._static) > _CACHED_SPECS:
+                self._static.popitem(last=False)
+        return found
+
+
+def _columns(record: WorkflowRecord) -> dict[str, Any]:
+    """The columns that change with a record."""
+    small = msgspec.structs.replace(record, spec=_NO_SPEC, spec_text="", template_text=None)
+    return {
+        "pool": record.pool,
+        "status": str(record.status),
+        "priority": str(record.priority),
+        "start_time": record.start_time,
+        "end_time": record.end_time,
+        "record": msgspec.json.encode(small).decode(),
+    }
+
+
+def _task_rows(record: WorkflowRecord | None) -> dict[tuple[str, int], dict[str, Any]]:
+    rows: dict[tuple[str, int], dict[str, Any]] = {}
+    for position, task in enumerate(record.all_tasks() if record is not None else ()):
+        rows[task.name, task.retry_id] = {
+            "position": position,
+            "status": str(task.status),
+            "node": task.node,
+            "start_time": task.start_time,
+            "end_time": task.end_time,
+        }
+    return rows
+
+
+def _asked(record: WorkflowRecord, name: str) -> dict[str, Any]:
+    """What a task asks for, with the defaults of a fresh pool where it does not say."""
+    try:
+        asked = record.spec.resource_of(record.spec.task(name))
+    except KeyError:  # a record whose groups are not those of its specification: nothing is known
+        return {"cpu": 0.0, "memory": 0.0, "storage": 0.0, "gpu": 0}
+    return {
+        "cpu": _DEFAULT_CPU if asked.cpu is None else asked.cpu,
+        "memory": _DEFAULT_BYTES if asked.memory is None else float(asked.memory),
+        "storage": _DEFAULT_BYTES if asked.storage is None else float(asked.storage),
+        "gpu": asked.gpu or 0,
+    }
+
+
+def _write_tasks(connection: Connection, old: WorkflowRecord | None, new: WorkflowRecord) -> None:
+    before, after = _task_rows(old), _task_rows(new)
+    table = schema.task
+    added = []
+    for (name, retry_id), row in after.items():
+        known = before.get((name, retry_id))
+        if known is None:
+            added.append(
+                {"workflow_id": new.id, "name": name, "retry_id": retry_id, **row, **_asked(new, name)}
+            )
+        elif known != row:
+            where = (table.c.workflow_id == new.id, table.c.name == name, table.c.retry_id == retry_id)
+            connection.execute(update(table).where(*where).values(**row))
+    if added:
+        connection.execute(insert(table), added)
+
+
+def _write_tags(connection: Connection, workflow_id: str, old: Sequence[str], new: Sequence[str]) -> None:
+    table = schema.tag
+    gone = set(old) - set(new)
+    if gone:
+        connection.execute(delete(table).where(table.c.workflow_id == workflow_id, table.c.tag.in_(gone)))
+    added = sorted(set(new) - set(old))
+    if added:
+        connection.execute(insert(table), [{"workflow_id": workflow_id, "tag": tag} for tag in added])
