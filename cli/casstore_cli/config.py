@@ -146,7 +146,7 @@ def change_config(change: Callable[[dict[str, Any]], None]) -> Config:
     with open(os.path.join(paths.config, ".config.lock"), "a", encoding="ascii", opener=_private) as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         raw = _read(paths.config_file)
-        own = _mapping(raw.setdefault("casstore", {}), paths.config_file, "casstore")
+        own = _mapping(_given(raw, "casstore"), paths.config_file, "casstore")
         raw["casstore"] = own
         change(own)
         config = _parse(raw, paths)
@@ -173,17 +173,17 @@ def _read(path: str) -> dict[str, Any]:
 
 def _parse(raw: dict[str, Any], paths: Paths) -> Config:
     file = paths.config_file
-    own = _mapping(raw.get("casstore") or {}, file, "casstore")
+    own = _mapping(_given(raw, "casstore"), file, "casstore")
     unknown = sorted(set(map(str, own)) - _OWN_KEYS)
     if unknown:
         raise UsageError(
             f"{file}: unknown key casstore.{unknown[0]}", hint=f"known: {', '.join(sorted(_OWN_KEYS))}"
         )
     buckets = {DEFAULT_BUCKET: BucketConfig(DEFAULT_BUCKET, _file_url(os.path.join(paths.data, "store")))}
-    for name, value in _mapping(own.get("buckets") or {}, file, "casstore.buckets").items():
+    for name, value in _mapping(_given(own, "buckets"), file, "casstore.buckets").items():
         buckets[str(name)] = _bucket(name, value, file)
     default = own.get("default_bucket", DEFAULT_BUCKET)
-    if default not in buckets:
+    if not isinstance(default, str) or default not in buckets:
         raise UsageError(
             f"{file}: casstore.default_bucket names {default!r}, which is not in casstore.buckets"
         )
@@ -195,7 +195,7 @@ def _parse(raw: dict[str, Any], paths: Paths) -> Config:
         user=user or login_name(),
         default_bucket=default,
         buckets=buckets,
-        pools=_mapping(own.get("pools") or {}, file, "casstore.pools"),
+        pools=_mapping(_given(own, "pools"), file, "casstore.pools"),
         raw=raw,
     )
 
@@ -224,6 +224,12 @@ def _mapping(value: object, file: str, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UsageError(f"{file}: {where} must be a mapping of keys to values")
     return value
+
+
+def _given(mapping: Mapping[str, Any], key: str) -> Any:
+    """The value of a key; an empty mapping where the key is missing or has nothing after its colon."""
+    value = mapping.get(key)
+    return {} if value is None else value
 
 
 def _file_url(path: str) -> str:

@@ -86,11 +86,18 @@ class Array:
         sys.stdout.write("]\n" if self._first else "\n]\n")
 
 
-def message(line: str, *, level: str = "INFO") -> None:
-    """Tell the user something that is not the result: standard error, if ``--log-level`` allows."""
+def current_level() -> str:
+    """What ``--log-level`` says, as far as the current thread knows."""
     ctx = click.get_current_context(silent=True)
-    wanted = ctx.meta.get(LEVEL_KEY, "INFO") if ctx else "INFO"
-    if LEVELS.index(level) >= LEVELS.index(wanted):
+    found: str = ctx.meta.get(LEVEL_KEY, "INFO") if ctx else "INFO"
+    return found
+
+
+def message(line: str, *, level: str = "INFO", wanted: str | None = None) -> None:
+    """Tell the user something that is not the result: standard error, if ``--log-level`` (``wanted``)
+    allows.
+    """
+    if LEVELS.index(level) >= LEVELS.index(wanted or current_level()):
         prefix = "" if level == "INFO" else f"{level}: "
         sys.stderr.write(prefix + line + "\n")
         sys.stderr.flush()
