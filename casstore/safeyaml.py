@@ -1,9 +1,9 @@
 """YAML from people and programs that are not trusted, read without surprises.
 
 Decided here and only here: which YAML is accepted. One document of plain data: mappings, lists, strings,
-numbers, booleans and null. Rejected with one clear line that names the place: anything larger than ``max_bytes``,
-deeper than ``MAX_DEPTH``, with more than ``MAX_NODES`` values once aliases are expanded (so no "billion laughs"),
-with a key given twice, or with a tag that asks for an object.
+numbers, booleans and null. Rejected with one clear line that names the place: anything larger than
+``max_bytes``, deeper than ``MAX_DEPTH``, with more than ``MAX_NODES`` values once aliases are expanded (so no
+"billion laughs"), with a key given twice, or with a tag that asks for an object.
 
 Two readings of YAML 1.1 are left out because they change what people wrote: dates and times stay the strings
 that they were, and ``22:30`` is a string rather than a number in base sixty.

@@ -36,7 +36,7 @@ MAX_RECORD = MAX_BODY + _MAX_HEADER
 
 T = TypeVar("T", bound=msgspec.Struct)
 
-_encoder = msgspec.json.Encoder(order="deterministic")
+_encoder = msgspec.json.Encoder()
 
 
 def encode(type: str, value: msgspec.Struct) -> bytes:  # noqa: A002 - the word of the format
@@ -46,7 +46,8 @@ def encode(type: str, value: msgspec.Struct) -> bytes:  # noqa: A002 - the word 
     or is larger than ``MAX_BODY``.
     """
     try:
-        body = _encoder.encode(value)
+        # The JSON encoder can't sort dictionaries with integer keys; this can.
+        body = _encoder.encode(msgspec.to_builtins(value, str_keys=True, order="deterministic"))
     except (msgspec.EncodeError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise UsageError(f"the {type} record can't be stored as JSON: {error}") from error
     if len(body) > MAX_BODY:

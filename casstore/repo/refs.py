@@ -1,0 +1,471 @@
+"""Names, heads and version records: the only mutable objects of a store, changed by conditional writes alone.
+
+Decided here and only here: in which order several of them are written, and what a crash between two writes
+leaves. No name, head or version is ever deleted or overwritten without a condition by anybody but ``purge``.
+
+*Name.* ``names/<name>`` holds a dataset's id, or none when the name is free again: releasing a name is a
+compare-and-swap too, because a late unconditional delete could take away what somebody else just created.
+
+*Create.* 1. the head under a new random id, 2. the name. A crash after 1 leaves a head that no name leads to.
+Of two who create the same name one wins step 2; the other removes its own head and uses the winner's.
+
+*Commit.* 1. the version record, put where no object is: the commit, it allots the number; 2. the head's
+``last_version`` is raised to the number unless it is there already. Step 2 is the fence against deletion: a
+deletion reads the head, then lists the versions, then swaps the head. So it either saw this version, or its
+swap fails and is done over, or it came first and step 2 finds ``deleted``, which is reported. A crash after 1
+leaves a valid version.
+
+*Delete.* 1. one swap of the head marks the versions, and when none is left active, the dataset; 2. the name
+is released. ``deleted`` is final. A crash after 1 leaves a name that leads to a deleted dataset, which is the
+same as a free one. Heads and versions stay for the garbage collector.
+
+*Rename.* 1. the new name, 2. the head's ``name``, 3. the new name once more, 4. the old name is released. The
+dataset can be reached under at least one name throughout, and the same rename done again finishes it. Until
+then the other name is an *alias*: good for reading, refused for writing. Step 3 makes a release of the new
+name by somebody who acts on older knowledge fail, or repairs it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+import msgspec
+
+from casstore.backend.base import Absent, Backend, Condition, Matches
+from casstore.errors import (
+    CasstoreError,
+    ConflictError,
+    FormatError,
+    IntegrityError,
+    NotFoundError,
+    PreconditionError,
+    StorageError,
+    UsageError,
+)
+from casstore.format import record
+from casstore.model import DatasetType, Head, Member, VersionRecord, VersionState, VersionStatus
+from casstore.repo import layout
+from casstore.repo.records import NameRecord, head_problem, is_active, is_tag, now, version_problem
+
+__all__ = ["NameRecord", "Refs", "is_active", "is_tag", "now"]
+
+_ATTEMPTS = 256
+_FIRST_PAUSE = 0.0005
+_LONGEST_PAUSE = 0.25
+
+_T = TypeVar("_T", bound=msgspec.Struct)
+
+
+class Refs:
+    """The names, heads and versions of one store. Thread-safe; keeps no state of its own."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    # ---- reading
+
+    def list_names(self) -> Iterator[tuple[str, str]]:
+        """Yield ``(name, dataset id)`` in the order of names; aliases of unfinished renames included."""
+        for info in self._backend.list(layout.NAMES):
+            with contextlib.suppress(NotFoundError):
+                found = self._name(layout.name_of(info.key))
+                if found is not None and found[0].id is not None:
+                    yield found[0].name, found[0].id
+
+    def dataset_ids(self) -> list[str]:
+        """Return the id of every dataset that has any object, named or not, deleted or not."""
+        ids: dict[str, None] = {}
+        for info in self._backend.list(layout.DATASETS):
+            ids[info.key.removeprefix(layout.DATASETS).partition("/")[0]] = None
+        return [text for text in ids if layout.is_dataset_id(text)]
+
+    def resolve_name(self, name: str) -> str:
+        """Return the id of the dataset with this name; ``NotFoundError`` when there is none."""
+        found = self._name(name)
+        if found is None or found[0].id is None:
+            raise _no_dataset(name)
+        return found[0].id
+
+    def find(self, name: str) -> Head:
+        """Return the head of the dataset or collection with this name; ``NotFoundError`` when there is none.
+
+        Its ``name`` is another one while a rename is unfinished.
+        """
+        dataset_id = self.resolve_name(name)
+        head = self._live_head(dataset_id)
+        if head is None:
+            raise _no_dataset(name)
+        return head
+
+    def read_head(self, dataset_id: str) -> tuple[Head, str]:
+        """Return a head, deleted or not, and its etag. ``NotFoundError`` when there is no such object."""
+        key = layout.head_key(dataset_id)
+        head, etag = self._read(key, "head", Head)
+        problem = head_problem(head)
+        if head.id != dataset_id:
+            problem = f"it says that it belongs to dataset {head.id[:40]!r}"
+        if problem:
+            raise FormatError(f"{key} can't be right: {problem}", hint="run `osmo dataset verify`")
+        return head, etag
+
+    def versions(self, dataset_id: str) -> list[int]:
+        """Return the numbers of the versions that have a record, ascending, deleted or not."""
+        prefix = layout.versions_prefix(dataset_id)
+        return sorted(layout.version_number(info.key) for info in self._backend.list(prefix))
+
+    def read_version(self, dataset_id: str, number: int) -> VersionRecord:
+        """Return the record of a version; ``NotFoundError`` when there is none."""
+        key = layout.version_key(dataset_id, number)
+        version, _ = self._read(key, "version", VersionRecord)
+        problem = version_problem(version)
+        if version.number != number:
+            problem = f"it says that it is version {version.number}"
+        if problem:
+            raise FormatError(f"{key} can't be right: {problem}", hint="run `osmo dataset verify`")
+        return version
+
+    # ---- changing
+
+    def create_dataset(
+        self,
+        name: str,
+        *,
+        created_by: str,
+        type: DatasetType = DatasetType.DATASET,  # noqa: A002 - the word of the format
+        labels: dict[str, Any] | None = None,
+        members: Iterable[Member] = (),
+        exclusive: bool = False,
+    ) -> Head:
+        """Create a dataset or collection and return its head, or the head of the one that has the name
+        already.
+
+        With ``exclusive`` a name that is taken is a ``ConflictError`` instead.
+        """
+        layout.name_key(name)
+        head = Head(
+            id=layout.new_dataset_id(),
+            name=name,
+            type=type,
+            created_at=now(),
+            created_by=created_by,
+            write_id=_write_id(),
+            labels=labels or {},
+            members=list(members),
+        )
+        self._put_head(head, Absent())
+        holder = self._claim(name, head.id)
+        if holder is None:
+            return head
+        # Only garbage is left when this fails.
+        with contextlib.suppress(StorageError):
+            self._backend.delete([layout.head_key(head.id)])
+        if exclusive:
+            raise ConflictError(f"the name {name!r} is taken", hint="choose another name")
+        return self.read_head(holder)[0]
+
+    def update_head(self, dataset_id: str, change: Callable[[Head], Head]) -> Head:
+        """Replace a head by ``change(head)`` with compare-and-swap and return the new one.
+
+        ``change`` is called again, with a newer head, when somebody else was faster; it may raise, and when
+        it returns the same object nothing is written. Conditions that it checks in the bucket hold at the
+        moment of the swap, provided that whoever breaks them swaps the head too. ``NotFoundError`` for a
+        deleted dataset.
+        """
+        # One id for all attempts: an earlier one whose reply was lost may still have arrived.
+        write_id = _write_id()
+        for attempt in range(_ATTEMPTS):
+            head, etag = self._head_to_change(dataset_id)
+            if attempt and head.write_id == write_id:
+                return head
+            changed = change(head)
+            if changed is head:
+                return head
+            changed = msgspec.structs.replace(changed, write_id=write_id)
+            try:
+                self._put_head(changed, Matches(etag))
+                return changed
+            except PreconditionError:
+                _pause(attempt)
+        raise ConflictError(
+            f"{layout.head_key(dataset_id)} was changed by others {_ATTEMPTS} times in a row",
+            hint="try again",
+        )
+
+    def try_update_head(self, dataset_id: str, change: Callable[[Head], Head]) -> bool:
+        """Attempt ``update_head`` once; False when somebody else was faster."""
+        head, etag = self._head_to_change(dataset_id)
+        changed = change(head)
+        if changed is head:
+            return True
+        try:
+            self._put_head(msgspec.structs.replace(changed, write_id=_write_id()), Matches(etag))
+        except PreconditionError:
+            return False
+        return True
+
+    def commit_version(
+        self,
+        dataset_id: str,
+        build: Callable[[int, str], VersionRecord],
+        *,
+        also: Callable[[Head, int], Head] | None = None,
+    ) -> VersionRecord:
+        """Commit ``build(number, write_id)`` under the next free number and return it.
+
+        ``also(head, number)`` changes the head (labels, tags) in the swap that follows the commit. Everything
+        that the record leads to must be durable before. ``ConflictError`` when the dataset was deleted
+        meanwhile.
+        """
+        self._require_conditions()
+        head, _ = self._head_to_change(dataset_id)
+        number = max([head.last_version, *self.versions(dataset_id)]) + 1
+        write_id = _write_id()
+        for _ in range(_ATTEMPTS):
+            version = build(number, write_id)
+            if version.number != number or version.write_id != write_id:
+                raise ValueError("build() must use the number and the write id that it is given")
+            problem = version_problem(version)
+            if problem:
+                raise ValueError(f"illegal version record: {problem}")
+            try:
+                self._put(layout.version_key(dataset_id, number), "version", version, Absent())
+                break
+            except PreconditionError:
+                number += 1
+        else:
+            raise ConflictError(f"{_ATTEMPTS} other versions were committed meanwhile", hint="try again")
+
+        def fence(head: Head) -> Head:
+            changed = also(head, number) if also else head
+            if changed.last_version < number:
+                changed = msgspec.structs.replace(changed, last_version=number)
+            return changed
+
+        try:
+            self.update_head(dataset_id, fence)
+        except NotFoundError:
+            raise ConflictError(
+                f"dataset {head.name!r} was deleted while the upload ran",
+                hint="upload again to create it anew",
+            ) from None
+        return version
+
+    def delete_versions(self, dataset_id: str, choose: Callable[[Head, list[int]], Iterable[int]]) -> Head:
+        """Mark versions PENDING_DELETE, with their tags removed, and return the head.
+
+        ``choose(head, active)`` returns the numbers among ``active`` to delete (it may raise). When no
+        version is left active the dataset is dropped: the head comes back ``deleted`` and its name is free.
+        """
+
+        def change(head: Head) -> Head:
+            listed = self.versions(dataset_id)
+            active = [number for number in listed if is_active(head, number)]
+            chosen = set(choose(head, active))
+            if not chosen.issubset(active):
+                raise NotFoundError(
+                    f"version {min(chosen.difference(active))} of {head.name!r} does not exist"
+                )
+            states = dict(head.versions)
+            for number in chosen:
+                state = states.get(number, VersionState())
+                states[number] = msgspec.structs.replace(state, status=VersionStatus.PENDING_DELETE)
+            return msgspec.structs.replace(
+                head,
+                versions=states,
+                tags={tag: number for tag, number in head.tags.items() if number not in chosen},
+                last_version=max([head.last_version, *listed]),
+                deleted=chosen.issuperset(active),
+            )
+
+        head = self.update_head(dataset_id, change)
+        if head.deleted:
+            self._release(head.name, dataset_id)
+        return head
+
+    def delete_dataset(self, dataset_id: str) -> Head:
+        """Delete a dataset with all its versions, or a collection; its name is free afterwards."""
+        return self.delete_versions(dataset_id, lambda _, active: active)
+
+    def rename(self, old: str, new: str) -> Head:
+        """Give ``old`` another name and return its head. See the module for the order of the steps."""
+        layout.name_key(new)
+        head = self.find(old)
+        if old == new:
+            return head
+        if head.name not in (old, new):
+            raise _alias(old, head.name)
+        holder = self._claim(new, head.id)
+        if holder is not None:
+            raise ConflictError(
+                f"the name {new!r} is taken", hint="choose another name, or delete that one first"
+            )
+
+        def change(head: Head) -> Head:
+            if head.name == new:
+                return head
+            if head.name != old:
+                raise ConflictError(f"{old!r} was renamed to {head.name!r} meanwhile", hint="rename that one")
+            return _renamed(head, new)
+
+        try:
+            head = self.update_head(head.id, change)
+        except (ConflictError, NotFoundError):
+            with contextlib.suppress(CasstoreError):
+                self._release(new, head.id)
+            raise
+        if self._claim(new, head.id) is not None:
+            raise ConflictError(
+                f"the name {new!r} was taken meanwhile", hint=f"rename {old!r} to another name"
+            )
+        self._release(old, head.id)
+        return head
+
+    def purge(self, dataset_id: str) -> None:
+        """Remove the objects of a deleted dataset for good: versions first. For the garbage collector."""
+        head, _ = self.read_head(dataset_id)
+        if not head.deleted:
+            raise UsageError(f"dataset {head.name!r} is not deleted")
+        self._release(head.name, dataset_id)
+        self._backend.delete([layout.version_key(dataset_id, number) for number in self.versions(dataset_id)])
+        self._backend.delete([layout.head_key(dataset_id)])
+
+    # ---- names
+
+    def _name(self, name: str) -> tuple[NameRecord, str] | None:
+        key = layout.name_key(name)
+        try:
+            found, etag = self._read(key, "name", NameRecord)
+        except NotFoundError:
+            return None
+        if found.name != name or not (found.id is None or layout.is_dataset_id(found.id)):
+            raise FormatError(f"{key} can't be right: it belongs to the name {found.name[:80]!r}")
+        return found, etag
+
+    def _claim(self, name: str, dataset_id: str) -> str | None:
+        """Point a name at a dataset; return None, or the id of the other live dataset that has the name.
+
+        Writes even when the name leads there already, so that a release in flight finds another state.
+        """
+        key = layout.name_key(name)
+        write_id = _write_id()
+        for attempt in range(_ATTEMPTS):
+            current = self._name(name)
+            condition: Condition = Absent()
+            if current is not None:
+                holder, etag = current
+                if attempt and holder.write_id == write_id:
+                    return None
+                if (
+                    holder.id not in (None, dataset_id)
+                    and holder.id
+                    and self._live_head(holder.id) is not None
+                ):
+                    return holder.id
+                condition = Matches(etag)
+            try:
+                self._put(key, "name", NameRecord(name=name, id=dataset_id, write_id=write_id), condition)
+                return None
+            except PreconditionError:
+                _pause(attempt)
+        raise ConflictError(f"{key} was changed by others {_ATTEMPTS} times in a row", hint="try again")
+
+    def _release(self, name: str, dataset_id: str) -> None:
+        """Free a name unless it leads to another dataset, or is this one's right name."""
+        current = self._name(name)
+        if current is None or current[0].id != dataset_id:
+            return
+        # Read after the name: whoever gives this name to the dataset writes the name again after the head.
+        head = self._live_head(dataset_id)
+        if head is not None and head.name == name:
+            return
+        # Somebody who changed the name meanwhile has decided what it is now.
+        with contextlib.suppress(PreconditionError):
+            free = NameRecord(name=name, id=None, write_id=_write_id())
+            self._put(layout.name_key(name), "name", free, Matches(current[1]))
+
+    # ---- heads and versions
+
+    def _live_head(self, dataset_id: str) -> Head | None:
+        try:
+            head, _ = self.read_head(dataset_id)
+        except NotFoundError:
+            if self.versions(dataset_id):
+                raise IntegrityError(
+                    f"{layout.head_key(dataset_id)} is missing, but the dataset has versions",
+                    hint="run `osmo dataset verify`",
+                ) from None
+            return None
+        return None if head.deleted else head
+
+    def _head_to_change(self, dataset_id: str) -> tuple[Head, str]:
+        head, etag = self.read_head(dataset_id)
+        if head.deleted:
+            raise _no_dataset(head.name)
+        return head, etag
+
+    def _put_head(self, head: Head, condition: Condition) -> None:
+        problem = head_problem(head)
+        if problem:
+            raise ValueError(f"illegal head: {problem}")
+        self._put(layout.head_key(head.id), "head", head, condition)
+
+    # ---- objects
+
+    def _require_conditions(self) -> None:
+        if not self._backend.capabilities.conditional_put:
+            raise UsageError(
+                f"{self._backend.url} has no conditional writes, so two writers could overwrite each other",
+                hint="use a bucket that supports them; this one can be read",
+            )
+
+    def _read(self, key: str, kind: str, cls: type[_T]) -> tuple[_T, str]:
+        found = self._backend.get(key)
+        try:
+            return record.decode(kind, found.data, cls), found.etag
+        except FormatError as error:
+            raise FormatError(
+                f"{key}: {error.message}", hint=error.hint or "run `osmo dataset verify`"
+            ) from None
+
+    def _put(self, key: str, kind: str, value: msgspec.Struct, condition: Condition) -> None:
+        self._require_conditions()
+        data = record.encode(kind, value)
+        try:
+            self._backend.put(key, [data], condition=condition)
+        except (PreconditionError, StorageError):
+            # Was it this very write, and only the reply got lost? Its write id makes it like no other.
+            with contextlib.suppress(CasstoreError):
+                if self._backend.get(key).data == data:
+                    return
+            raise
+
+
+def _renamed(head: Head, name: str) -> Head:
+    return msgspec.structs.replace(head, name=name)
+
+
+def _write_id() -> str:
+    return secrets.token_hex(16)
+
+
+def _pause(attempt: int) -> None:
+    """Wait a random while, longer with each attempt, so that writers in a race get out of step."""
+    longest = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**attempt)
+    time.sleep(longest * secrets.randbelow(1000) / 1000)
+
+
+def _no_dataset(name: str) -> NotFoundError:
+    return NotFoundError(
+        f"there is no dataset or collection {name!r}", hint="see `osmo dataset list --all-users`"
+    )
+
+
+def _alias(name: str, real: str) -> ConflictError:
+    return ConflictError(
+        f"{name!r} belongs to an unfinished rename of {real!r}",
+        hint=f"finish it with `osmo dataset rename {real} {name}`, or try again when it is done",
+    )
