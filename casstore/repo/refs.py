@@ -224,7 +224,7 @@ class Refs:
         head, _ = self._head_to_change(dataset_id)
         number = max([head.last_version, *self.versions(dataset_id)]) + 1
         write_id = _write_id()
-        for _ in range(_ATTEMPTS):
+        for attempt in range(_ATTEMPTS):
             version = build(number, write_id)
             if version.number != number or version.write_id != write_id:
                 raise ValueError("build() must use the number and the write id that it is given")
@@ -235,7 +235,11 @@ class Refs:
                 self._put(layout.version_key(dataset_id, number), "version", version, Absent())
                 break
             except PreconditionError:
-                number += 1
+                # No gaps: the fence relies on a version being there after all those with lower numbers.
+                if number in self.versions(dataset_id):
+                    number += 1
+                else:
+                    _pause(attempt)
         else:
             raise ConflictError(f"{_ATTEMPTS} other versions were committed meanwhile", hint="try again")
 
