@@ -16,7 +16,7 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -221,11 +221,13 @@ class LogStore:
         last: int | None = None,
         follow: bool = False,
         error: bool = False,
+        stop: Callable[[], bool] = lambda: False,
     ) -> Iterator[str]:
         """Lines in the order of their times, without newline.
 
         ``last``: only the last n lines of what is there (then, with ``follow``, what comes).
-        ``follow``: until the workflow ends. ``error``: only the kept tails of failed attempts.
+        ``follow``: until the workflow ends, or ``stop`` is true (asked now and then). ``error``: only the kept
+        tails of failed attempts.
         """
         kind = "err" if error else "log"
         seen: dict[Path, int] = {}
@@ -239,7 +241,7 @@ class LogStore:
             yield from lines
             last = None
             seen.update({path: end for path, (_, end) in ranges.items()})
-            if not follow or not live:
+            if not follow or not live or stop():
                 return
             with self._news:
                 if workflow_id in self._live and not self._closed:
