@@ -113,12 +113,14 @@ def copy_tree(
     target: Path,
     *,
     regex: str | None = None,
+    replace: bool = False,
     stop: Callable[[], bool] = lambda: False,
 ) -> CopyResult:
     """Copy what is in ``source`` into ``target`` (made when absent), sharing blocks where the disk can.
 
-    ``regex`` selects files and links by ``re.match`` against their path relative to ``source``; then only folders
-    that hold some are made. ``CancelledError`` once ``stop`` says so, ``SourceError`` where something can't be read.
+    ``regex`` selects files and links by ``re.match`` against their path relative to ``source``; then only
+    folders that hold some are made. ``replace``: files that are there already give way. ``CancelledError`` once
+    ``stop`` says so, ``SourceError`` where something can't be read.
     """
     pattern = re.compile(regex) if regex else None
     files = size = skipped = 0
@@ -139,6 +141,8 @@ def copy_tree(
             if not pattern.match(relative):
                 continue
             place.parent.mkdir(parents=True, exist_ok=True)
+        if replace:
+            place.unlink(missing_ok=True)
         if stat.S_ISLNK(info.st_mode):
             place.symlink_to(os.readlink(entry.path))
             os.utime(place, ns=(info.st_atime_ns, info.st_mtime_ns), follow_symlinks=False)
@@ -226,14 +230,11 @@ def _write_all(writer: int, data: bytes) -> int:
 def listing(folder: Path, *, lines: int = 20) -> list[str]:
     """A picture of what is in the folder, two levels deep, of at most ``lines`` lines (and one that says "more")."""
     shown: list[str] = []
-    total = 0
     for depth, name in _picture(folder, 0):
-        total += 1
-        if total <= lines:
-            shown.append("  " * depth + name)
-        else:
+        if len(shown) == lines:
             shown.append("...")
             break
+        shown.append("  " * depth + name)
     return shown
 
 

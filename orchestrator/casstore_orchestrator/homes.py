@@ -1,0 +1,151 @@
+"""The folders of workflows on the host.
+
+Decided here and only here: the layout below the scheduler's home, and how the output of a task is kept for the tasks
+that read it.
+
+    <workflow id>/_logs/...                     see ``logs``
+    <workflow id>/<task>/<retry id>/data/...    the home of one attempt, removed when its group ends
+    <workflow id>/<task>/output/                the output that other tasks read, also of later workflows
+    <workflow id>/<task>/output.json            its ``OutputNote``
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from pathlib import Path
+
+import msgspec
+
+from casstore.errors import NotFoundError
+from casstore.hashing import derive_hasher
+
+from .folders import remove_tree
+from .provenance import InputNote, OutputNote
+from .transfers import Stop
+
+__all__ = ["Homes"]
+
+_NAME = re.compile(r"[A-Za-z]([A-Za-z0-9_-]*[A-Za-z0-9])?")
+_READ = 1 << 20
+
+
+class Homes:
+    """The folders below one root; names are checked, so that none of them leaves it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def workflow(self, workflow_id: str) -> Path:
+        """Everything of one workflow."""
+        return self.root / _checked(workflow_id)
+
+    def task(self, workflow_id: str, task: str) -> Path:
+        """Everything of one task but its log."""
+        return self.workflow(workflow_id) / _checked(task)
+
+    def attempt(self, workflow_id: str, task: str, retry_id: int) -> Path:
+        """The home of one attempt."""
+        return self.task(workflow_id, task) / str(retry_id)
+
+    def make(self, workflow_id: str, task: str, retry_id: int, inputs: int) -> Path:
+        """A fresh home with empty input folders and an empty output folder."""
+        home = self.attempt(workflow_id, task, retry_id)
+        remove_tree(home)
+        for index in range(inputs):
+            (home / "data" / "input" / str(index)).mkdir(parents=True)
+        for name in ("data/input", "data/output", "tmp"):
+            (home / name).mkdir(parents=True, exist_ok=True)
+        return home
+
+    def keep_output(
+        self, workflow_id: str, task: str, retry_id: int, inputs: tuple[InputNote, ...], stop: Stop
+    ) -> OutputNote:
+        """Move the output folder of an attempt to where other tasks find it, and note what is in it."""
+        source = self.attempt(workflow_id, task, retry_id) / "data" / "output"
+        checksum, files, size = tree_checksum(source, stop)
+        note = OutputNote(
+            workflow_id=workflow_id,
+            task=task,
+            retry_id=retry_id,
+            checksum=checksum,
+            files=files,
+            size=size,
+            inputs=inputs,
+        )
+        folder = self.task(workflow_id, task)
+        remove_tree(folder / "output")
+        source.rename(folder / "output")
+        draft = folder / "output.json.new"
+        draft.write_bytes(msgspec.json.encode(note))
+        draft.replace(folder / "output.json")
+        return note
+
+    def kept_output(self, workflow_id: str, task: str) -> tuple[Path, OutputNote]:
+        """The kept output of a task; ``NotFoundError`` when it left none."""
+        folder = self.task(workflow_id, task)
+        try:
+            note = msgspec.json.decode((folder / "output.json").read_bytes(), type=OutputNote)
+        except (FileNotFoundError, NotADirectoryError):
+            msg = f"task {task} of workflow {workflow_id} has left no output"
+            raise NotFoundError(msg) from None
+        return folder / "output", note
+
+    def remove_attempts(self, workflow_id: str, task: str) -> None:
+        """Remove the homes of all attempts of a task, and nothing else."""
+        folder = self.task(workflow_id, task)
+        if folder.is_dir():
+            for name in os.listdir(folder):
+                if name.isdigit():
+                    remove_tree(folder / name)
+
+    def remove_workflow(self, workflow_id: str) -> None:
+        """Remove everything of a workflow, logs and kept outputs included."""
+        remove_tree(self.workflow(workflow_id))
+
+
+def _checked(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        msg = f"not a name: {name!r}"
+        raise ValueError(msg)
+    return name
+
+
+def tree_checksum(folder: Path, stop: Stop) -> tuple[str, int, int]:
+    """A digest (hex) over names, kinds, permission bits and contents, with the number and bytes of the files."""
+    total = derive_hasher("casstore task output 1")
+    root = os.fsencode(folder)
+    files = size = 0
+    pending = [root]
+    while pending:
+        with os.scandir(pending.pop()) as found:
+            entries = sorted(found, key=lambda entry: entry.name)
+        for entry in entries:
+            stop.check()
+            status = entry.stat(follow_symlinks=False)
+            mode = stat.S_IMODE(status.st_mode)
+            if stat.S_ISDIR(status.st_mode):
+                kind, body = b"d", b""
+                pending.append(entry.path)
+            elif stat.S_ISLNK(status.st_mode):
+                kind, body, mode = b"l", os.readlink(entry.path), 0o777
+            elif stat.S_ISREG(status.st_mode):
+                kind, body = b"f", _file_digest(entry.path, stop)
+                files += 1
+                size += status.st_size
+            else:
+                continue
+            relative = entry.path[len(root) + 1 :]
+            total.update(b"%c %o %d %d\n" % (kind, mode, len(relative), len(body)) + relative + body)
+    return total.digest().hex(), files, size
+
+
+def _file_digest(path: bytes, stop: Stop) -> bytes:
+    hasher = derive_hasher("casstore task output file 1")
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb", buffering=0) as file:
+        while block := file.read(_READ):
+            stop.check()
+            hasher.update(block)
+    return hasher.digest()

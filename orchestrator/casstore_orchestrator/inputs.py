@@ -1,0 +1,140 @@
+"""Putting the inputs of a task in place.
+
+Decided here and only here: what each kind of input becomes on the disk, when the version behind a name is fixed (once
+for all attempts of a group's run), and what the log says about it.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from casstore.errors import NotFoundError, SourceError, UsageError
+
+from .folders import copy_tree, is_empty, listing, local_path, remove_tree, size_text
+from .homes import Homes
+from .ports import DatasetVersion, DataStore
+from .provenance import InputNote
+from .spec import DatasetInput, Input, TaskInput, TaskSpec, UrlInput
+from .transfers import Say, Stop, repeat
+
+__all__ = ["InputFetcher"]
+
+
+@dataclass(frozen=True, slots=True)
+class InputFetcher:
+    """Fetches the inputs of the tasks of one group; a dataset's name means one version for all of them."""
+
+    data: DataStore
+    homes: Homes
+    workflow_id: str
+    user: str
+    file_urls: bool
+    versions: dict[str, tuple[DatasetVersion, ...]]
+    lock: threading.Lock
+
+    @classmethod
+    def make(cls, data: DataStore, homes: Homes, workflow_id: str, user: str, *, file_urls: bool) -> InputFetcher:
+        """A fetcher that has not resolved any name yet."""
+        return cls(data, homes, workflow_id, user, file_urls, {}, threading.Lock())
+
+    def fetch(self, task: TaskSpec, home: Path, say: Say, stop: Stop) -> tuple[InputNote, ...]:
+        """Fill ``home/data/input/<i>`` for every input and note what it was.
+
+        Raises what the transfer raised after its last try, ``NotFoundError`` for what does not exist.
+        """
+        notes: list[InputNote] = []
+        for index, item in enumerate(task.inputs):
+            stop.check()
+            target = home / "data" / "input" / str(index)
+            target.mkdir(parents=True, exist_ok=True)
+            notes.extend(self._fetch_one(item, index, target, say, stop))
+            for line in listing(target):
+                say(f"  {line}")
+        return tuple(notes)
+
+    def _fetch_one(self, item: Input, index: int, target: Path, say: Say, stop: Stop) -> list[InputNote]:
+        place = f"{{{{input:{index}}}}}"
+        if isinstance(item, DatasetInput):
+            return self._fetch_dataset(item, place, target, say, stop)
+        if isinstance(item, TaskInput):
+            return [self._fetch_task(item, place, target, say, stop)]
+        return [self._fetch_url(item, place, target, say, stop)]
+
+    def resolve(self, ref: str, say: Say, stop: Stop) -> tuple[DatasetVersion, ...]:
+        """The versions behind a reference: fixed by whichever task of the group asks first."""
+        with self.lock:
+            if ref not in self.versions:
+                self.versions[ref] = repeat(
+                    lambda: self.data.resolve(ref, self.user), f"Looking up {ref}", say=say, stop=stop
+                )
+            return self.versions[ref]
+
+    def _fetch_dataset(self, item: DatasetInput, place: str, target: Path, say: Say, stop: Stop) -> list[InputNote]:
+        notes = []
+        for version in self.resolve(item.name, say, stop):
+            regex = item.regex or None
+            chosen = f", files matching {regex}" if regex else ""
+            say(f"Downloading {version.ref} ({size_text(version.size)}{chosen}) to {place}")
+            moved = repeat(
+                partial(self.data.download, version, self.user, target, regex=regex, stop=stop),
+                f"Downloading {version.ref}",
+                say=say,
+                stop=stop,
+            )
+            say(f"Downloaded {version.ref} to {place}: {moved.files} files, {size_text(moved.size)}")
+            notes.append(InputNote.of_version(version, item.name, regex))
+        return notes
+
+    def _fetch_task(self, item: TaskInput, place: str, target: Path, say: Say, stop: Stop) -> InputNote:
+        workflow_id, _, name = item.task.rpartition(":")
+        workflow_id = workflow_id or self.workflow_id
+        ref = f"{workflow_id}:{name}"
+        try:
+            source, kept = self.homes.kept_output(workflow_id, name)
+        except NotFoundError:
+            if item.external:
+                raise
+            say(f"Task {name} has left no output: {place} is empty")
+            return InputNote(kind="task", ref=ref, regex=item.regex or None)
+        say(f"Copying the output of task {ref} ({size_text(kept.size)}) to {place}")
+        copied = self._copy(source, target, f"Copying the output of {ref}", regex=item.regex, say=say, stop=stop)
+        say(f"Copied the output of task {ref} to {place}: {copied}")
+        return InputNote(
+            kind="task",
+            ref=ref,
+            regex=item.regex or None,
+            checksum=kept.checksum,
+            files=kept.files,
+            size=kept.size,
+        )
+
+    def _fetch_url(self, item: UrlInput, place: str, target: Path, say: Say, stop: Stop) -> InputNote:
+        source = local_path(item.url) if self.file_urls else None
+        if source is None:
+            msg = f"{item.url} can't be read here"
+            raise UsageError(msg, hint="Upload the data as a dataset and name that instead.")
+        if source.is_symlink() or not source.exists():
+            msg = f"{item.url} does not exist"
+            raise NotFoundError(msg)
+        say(f"Copying {item.url} to {place}")
+        copied = self._copy(source, target, f"Copying {item.url}", regex=item.regex, say=say, stop=stop)
+        say(f"Copied {item.url} to {place}: {copied}")
+        return InputNote(kind="url", ref=item.url, regex=item.regex or None)
+
+    @staticmethod
+    def _copy(source: Path, target: Path, what: str, *, regex: str | None, say: Say, stop: Stop) -> str:
+        if not source.is_dir():
+            msg = f"{what}: only a folder can be an input"
+            raise SourceError(msg)
+
+        def work() -> str:
+            if not is_empty(target):  # left by a try that failed
+                remove_tree(target)
+            done = copy_tree(source, target, regex=regex or None, stop=stop)
+            left_out = f", {done.skipped} special files left out" if done.skipped else ""
+            return f"{done.files} files, {size_text(done.size)}{left_out}"
+
+        return repeat(work, what, say=say, stop=stop)
