@@ -21,7 +21,7 @@ _FILE_MODE = 0o600
 class NoCredentials:
     """A store of credentials that has none."""
 
-    def lookup(self, user: str, name: str) -> Mapping[str, str] | None:  # noqa: ARG002 - the port's signature
+    def lookup(self, user: str, name: str) -> Mapping[str, str] | None:
         """None: there is no such credential."""
         return None
 
