@@ -141,7 +141,7 @@ class OutputsFailed:
 
 @dataclass(frozen=True, slots=True)
 class TaskFailed:
-    """The attempt ended for a reason outside its command (``FAILED_START_ERROR``, ``FAILED_PREEMPTED``, ...)."""
+    """The attempt ended for a reason outside its command (``FAILED_START_ERROR``, ...)."""
 
     attempt: Attempt
     status: TaskStatus
@@ -259,13 +259,4 @@ class FinishWorkflow:
     status: WorkflowStatus
 
 
-Effect = (
-    QueueGroup
-    | StartGroup
-    | ReleaseTasks
-    | KillTask
-    | RestartInPlace
-    | NewAttempt
-    | CloseGroup
-    | FinishWorkflow
-)
+Effect = QueueGroup | StartGroup | ReleaseTasks | KillTask | RestartInPlace | NewAttempt | CloseGroup | FinishWorkflow

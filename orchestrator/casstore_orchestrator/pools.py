@@ -91,9 +91,7 @@ class Resources:
             memory=self.memory + sign * other.memory,
             storage=self.storage + sign * other.storage,
             gpu=self.gpu + sign * other.gpu,
-            extras={
-                name: self.extras.get(name, 0) + sign * other.extras.get(name, 0) for name in sorted(names)
-            },
+            extras={name: self.extras.get(name, 0) + sign * other.extras.get(name, 0) for name in sorted(names)},
         )
 
 
@@ -155,7 +153,7 @@ class Platform:
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """What workflows are submitted to. Timeouts in seconds; ``gpu_guarantee`` is None when there is no quota."""
+    """What workflows are submitted to. Timeouts in seconds; ``gpu_guarantee`` None: there is no quota."""
 
     name: str
     platforms: Mapping[str, Platform]
@@ -205,7 +203,7 @@ def this_machine(storage_path: str | os.PathLike[str] = "/") -> Machine:
 
 
 def default_pools(machine: Machine) -> dict[str, Pool]:
-    """What there is when nothing is declared: pool ``default``, platform ``default``, one node, this machine."""
+    """What there is when nothing is declared: pool, platform ``default`` with one node, this machine."""
     return parse_pools({}, machine)
 
 
@@ -272,9 +270,7 @@ def _pool(name: str, raw: dict[str, Any], machine: Machine) -> Pool:
         platforms[label] = platform
     default = raw.get("default_platform")
     if default is None:
-        default = (
-            "default" if "default" in platforms else next(iter(platforms)) if len(platforms) == 1 else None
-        )
+        default = "default" if "default" in platforms else next(iter(platforms)) if len(platforms) == 1 else None
     elif default not in platforms:
         msg = f"{where}.default_platform: there is no platform {default!r} in this pool"
         raise UsageError(msg, hint=f"the platforms are: {', '.join(platforms)}")
@@ -292,9 +288,7 @@ def _pool(name: str, raw: dict[str, Any], machine: Machine) -> Pool:
         default_platform=default,
         default_exit_actions={
             str(key): str(value)
-            for key, value in _mapping(
-                raw.get("default_exit_actions"), f"{where}.default_exit_actions"
-            ).items()
+            for key, value in _mapping(raw.get("default_exit_actions"), f"{where}.default_exit_actions").items()
         },
         max_retry_per_task=_count(raw.get("max_retry_per_task", 3), f"{where}.max_retry_per_task"),
         topology_keys=_strings(raw.get("topology_keys"), f"{where}.topology_keys"),
@@ -309,9 +303,7 @@ def _platform(pool: str, name: str, raw: dict[str, Any], machine: Machine) -> Pl
     where = f"pools.{pool}.platforms.{name}"
     _known(raw, _PLATFORM_KEYS, where)
     capacity = _resources(raw, machine.capacity, where)
-    topology = {
-        str(key): str(value) for key, value in _mapping(raw.get("topology"), f"{where}.topology").items()
-    }
+    topology = {str(key): str(value) for key, value in _mapping(raw.get("topology"), f"{where}.topology").items()}
     nodes = tuple(
         Node(name=node, pool=pool, platform=name, capacity=capacity, topology=topology)
         for node in _node_names(raw.get("nodes", 1), name, f"{where}.nodes")
@@ -411,9 +403,7 @@ def _status(raw: object, where: str) -> PoolStatus:
 def _name(raw: object, where: str) -> str:
     if not isinstance(raw, str) or not _NAME.fullmatch(raw):
         msg = f"{where}: {raw!r} is not a name"
-        raise UsageError(
-            msg, hint="letters, digits, '.', '_' and '-', at most 63, ending in a letter or digit"
-        )
+        raise UsageError(msg, hint="letters, digits, '.', '_' and '-', at most 63, ending in a letter or digit")
     return raw
 
 
@@ -422,7 +412,5 @@ def describe(amount: Resources) -> str:
     parts = []
     for name, value in amount.items():
         if value:
-            parts.append(
-                f"{name} {format_quantity(value) if name in {'memory', 'storage'} else f'{value:g}'}"
-            )
+            parts.append(f"{name} {format_quantity(value) if name in {'memory', 'storage'} else f'{value:g}'}")
     return ", ".join(parts) or "nothing"

@@ -38,9 +38,7 @@ __all__ = [
 ]
 
 
-class TaskInput(
-    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="task"
-):
+class TaskInput(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="task"):
     """The outputs of another task: of this workflow (an edge between groups), or ``<workflow id>:<task>``."""
 
     task: str
@@ -57,9 +55,7 @@ class TaskInput(
         return self.task.rpartition(":")[2]
 
 
-class UrlInput(
-    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="url"
-):
+class UrlInput(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="url"):
     """Objects under a storage URL; ``regex`` is matched against the path relative to the URL."""
 
     url: str
@@ -82,9 +78,7 @@ class DatasetInput(
     localpath: str | None = None
 
 
-class UrlOutput(
-    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="url"
-):
+class UrlOutput(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="url"):
     """The contents of the output folder, copied under a storage URL."""
 
     url: str
@@ -149,7 +143,7 @@ class FileSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class Checkpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A folder copied to ``url`` while the command runs; ``frequency`` in seconds between end and next start."""
+    """A folder copied to ``url`` while the command runs, with ``frequency`` seconds between two copies."""
 
     path: str
     url: str
@@ -173,8 +167,10 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class ResourceSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a task asks of a node. None: the pool's default. ``memory`` and ``storage`` in bytes, ``cpu`` in
-    cores.
+    """What a task asks of a node; None is the platform's default.
+
+    ``memory`` and ``storage`` in bytes, ``cpu`` in cores. ``extras`` counts what the operator declared
+    besides.
     """
 
     cpu: float | None = None
@@ -184,6 +180,7 @@ class ResourceSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     platform: str | None = None
     nodes_excluded: tuple[str, ...] = field(default=(), name="nodesExcluded")
     topology: tuple[Topology, ...] = ()
+    extras: dict[str, int] = {}
 
 
 class Timeout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -10,7 +10,7 @@ import difflib
 import types
 from collections.abc import Iterable, Mapping
 from functools import cache
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -24,12 +24,13 @@ T = TypeVar("T")
 def convert(value: object, model: type[T], path: str, *, skip: Iterable[str] = ()) -> T:
     """``value`` as an instance of the Struct ``model``. ``path`` is where the value stands in the document.
 
-    Strict: no coercion, and unknown keys are errors. Keys in ``skip`` are ignored (the caller reads them). A
-    list item of a union type is told apart by its ``kind`` key. Raises SpecError.
+    Strict: unknown keys are errors, and nothing is coerced but a number where text is expected. Keys in
+    ``skip`` are ignored (the caller reads them). A list item of a union type is told apart by its ``kind``
+    key. Raises SpecError.
     """
     if not isinstance(value, Mapping):
         raise _expected("a mapping", value, path)
-    known = {name: entry for name, entry in _fields(model).items() if name not in skip}
+    known = {name: entry for name, entry in _fields(cast("Any", model)).items() if name not in skip}
     arguments: dict[str, Any] = {}
     for key, item in value.items():
         if key in skip or (key == "kind" and _tag(model) is not None):
@@ -77,8 +78,7 @@ def _fields(model: Any) -> dict[str, tuple[str, Any, bool]]:
     """Name in the document -> (attribute, annotation, required)."""
     hints = get_type_hints(model)
     return {
-        entry.encode_name: (entry.name, hints[entry.name], entry.required)
-        for entry in msgspec.structs.fields(model)
+        entry.encode_name: (entry.name, hints[entry.name], entry.required) for entry in msgspec.structs.fields(model)
     }
 
 
@@ -141,6 +141,8 @@ def _scalar(value: object, annotation: Any, path: str) -> Any:
     elif annotation is float:
         fits, wanted = isinstance(value, int | float) and not isinstance(value, bool), "a number"
     else:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return str(value)
         fits, wanted = isinstance(value, str), "text"
     if not fits:
         raise _expected(wanted, value, path)
