@@ -130,6 +130,7 @@ class Pipeline:
             self._condition.notify_all()
         for thread in self._threads:
             thread.join()
+        self._spare.clear()
 
     def _raise_error(self) -> None:
         if self._error is not None:
