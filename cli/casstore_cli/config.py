@@ -53,7 +53,7 @@ class Paths:
         return os.path.join(self.config, "config.yaml")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
 class BucketConfig:
     """One declared bucket. ``mode`` is one of ``MODES``."""
 

@@ -1,0 +1,73 @@
+"""From a bucket's name to its open store.
+
+Decided here and only here: which store a command works on, when it is created, and what a read-only bucket
+refuses.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from casstore.errors import NotFoundError, UsageError
+from casstore_cli.config import DEFAULT_BUCKET, BucketConfig, Config, load_config, private_dir
+
+if TYPE_CHECKING:
+    from casstore.dataset import Bucket
+
+    from casstore.repo.store import Store
+
+
+@contextlib.contextmanager
+def open_bucket(
+    name: str | None = None, *, write: bool = False, config: Config | None = None
+) -> Iterator[Bucket]:
+    """The bucket called ``name`` (the default one when None), closed at the end of the block.
+
+    ``write`` says that it is going to be changed: ``UsageError`` for a read-only bucket. The undeclared
+    default bucket is created; any other that is not there is an error, because a missing disk must not look
+    like an empty one.
+    """
+    from casstore.dataset import Bucket
+
+    config = config or load_config()
+    found = config.bucket(name)
+    if write and found.mode == "read-only":
+        raise UsageError(
+            f"bucket {found.name!r} is read-only", hint=f"it is declared so in {config.paths.config_file}"
+        )
+    undeclared = found.name == DEFAULT_BUCKET and DEFAULT_BUCKET not in (
+        (config.raw.get("casstore") or {}).get("buckets") or {}
+    )
+    if undeclared:
+        private_dir(config.paths.data)
+    with open_store(found, create=undeclared) as store:
+        yield Bucket(store, name=found.name, user=config.user, state_dir=config.paths.state)
+
+
+@contextlib.contextmanager
+def open_store(bucket: BucketConfig, *, create: bool = False) -> Iterator[Store]:
+    """The store of a bucket. ``create`` makes the folder and the store where there is none."""
+    from casstore.backend.registry import open_backend
+    from casstore.repo.store import Store
+
+    try:
+        store = Store.open(open_backend(bucket.url, create=create), create=create)
+    except NotFoundError as error:
+        raise NotFoundError(
+            f"bucket {bucket.name!r} has no store at {bucket.url}: {error.message}",
+            hint="is the disk mounted? A new store is made with: osmo bucket add NAME URL",
+        ) from None
+    with store:
+        yield store
+
+
+def normal_url(text: str) -> str:
+    """A URL, from a URL or the path of a folder."""
+    if "://" in text or text.startswith("file:"):
+        return text
+    from urllib.parse import quote
+
+    return "file://" + quote(os.path.abspath(os.path.expanduser(text)))
