@@ -1,10 +1,10 @@
 """The vocabulary of the store: what a chunk, an entry, a version and a dataset are.
 
-Decided here and only here: the shape of the values that the layers hand to each other. Nothing here does I/O and
-nothing here knows how a value is laid out in a bucket (that is ``casstore.format``).
+Decided here and only here: the shape of the values that the layers hand to each other. Nothing here does I/O
+and nothing here knows how a value is laid out in a bucket (that is ``casstore.format``).
 
-Paths inside a version are relative, ``/``-separated ``bytes``: file names on POSIX need not be UTF-8. For display
-they are decoded with ``os.fsdecode``.
+Paths inside a version are relative, ``/``-separated ``bytes``: file names on POSIX need not be UTF-8. For
+display they are decoded with ``os.fsdecode``.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ class Flag(IntEnum):
 class Content(msgspec.Struct, frozen=True, array_like=True):
     """The bytes of a file, as the list of its chunks.
 
-    ``depth`` 0: ``refs`` is a run of 36-byte records, a chunk id (32 bytes) and its raw length (u32, little endian).
-    ``depth`` n > 0: ``refs`` is a run of 40-byte records, the id of a list node of depth n-1 (itself stored as a
-    chunk) and the raw length it covers (u64, little endian). Lists are cut into nodes by content, so that a change
-    inside a large file changes a few nodes only. See ``docs/format/manifest.md``.
+    ``depth`` 0: ``refs`` is a run of 36-byte records, a chunk id (32 bytes) and its raw length (u32, little
+    endian). ``depth`` n > 0: ``refs`` is a run of 40-byte records, the id of a list node of depth n-1 (itself
+    stored as a chunk) and the raw length it covers (u64, little endian). Lists are cut into nodes by content,
+    so that a change inside a large file changes a few nodes only. See ``docs/format/manifest.md``.
     """
 
     depth: int = 0
@@ -52,9 +52,10 @@ class Content(msgspec.Struct, frozen=True, array_like=True):
 class Entry(msgspec.Struct, frozen=True):
     """One file, directory or symbolic link of a version.
 
-    ``path`` is relative to the root of the version, without leading or trailing slash. ``mode`` holds the permission
-    bits only (``st_mode & 0o7777``). ``size`` is the length in bytes of a file, 0 for anything else. ``target`` is a
-    symlink's. Entries with the same non-zero ``link`` are names of one inode. ``xattrs`` is None when not recorded.
+    ``path`` is relative to the root of the version, without leading or trailing slash. ``mode`` holds the
+    permission bits only (``st_mode & 0o7777``). ``size`` is the length in bytes of a file, 0 for anything
+    else. ``target`` is a symlink's. Entries with the same non-zero ``link`` are names of one inode.
+    ``xattrs`` is None when not recorded.
     """
 
     path: bytes
@@ -82,8 +83,8 @@ class Entry(msgspec.Struct, frozen=True):
 def sort_key(path: bytes) -> tuple[bytes, bytes]:
     """Order of entries in a manifest: directory by directory, depth first, names by their bytes inside each.
 
-    The entries of one directory are adjacent, so that listing it reads one run of the manifest. ``/`` sorts before
-    every other byte, so that the directories are in depth-first order.
+    The entries of one directory are adjacent, so that listing it reads one run of the manifest. ``/`` sorts
+    before every other byte, so that the directories are in depth-first order.
     """
     parent, _, name = path.rpartition(b"/")
     return parent.replace(b"/", b"\0"), name
@@ -116,10 +117,10 @@ class DatasetType(StrEnum):
 class VersionRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One committed version; immutable. Writing it with put-if-absent *is* the commit and allots the number.
 
-    ``manifest`` is the id (hex) of the manifest: the digest of the version, everything included. ``checksum`` (hex)
-    covers paths, kinds, permission bits, contents and link targets, not times: equal checksums, equal content.
-    ``metadata`` is the tree given at upload; later edits live in the head. ``write_id`` tells a lost reply from a
-    conflict.
+    ``manifest`` is the id (hex) of the manifest: the digest of the version, everything included. ``checksum``
+    (hex) covers paths, kinds, permission bits, contents and link targets, not times: equal checksums, equal
+    content. ``metadata`` is the tree given at upload; later edits live in the head. ``new_bytes`` is what the
+    upload added to the store, in stored bytes. ``write_id`` tells a lost reply from a conflict.
     """
 
     number: int
@@ -129,6 +130,7 @@ class VersionRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     created_at: str
     created_by: str
     write_id: str
+    new_bytes: int = 0
     metadata: dict[str, Any] = {}
     provenance: dict[str, Any] = {}
 
@@ -152,8 +154,9 @@ class Head(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     """The mutable state of a dataset or collection; changed by compare-and-swap only.
 
     ``tags`` maps a tag to a version number; ``latest`` is never in it: it is the highest READY version.
-    ``versions`` holds only versions about which something changed. ``last_version`` is at least the highest number
-    that was ever deleted, so that numbers are not used twice. ``deleted`` marks a dataset on its way out.
+    ``versions`` holds only versions about which something changed. ``last_version`` is at least the highest
+    number that was ever deleted, so that numbers are not used twice. ``deleted`` marks a dataset on its way
+    out.
     """
 
     id: str

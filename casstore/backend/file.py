@@ -220,8 +220,9 @@ class FileBackend:
     def _write_temp(self, parts: Sequence[memoryview]) -> tuple[str, os.stat_result]:
         """Write a new file below ``.tmp`` and sync it."""
         if not self._swept:
-            self._swept = True
+            # Marked afterwards: several threads may come here at once, and none may pass before the folder is there.
             self._prepare()
+            self._swept = True
         temp = f"{_TEMP}/{os.getpid():x}-{secrets.token_hex(8)}"
         fd = os.open(temp, _CREATE | os.O_EXCL, 0o666, dir_fd=self._root)
         try:

@@ -62,7 +62,7 @@ def version_problem(version: VersionRecord) -> str | None:
     if not _is_hex(version.manifest) or not _is_hex(version.checksum):
         return "it has an illegal digest"
     totals = version.totals
-    if min(totals.files, totals.directories, totals.symlinks, totals.size) < 0:
+    if min(totals.files, totals.directories, totals.symlinks, totals.size, version.new_bytes) < 0:
         return "its totals are negative"
     return None if _is_time(version.created_at) else "its time is illegal"
 

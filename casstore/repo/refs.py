@@ -30,7 +30,8 @@ from __future__ import annotations
 import contextlib
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import msgspec
@@ -56,8 +57,11 @@ __all__ = ["NameRecord", "Refs", "is_active", "is_tag", "now"]
 _ATTEMPTS = 256
 _FIRST_PAUSE = 0.0005
 _LONGEST_PAUSE = 0.25
+_PARALLEL = 16
 
 _T = TypeVar("_T", bound=msgspec.Struct)
+_A = TypeVar("_A")
+_B = TypeVar("_B")
 
 
 class Refs:
@@ -82,6 +86,28 @@ class Refs:
         for info in self._backend.list(layout.DATASETS):
             ids[info.key.removeprefix(layout.DATASETS).partition("/")[0]] = None
         return [text for text in ids if layout.is_dataset_id(text)]
+
+    def heads(self) -> list[Head]:
+        """Return the heads of all datasets and collections, sorted by name. Reads them side by side."""
+        names = [layout.name_of(info.key) for info in self._backend.list(layout.NAMES)]
+        return sorted(
+            (head for head in self.each(self._own_head, names) if head is not None), key=lambda head: head.name
+        )
+
+    def each(self, work: Callable[[_A], _B], items: Sequence[_A]) -> list[_B]:
+        """Return ``work(item)`` for all items, in parallel where the back end is far away."""
+        if self._backend.capabilities.local or len(items) < 2:
+            return [work(item) for item in items]
+        with ThreadPoolExecutor(min(_PARALLEL, len(items)), thread_name_prefix="refs") as pool:
+            return list(pool.map(work, items))
+
+    def _own_head(self, name: str) -> Head | None:
+        """Return the head whose right name this is."""
+        try:
+            head = self.find(name)
+        except NotFoundError:
+            return None
+        return head if head.name == name else None
 
     def resolve_name(self, name: str) -> str:
         """Return the id of the dataset with this name; ``NotFoundError`` when there is none."""
@@ -178,18 +204,22 @@ class Refs:
         # One id for all attempts: an earlier one whose reply was lost may still have arrived.
         write_id = _write_id()
         for attempt in range(_ATTEMPTS):
-            head, etag = self._head_to_change(dataset_id)
-            if attempt and head.write_id == write_id:
-                return head
-            changed = change(head)
-            if changed is head:
-                return head
-            changed = msgspec.structs.replace(changed, write_id=write_id)
-            try:
-                self._put_head(changed, Matches(etag))
-                return changed
-            except PreconditionError:
-                _pause(attempt)
+            head, etag = self.read_head(dataset_id)
+            if not attempt or head.write_id != write_id:
+                if head.deleted:
+                    raise _no_dataset(head.name)
+                changed = change(head)
+                if changed is head:
+                    return head
+                head = msgspec.structs.replace(changed, write_id=write_id)
+                try:
+                    self._put_head(head, Matches(etag))
+                except PreconditionError:
+                    _pause(attempt)
+                    continue
+            if head.deleted:
+                self._release(head.name, dataset_id)
+            return head
         raise ConflictError(
             f"{layout.head_key(dataset_id)} was changed by others {_ATTEMPTS} times in a row",
             hint="try again",
@@ -270,9 +300,7 @@ class Refs:
             active = [number for number in listed if is_active(head, number)]
             chosen = set(choose(head, active))
             if not chosen.issubset(active):
-                raise NotFoundError(
-                    f"version {min(chosen.difference(active))} of {head.name!r} does not exist"
-                )
+                raise NotFoundError(f"version {min(chosen.difference(active))} of {head.name!r} does not exist")
             states = dict(head.versions)
             for number in chosen:
                 state = states.get(number, VersionState())
@@ -285,10 +313,7 @@ class Refs:
                 deleted=chosen.issuperset(active),
             )
 
-        head = self.update_head(dataset_id, change)
-        if head.deleted:
-            self._release(head.name, dataset_id)
-        return head
+        return self.update_head(dataset_id, change)
 
     def delete_dataset(self, dataset_id: str) -> Head:
         """Delete a dataset with all its versions, or a collection; its name is free afterwards."""
@@ -304,9 +329,7 @@ class Refs:
             raise _alias(old, head.name)
         holder = self._claim(new, head.id)
         if holder is not None:
-            raise ConflictError(
-                f"the name {new!r} is taken", hint="choose another name, or delete that one first"
-            )
+            raise ConflictError(f"the name {new!r} is taken", hint="choose another name, or delete that one first")
 
         def change(head: Head) -> Head:
             if head.name == new:
@@ -322,9 +345,7 @@ class Refs:
                 self._release(new, head.id)
             raise
         if self._claim(new, head.id) is not None:
-            raise ConflictError(
-                f"the name {new!r} was taken meanwhile", hint=f"rename {old!r} to another name"
-            )
+            raise ConflictError(f"the name {new!r} was taken meanwhile", hint=f"rename {old!r} to another name")
         self._release(old, head.id)
         return head
 
@@ -363,11 +384,7 @@ class Refs:
                 holder, etag = current
                 if attempt and holder.write_id == write_id:
                     return None
-                if (
-                    holder.id not in (None, dataset_id)
-                    and holder.id
-                    and self._live_head(holder.id) is not None
-                ):
+                if holder.id not in (None, dataset_id) and holder.id and self._live_head(holder.id) is not None:
                     return holder.id
                 condition = Matches(etag)
             try:
@@ -431,9 +448,7 @@ class Refs:
         try:
             return record.decode(kind, found.data, cls), found.etag
         except FormatError as error:
-            raise FormatError(
-                f"{key}: {error.message}", hint=error.hint or "run `osmo dataset verify`"
-            ) from None
+            raise FormatError(f"{key}: {error.message}", hint=error.hint or "run `osmo dataset verify`") from None
 
     def _put(self, key: str, kind: str, value: msgspec.Struct, condition: Condition) -> None:
         self._require_conditions()
@@ -463,9 +478,7 @@ def _pause(attempt: int) -> None:
 
 
 def _no_dataset(name: str) -> NotFoundError:
-    return NotFoundError(
-        f"there is no dataset or collection {name!r}", hint="see `osmo dataset list --all-users`"
-    )
+    return NotFoundError(f"there is no dataset or collection {name!r}", hint="see `osmo dataset list --all-users`")
 
 
 def _alias(name: str, real: str) -> ConflictError:
