@@ -61,7 +61,9 @@ class Sections:
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A file after its templates: YAML with the special tokens in place, and whether there was anything to render."""
+    """A file after its templates: YAML with the special tokens in place, and whether there was anything to
+    render.
+    """
 
     text: str
     templated: bool
@@ -132,14 +134,20 @@ def load(
     set_values: Sequence[str] = (),
     set_strings: Sequence[str] = (),
     environment: Sequence[str] = (),
+    render: bool = True,
 ) -> Loaded:
     """Read a workflow file.
 
     ``set_values``, ``set_strings`` and ``environment`` are the ``KEY=VALUE`` of ``--set``, ``--set-string``
     and ``--set-env`` (the last goes into the environment of every task). Raises UsageError or SpecError with
-    the path of what is wrong. A rendered text can be loaded again.
+    the path of what is wrong. A rendered text can be loaded again, with ``render`` off so that braces left
+    in it stay.
     """
-    rendered = render_text(text, set_values=set_values, set_strings=set_strings)
+    if render:
+        rendered = render_text(text, set_values=set_values, set_strings=set_strings)
+    else:
+        sections = split(text)
+        rendered = Rendered(text=sections.body, templated=False, warnings=sections.warnings)
     variables = parse_assignments(environment, option="--set-env", typed=False)
     protected = Protected(rendered.text)
     try:
