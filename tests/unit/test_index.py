@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import os
+import random
+import threading
+
+import pytest
+
+from casstore import hashing
+from casstore.backend.memory import MemoryBackend
+from casstore.errors import FormatError, NotFoundError
+from casstore.format.index import HEADER_SIZE, Location, Segment, encode
+from casstore.repo import index as index_module
+from casstore.repo.index import Index
+
+
+def some(count: int, seed: int = 0) -> list[tuple[bytes, Location]]:
+    rng = random.Random(seed)
+    packs = [hashing.digest(bytes([n, seed % 256])) for n in range(1 + count // 100)]
+    return [
+        (rng.randbytes(32), Location(rng.choice(packs), rng.randrange(1 << 25), rng.randrange(1, 1000), 1000, 1))
+        for _ in range(count)
+    ]
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 100, 5000])
+def test_every_chunk_is_found_and_no_other(count: int) -> None:
+    records = some(count)
+    segment = Segment(encode(records))
+    for chunk_id, place in records:
+        assert segment.contains(chunk_id)
+        assert segment.locate(chunk_id) == place
+    for _ in range(200):
+        assert segment.locate(os.urandom(32)) is None
+    assert dict(segment.items()) == dict(records)
+    assert [key for key, _ in segment.items()] == sorted(dict(records))
+
+
+def test_ids_that_differ_in_the_last_byte_only() -> None:
+    stem = b"\xaa" * 31
+    records = [(stem + bytes([n]), Location(bytes(32), n, 1, 1, 0)) for n in range(256)]
+    segment = Segment(encode(records))
+    assert all(segment.locate(chunk_id) == place for chunk_id, place in records)
+
+
+def test_an_id_inside_the_fields_of_a_record_is_not_taken_for_one() -> None:
+    # The fields behind an id can look like the start of another id: only whole records count.
+    first = bytes(32)
+    place = Location(b"\x01" * 32, 0, 0, 0, 0)
+    segment = Segment(encode([(first, place), (bytes(31) + b"\x01", place)]))
+    assert segment.locate(bytes(31) + b"\x02") is None
+    assert segment.locate(first) == place
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda d: d[:-1], lambda d: d + b"\0", lambda d: d[:HEADER_SIZE], lambda d: b"", lambda d: b"X" + d[1:]]
+)
+def test_damaged_segments_are_refused(damage) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(FormatError):
+        Segment(damage(encode(some(20))))
+
+
+def test_an_index_finds_what_another_writer_published() -> None:
+    backend = MemoryBackend()
+    reader, writer = Index(backend), Index(backend)
+    reader.load()
+    (chunk_id, place), *_ = records = some(5)
+    with pytest.raises(NotFoundError):
+        reader.locate(chunk_id)
+    writer.publish(records)
+    assert reader.locate(chunk_id) == place
+
+
+def test_small_segments_are_merged_and_nothing_is_lost() -> None:
+    backend = MemoryBackend()
+    index = Index(backend)
+    everything: dict[bytes, Location] = {}
+    for seed in range(40):
+        records = some(30, seed)
+        everything.update(records)
+        index.publish(records)
+    assert len(list(backend.list("index/"))) <= index_module.MERGE_ABOVE + 1
+    fresh = Index(backend)
+    assert all(fresh.locate(chunk_id) == place for chunk_id, place in everything.items())
+    assert all(index.locate(chunk_id) == place for chunk_id, place in everything.items())
+
+
+def test_writers_that_merge_at_the_same_time_lose_nothing() -> None:
+    backend = MemoryBackend()
+    batches = [some(20, seed) for seed in range(60)]
+
+    def work(part: int) -> None:
+        index = Index(backend)
+        for batch in batches[part::4]:
+            index.publish(batch)
+
+    threads = [threading.Thread(target=work, args=(part,)) for part in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    fresh = Index(backend)
+    for batch in batches:
+        for chunk_id, place in batch:
+            assert fresh.locate(chunk_id) == place
