@@ -11,7 +11,7 @@ event that names an attempt or a run that is over is ignored, so that late repor
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from .status import TaskStatus, WorkflowStatus
@@ -169,12 +169,9 @@ class TimedOut:
 class ServerRestarted:
     """The server starts again and finds the workflow unfinished.
 
-    Groups in ``survivors`` still run (an executor that outlives the server); every other placed group is
-    lost: its unfinished tasks get new attempts, and it is queued again. Also asks again for everything that
-    was queued.
+    Every placed group is lost: its unfinished tasks get new attempts, and it is queued again. Also asks again
+    for everything that was queued.
     """
-
-    survivors: frozenset[str] = field(default_factory=frozenset)
 
 
 Event = (
@@ -247,7 +244,7 @@ class NewAttempt:
 
 @dataclass(frozen=True, slots=True)
 class CloseGroup:
-    """The group is over, or lost: end whatever is left of it and give its resources back."""
+    """The group is over, or lost: forget that it was queued, end what is left of it, free its resources."""
 
     group: str
 

@@ -41,6 +41,8 @@ __all__ = [
     "PoolStatus",
     "Resources",
     "default_pools",
+    "describe",
+    "find_pool",
     "parse_pools",
     "this_machine",
 ]
@@ -219,6 +221,18 @@ def parse_pools(declared: Mapping[str, Any] | None, machine: Machine) -> dict[st
     for name, raw in entries.items():
         pools[name] = _pool(_name(name, "pools"), _mapping(raw, f"pools.{name}"), machine)
     return pools
+
+
+def find_pool(pools: Mapping[str, Pool], name: str, *, submitting: bool = False) -> Pool:
+    """The pool of this name. Raises UsageError when there is none, or when it takes no submissions."""
+    if name not in pools:
+        raise UsageError(
+            f"pool '{name}' does not exist",
+            hint=f"there are: {', '.join(pools)}; declare one with: osmo pool declare {name} --platform NAME",
+        )
+    if submitting and pools[name].status is PoolStatus.MAINTENANCE:
+        raise UsageError(f"pool '{name}' is in maintenance and takes no workflows now")
+    return pools[name]
 
 
 _POOL_KEYS: Final = (

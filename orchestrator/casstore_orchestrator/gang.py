@@ -1,0 +1,400 @@
+"""Where the tasks of a group go: all of them at once, or none.
+
+Decided here and only here: what a task asks of a node, which nodes may take it, in which order the search
+goes, and how it is said what is missing. Everything is pure: nodes come in with what is in use, and a
+placement comes out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from casstore.errors import SpecError
+
+from .pools import Node, Platform, Pool, Resources, describe
+from .spec import GroupSpec, TaskSpec, WorkflowSpec
+from .status import Priority
+from .units import format_quantity
+
+__all__ = [
+    "Pending",
+    "Placement",
+    "Shortage",
+    "TaskRequest",
+    "group_requests",
+    "place",
+    "task_request",
+    "validate_fit",
+]
+
+_SEARCH_STEPS: Final = 5_000
+"""Nodes tried before the search for a better arrangement than the greedy one is given up."""
+_SMALL_GANG: Final = 64
+"""Larger groups are placed by first fit alone: a search among so many would rarely end."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRequest:
+    """What one task asks. It goes to one of ``platforms``, the earlier the better.
+
+    ``required`` and ``preferred`` are (topology key, group) pairs: requests with an equal pair share a value
+    of the key.
+    """
+
+    task: str
+    amount: Resources
+    platforms: tuple[str, ...]
+    nodes_excluded: frozenset[str] = frozenset()
+    required: tuple[tuple[str, str], ...] = ()
+    preferred: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """A node for every task, by task name."""
+
+    nodes: Mapping[str, Node]
+
+
+@dataclass(frozen=True, slots=True)
+class Shortage:
+    """Why one node can't take one task: ``missing`` more of ``resource`` is needed (None: excluded)."""
+
+    node: str
+    resource: str | None
+    missing: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """No placement now. ``reason`` is one line for people; ``task`` is the first that found no node."""
+
+    reason: str
+    task: str
+    platforms: tuple[str, ...]
+    shortages: tuple[Shortage, ...] = ()
+
+
+def task_request(spec: WorkflowSpec, task: TaskSpec, pool: Pool) -> TaskRequest:
+    """What a task asks of a pool, with the platform's defaults filled in.
+
+    A task that names no platform goes to the pool's default platform, or to another one whose nodes are large
+    enough when those of the default are not. Raises SpecError when the pool has no such platform.
+    """
+    wanted = spec.resource_of(task)
+    where = f"workflow.resources.{task.resource}"
+    first = wanted.platform or pool.default_platform
+    if first is None:
+        raise SpecError(
+            f"{where}: task '{task.name}' does not have a platform, and pool '{pool.name}' has no default",
+            hint=f"add 'platform:' with one of {', '.join(pool.platforms)}",
+        )
+    if first not in pool.platforms:
+        raise SpecError(
+            f"{where}.platform: platform '{first}' does not exist in pool '{pool.name}'",
+            hint=_declare(pool, first),
+        )
+    defaults = pool.platforms[first].defaults
+    amount = Resources(
+        cpu=defaults.cpu if wanted.cpu is None else wanted.cpu,
+        memory=defaults.memory if wanted.memory is None else wanted.memory,
+        storage=defaults.storage if wanted.storage is None else wanted.storage,
+        gpu=defaults.gpu if wanted.gpu is None else wanted.gpu,
+        extras=dict(wanted.extras),
+    )
+    unknown = [item.key for item in wanted.topology if item.key not in pool.topology_keys]
+    if unknown:
+        raise SpecError(
+            f"{where}.topology: '{unknown[0]}' is not a topology key of pool '{pool.name}'",
+            hint=f"its keys are: {', '.join(pool.topology_keys) or 'none'}",
+        )
+    request = TaskRequest(
+        task=task.name,
+        amount=amount,
+        platforms=(first,),
+        nodes_excluded=frozenset(wanted.nodes_excluded),
+        required=tuple((t.key, t.group) for t in wanted.topology if t.requirement_type == "required"),
+        preferred=tuple((t.key, t.group) for t in wanted.topology if t.requirement_type == "preferred"),
+    )
+    if wanted.platform is None and not _fits_somewhere(request, pool):
+        others = (replace(request, platforms=(name,)) for name in pool.platforms if name != first)
+        fitting = [other.platforms[0] for other in others if _fits_somewhere(other, pool)]
+        request = replace(request, platforms=tuple(fitting) or (first,))
+    return request
+
+
+def _fits_somewhere(request: TaskRequest, pool: Pool) -> bool:
+    """Whether an empty node of the request's platforms could take it."""
+    nodes = (node for name in request.platforms for node in pool.platforms[name].nodes)
+    return any(next(_obstacles(request, node), None) is None for node in nodes)
+
+
+def group_requests(
+    spec: WorkflowSpec, group: GroupSpec, pool: Pool, tasks: Iterable[str] | None = None
+) -> tuple[TaskRequest, ...]:
+    """What the tasks of a group ask (all of them, or those named)."""
+    chosen = None if tasks is None else set(tasks)
+    return tuple(task_request(spec, task, pool) for task in group.tasks if chosen is None or task.name in chosen)
+
+
+def place(requests: Sequence[TaskRequest], nodes: Sequence[Node]) -> Placement | Pending:
+    """Nodes for all requests, or why there are none.
+
+    The largest requests go first, each onto the first node that fits; when that fails, other arrangements are
+    tried (nodes that are alike count once) until the search has taken its share of steps.
+    """
+    if not requests:
+        return Placement(nodes={})
+    order = sorted(requests, key=lambda request: _size(request, nodes), reverse=True)
+    search = _Search(order, nodes)
+    if search.run():
+        by_name = {node.name: node for node in nodes}
+        return Placement(nodes={task: by_name[name] for task, name in search.chosen.items()})
+    request = order[search.deepest]
+    shortages = tuple(_shortages(request, search.nodes_at_deepest))
+    return Pending(
+        reason=_reason(request, shortages, together=search.deepest),
+        task=request.task,
+        platforms=request.platforms,
+        shortages=shortages,
+    )
+
+
+class _Search:
+    """Depth-first search for an arrangement, the greedy one first."""
+
+    def __init__(self, order: Sequence[TaskRequest], nodes: Sequence[Node]) -> None:
+        self.order = order
+        self.nodes = list(nodes)
+        self.chosen: dict[str, str] = {}
+        self.steps = len(order) + (_SEARCH_STEPS if len(order) <= _SMALL_GANG else 0)
+        self.deepest = -1
+        self.nodes_at_deepest: list[Node] = list(nodes)
+        self.values: dict[tuple[str, str], list[str]] = {}
+
+    def run(self) -> bool:
+        """Whether every request found a node; ``chosen`` then says which."""
+        untried: list[list[int]] = [self._enter(0)]
+        placed: list[tuple[int, Node]] = []
+        while len(placed) < len(self.order):
+            if not untried[-1]:
+                untried.pop()
+                if not placed:
+                    return False
+                self._undo(self.order[len(placed) - 1], *placed.pop())
+                continue
+            if self.steps == 0:
+                return False
+            self.steps -= 1
+            index = untried[-1].pop()
+            placed.append((index, self.nodes[index]))
+            self._take(self.order[len(placed) - 1], index)
+            if len(placed) < len(self.order):
+                untried.append(self._enter(len(placed)))
+        return True
+
+    def _enter(self, depth: int) -> list[int]:
+        """The nodes to try for the request at this depth, the best one last."""
+        if depth > self.deepest:
+            self.deepest, self.nodes_at_deepest = depth, list(self.nodes)
+        alike: dict[tuple[object, ...], int] = {}
+        for index in self._candidates(self.order[depth]):
+            alike.setdefault(_likeness(self.nodes[index]), index)
+        return [*reversed(alike.values())]
+
+    def _take(self, request: TaskRequest, index: int) -> None:
+        node = self.nodes[index]
+        self.nodes[index] = node.taking(request.amount)
+        self.chosen[request.task] = node.name
+        for pair in (*request.required, *request.preferred):
+            self.values.setdefault(pair, []).append(node.topology.get(pair[0], node.name))
+
+    def _undo(self, request: TaskRequest, index: int, node: Node) -> None:
+        self.nodes[index] = node
+        del self.chosen[request.task]
+        for pair in (*request.required, *request.preferred):
+            self.values[pair].pop()
+
+    def _candidates(self, request: TaskRequest) -> list[int]:
+        found = []
+        for index, node in enumerate(self.nodes):
+            if next(_obstacles(request, node), None) is not None:
+                continue
+            if any(self._strays(pair, node) for pair in request.required):
+                continue
+            strays = sum(self._strays(pair, node) for pair in request.preferred)
+            found.append((request.platforms.index(node.platform), strays, index))
+        return [index for _, _, index in sorted(found)]
+
+    def _strays(self, pair: tuple[str, str], node: Node) -> bool:
+        """Whether the node has another value of a topology key than the tasks placed so far."""
+        taken = self.values.get(pair)
+        return taken is not None and len(taken) > 0 and node.topology.get(pair[0], node.name) != taken[0]
+
+
+def _likeness(node: Node) -> tuple[object, ...]:
+    """Equal for nodes that can stand in for each other."""
+    return node.platform, tuple(node.capacity.items()), tuple(node.used.items()), tuple(sorted(node.topology.items()))
+
+
+def _size(request: TaskRequest, nodes: Sequence[Node]) -> tuple[float, ...]:
+    """How hard a request is to place: few nodes first, then the largest share of what a node has."""
+    own = [node for node in nodes if node.platform in request.platforms]
+    largest = 0.0
+    for name, amount in request.amount.items():
+        most = max((node.capacity.amount(name) for node in own), default=0)
+        largest = max(largest, amount / most if most else float(amount > 0))
+    return -len(own), largest
+
+
+def _obstacles(request: TaskRequest, node: Node) -> Iterator[tuple[str | None, float]]:
+    """What keeps a request off a node, as (resource, missing); (None, 0) when it is not meant for the node at all."""
+    if node.platform not in request.platforms or node.name in request.nodes_excluded:
+        yield None, 0.0
+        return
+    free = node.free
+    for name, amount in request.amount.items():
+        left = free.amount(name)
+        if amount > left + 1e-9:
+            yield name, amount - left
+        elif name == "storage" and amount >= node.capacity.storage:
+            # Storage of a node is never given away whole: the system on it needs some.
+            yield name, amount - node.capacity.storage + 1
+
+
+def _shortages(request: TaskRequest, nodes: Iterable[Node]) -> Iterator[Shortage]:
+    for node in nodes:
+        if node.platform not in request.platforms:
+            continue
+        for resource, missing in _obstacles(request, node):
+            reason = "excluded by nodesExcluded" if resource is None else f"{_amount(resource, missing)} missing"
+            yield Shortage(node.name, resource, missing, reason)
+
+
+def _reason(request: TaskRequest, shortages: Sequence[Shortage], *, together: int) -> str:
+    platforms = " or ".join(f"'{name}'" for name in request.platforms)
+    start = f"task '{request.task}' ({describe(request.amount)})"
+    if together:
+        start = f"{start} beside {together} other task{'s' if together > 1 else ''} of its group"
+    if not shortages:
+        if request.required:
+            return f"{start}: no arrangement on platform {platforms} satisfies its topology"
+        return f"{start}: platform {platforms} has no nodes, or no arrangement was found"
+    counted = [shortage for shortage in shortages if shortage.resource is not None]
+    if not counted:
+        return f"{start}: every node of platform {platforms} is excluded"
+    nodes = {shortage.node for shortage in counted}
+    # The node that comes closest: it lacks the fewest kinds of resource, and the least of them.
+    best = min(
+        nodes,
+        key=lambda name: (
+            sum(shortage.node == name for shortage in counted),
+            max(_share(shortage, request) for shortage in counted if shortage.node == name),
+            name,
+        ),
+    )
+    lacks = ", ".join(
+        _amount(shortage.resource or "", shortage.missing) for shortage in counted if shortage.node == best
+    )
+    many = f" (the closest of {len(nodes)})" if len(nodes) > 1 else ""
+    return f"{start}: platform {platforms} has no node free; '{best}'{many} lacks {lacks}"
+
+
+def _share(shortage: Shortage, request: TaskRequest) -> float:
+    asked = request.amount.amount(shortage.resource or "")
+    return shortage.missing / asked if asked else 0.0
+
+
+def _amount(resource: str, value: float) -> str:
+    return f"{resource} {format_quantity(value) if resource in {'memory', 'storage'} else f'{value:g}'}"
+
+
+def validate_fit(spec: WorkflowSpec, pool: Pool, priority: Priority = Priority.NORMAL) -> tuple[TaskRequest, ...]:
+    """Check at submission that every task, and every group as a whole, fits the pool when it is empty.
+
+    Returns the requests of all tasks. Raises SpecError: the message says which task and why, the hint holds a
+    table of nodes with a reason each.
+    """
+    requests: list[TaskRequest] = []
+    for group in spec.groups:
+        members = group_requests(spec, group, pool)
+        requests.extend(members)
+        for request, task in zip(members, group.tasks, strict=True):
+            _check_rights(task, [pool.platforms[name] for name in request.platforms])
+            if isinstance(found := place([request], pool.nodes), Pending):
+                raise SpecError(
+                    f"workflow.resources.{task.resource}: {_too_high(found)}", hint=_table(found, request, pool)
+                )
+        if len(members) > 1 and isinstance(found := place(members, pool.nodes), Pending):
+            raise SpecError(
+                f"group '{group.name}' can never be placed as a whole: {found.reason}",
+                hint=f"a group runs at once or not at all; {_larger(pool, found.platforms[0])}",
+            )
+        gpus = sum(request.amount.gpu for request in members)
+        if pool.gpu_guarantee is not None and priority is not Priority.LOW and gpus > pool.gpu_guarantee:
+            raise SpecError(
+                f"group '{group.name}' asks for {gpus} GPUs, more than the {pool.gpu_guarantee} guaranteed to pool "
+                f"'{pool.name}'",
+                hint="submit it with --priority LOW",
+            )
+    return tuple(requests)
+
+
+def _check_rights(task: TaskSpec, platforms: Sequence[Platform]) -> None:
+    """What a task asks of the platform besides resources; of the first platform when several are possible."""
+    platform = platforms[0]
+    if task.privileged and not platform.privileged_allowed:
+        raise SpecError(f"task '{task.name}': platform '{platform.name}' does not allow privileged tasks")
+    if task.host_network and not platform.host_network_allowed:
+        raise SpecError(f"task '{task.name}': platform '{platform.name}' does not allow the host's network")
+    for mount in task.volume_mounts:
+        source = mount.split(":")[0]
+        if source not in platform.mounts:
+            raise SpecError(
+                f"task '{task.name}': volume mount '{source}' is not allowed on platform '{platform.name}'",
+                hint=f"allowed are: {', '.join(sorted(platform.mounts)) or 'none'}",
+            )
+
+
+def _too_high(found: Pending) -> str:
+    counted = [shortage for shortage in found.shortages if shortage.resource is not None]
+    names = list(dict.fromkeys(shortage.resource for shortage in counted))
+    if names:
+        return f"value too high for {', '.join(str(name) for name in names)}: {found.reason}"
+    return found.reason
+
+
+def _table(found: Pending, request: TaskRequest, pool: Pool) -> str:
+    reasons: dict[str, list[str]] = {}
+    for shortage in found.shortages:
+        reasons.setdefault(shortage.node, []).append(shortage.reason)
+    rows = [
+        (node.name, node.platform, describe(node.capacity), "; ".join(reasons[node.name]))
+        for node in pool.nodes
+        if node.name in reasons
+    ][:20]
+    header = ("node", "platform", "capacity", "reason")
+    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(3)]
+    lines = [
+        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]])
+        for row in (header, *rows)
+    ]
+    return "\n".join(["", *lines, _larger(pool, request.platforms[0])])
+
+
+def _declare(pool: Pool, platform: str) -> str:
+    known = ", ".join(pool.platforms) or "none"
+    return (
+        f"platforms of the pool: {known}; a platform is a label that you declare, here for a dry run on this machine: "
+        f"osmo pool declare {pool.name} --platform {platform}"
+    )
+
+
+def _larger(pool: Pool, platform: str) -> str:
+    return (
+        "ask for less, or for a dry run declare a larger platform: "
+        f"osmo pool declare {pool.name} --platform {platform} --cpu N --memory N --gpu N"
+    )
