@@ -7,10 +7,8 @@ Decided here and only here: how an object becomes a file, and how a put is atomi
     <root>/.lock/<00..0f>   locks (flock) under which a file is replaced or removed, chosen by key
 
 Names that start with a dot are no legal keys, so that neither can be mistaken for an object. A put writes a
-temporary file, syncs it, and then links it (only where none is) or renames it. Every component of a key is
-opened relative to the folder above it, following no symbolic link: a folder that somebody else prepared can't
-make this code read, list, write or delete anything outside of it. A symbolic link inside a store is not an
-object.
+temporary file, syncs it, and then links it (only where none is) or renames it. ``confined`` keeps every
+access below the root; a symbolic link inside a store is not an object.
 """
 
 from __future__ import annotations
@@ -20,7 +18,6 @@ import errno
 import fcntl
 import os
 import secrets
-import stat
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -37,6 +34,7 @@ from casstore.backend.base import (
     validate_key,
     validate_prefix,
 )
+from casstore.backend.confined import Confined, read_at, write_all
 from casstore.backend.descriptors import Descriptors
 from casstore.errors import (
     AccessError,
@@ -56,25 +54,20 @@ _LOCK = ".lock"
 _LOCKS = 16
 _TEMP_AGE = 24 * 3600.0
 
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-_IOV_MAX = os.sysconf("SC_IOV_MAX")
 
 # Objects that are replaced by compare-and-swap are small. Larger ones get a tag that costs no second pass
 # over the bytes; every put makes a new inode, so that inode, size and time of change tell two states apart.
 _HASHED_TAG = 16 * 1024 * 1024 + 4096
 
-_MISSING = {errno.ENOENT, errno.ENOTDIR}
+_MISSING = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
-_NO_FOLDER_SYNC = {errno.EINVAL, errno.EOPNOTSUPP}
 
 
 class FileBackend:
-    """A ``Backend`` over the folder ``root``, which exists. Safe among threads, processes and hosts that
-    share it.
+    """A ``Backend`` over an existing folder; safe among all threads, processes and hosts that share it.
 
     With ``durable=False`` nothing is synced: for stores that need not survive a power failure. ``immutable``
     are the prefixes of keys that are never replaced: files under them are kept open between reads.
@@ -93,7 +86,7 @@ class FileBackend:
         self._swept = False
         self._cache = Descriptors()
         try:
-            self._root = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            self._root = Confined(self._path, durable=durable)
         except OSError as error:
             raise self._error(error, "") from error
 
@@ -113,7 +106,7 @@ class FileBackend:
         """See ``Backend.get``."""
         try:
             with self._opened(key) as (fd, info):
-                data = _read_exactly(fd, 0, info.st_size)
+                data = read_at(fd, 0, info.st_size)
         except OSError as error:
             raise self._error(error, key) from error
         if len(data) != info.st_size:
@@ -127,7 +120,7 @@ class FileBackend:
             if not key.startswith(self._immutable):
                 with self._opened(key) as (fd, info):
                     return self._slice(key, fd, info.st_size, offset, length)
-            with self._cache.borrow(key, self._open) as (fd, size):
+            with self._cache.borrow(key, self._root.open) as (fd, size):
                 return self._slice(key, fd, size, offset, length)
         except OSError as error:
             raise self._error(error, key) from error
@@ -135,7 +128,7 @@ class FileBackend:
     def _slice(self, key: str, fd: int, size: int, offset: int, length: int) -> bytes:
         start = offset if offset >= 0 else size + offset
         if length >= 0 and 0 <= start <= size - length:
-            data = _read_exactly(fd, start, length)
+            data = read_at(fd, start, length)
             if len(data) == length:
                 return data
         raise IntegrityError(f"{self._name(key)} has {size} bytes; {length} from {offset} were asked for")
@@ -143,7 +136,7 @@ class FileBackend:
     def stat(self, key: str) -> ObjectInfo:
         """See ``Backend.stat``."""
         try:
-            info = self._lstat(key)
+            info = self._root.lstat(validate_key(key))
         except OSError as error:
             raise self._error(error, key) from error
         return ObjectInfo(key, info.st_size, info.st_mtime)
@@ -171,7 +164,7 @@ class FileBackend:
     def _scan(self, prefix: str, after: str) -> dict[str, os.stat_result | None]:
         """The legal names in one folder: key -> stat of a file, or key with a slash -> None for a folder."""
         found: dict[str, os.stat_result | None] = {}
-        with self._folder(prefix) as fd, os.scandir(fd) as entries:
+        with self._root.folder(prefix) as fd, os.scandir(fd) as entries:
             for entry in entries:
                 key = prefix + entry.name
                 if not _legal(key):
@@ -188,7 +181,7 @@ class FileBackend:
     def local_path(self, key: str) -> str | None:
         """See ``Backend.local_path``."""
         try:
-            self._lstat(key)
+            self._root.lstat(validate_key(key))
         except OSError as error:
             if error.errno in _MISSING:
                 return None
@@ -204,12 +197,7 @@ class FileBackend:
         try:
             if condition is not None:
                 self._expect_early(key, condition)
-            temp, info = self._write_temp(parts)
-            try:
-                self._publish(temp, key, condition)
-            finally:
-                with contextlib.suppress(OSError):
-                    os.unlink(temp, dir_fd=self._root)
+            info = self._put_file(key, parts, condition)
         except OSError as error:
             raise self._error(error, key, writing=True) from error
         self._cache.forget(key)
@@ -217,58 +205,57 @@ class FileBackend:
             return _stat_tag(info)
         return digest_parts(parts).hex()
 
-    def _write_temp(self, parts: Sequence[memoryview]) -> tuple[str, os.stat_result]:
-        """Write a new file below ``.tmp`` and sync it."""
-        if not self._swept:
-            # Marked afterwards: several threads may come here at once, and none may pass before the folder is there.
-            self._prepare()
-            self._swept = True
-        temp = f"{_TEMP}/{os.getpid():x}-{secrets.token_hex(8)}"
-        fd = os.open(temp, _CREATE | os.O_EXCL, 0o666, dir_fd=self._root)
+    def _put_file(self, key: str, parts: Sequence[memoryview], condition: Condition) -> os.stat_result:
+        self._sweep()
+        with self._root.made_folder(_TEMP) as folder:
+            temp = _Temp(folder, f"{os.getpid():x}-{secrets.token_hex(8)}")
+            try:
+                info = self._write(temp, parts)
+                self._publish(temp, key, condition)
+            finally:
+                temp.unlink()
+        return info
+
+    def _write(self, temp: _Temp, parts: Sequence[memoryview]) -> os.stat_result:
+        fd = os.open(temp.name, _CREATE | os.O_EXCL, 0o666, dir_fd=temp.folder)
         try:
-            _write_all(fd, parts)
+            write_all(fd, parts)
             if self._durable:
                 os.fsync(fd)
-            info = os.fstat(fd)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temp, dir_fd=self._root)
-            raise
+            return os.fstat(fd)
         finally:
             os.close(fd)
-        return temp, info
 
-    def _publish(self, temp: str, key: str, condition: Condition) -> None:
+    def _publish(self, temp: _Temp, key: str, condition: Condition) -> None:
         """Give a written file the name of its key, if the condition holds."""
         while True:
             try:
                 self._publish_once(temp, key, condition)
             except FileNotFoundError:
                 # The folder was empty, and somebody's delete removed it under our hands: make it again.
-                os.stat(temp, dir_fd=self._root, follow_symlinks=False)
+                # Unless it is the temporary file that is gone.
+                temp.stat()
             else:
                 return
 
-    def _publish_once(self, temp: str, key: str, condition: Condition) -> None:
+    def _publish_once(self, temp: _Temp, key: str, condition: Condition) -> None:
         folder, _, name = key.rpartition("/")
-        with self._made_folder(folder) as fd:
+        with self._root.made_folder(folder) as fd:
             if isinstance(condition, Absent):
                 self._link(temp, fd, name, key)
             else:
                 with self._locked(key):
                     self._expect(key, condition)
-                    os.rename(temp, name, src_dir_fd=self._root, dst_dir_fd=fd)
-            self._sync_folder(fd)
+                    os.rename(temp.name, name, src_dir_fd=temp.folder, dst_dir_fd=fd)
+            self._root.sync(fd)
 
-    def _link(self, temp: str, folder: int, name: str, key: str) -> None:
+    def _link(self, temp: _Temp, folder: int, name: str, key: str) -> None:
         try:
-            os.link(temp, name, src_dir_fd=self._root, dst_dir_fd=folder, follow_symlinks=False)
+            os.link(temp.name, name, src_dir_fd=temp.folder, dst_dir_fd=folder, follow_symlinks=False)
         except FileExistsError as error:
             # On a network file system the reply to a link that succeeded may get lost.
-            there = os.stat(name, dir_fd=folder, follow_symlinks=False)
-            if os.path.samestat(there, os.stat(temp, dir_fd=self._root, follow_symlinks=False)):
-                return
-            raise PreconditionError(f"{self._name(key)} exists already") from error
+            if not os.path.samestat(os.stat(name, dir_fd=folder, follow_symlinks=False), temp.stat()):
+                raise PreconditionError(f"{self._name(key)} exists already") from error
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise
@@ -276,7 +263,7 @@ class FileBackend:
             with self._locked(key):
                 if self._exists(key):
                     raise PreconditionError(f"{self._name(key)} exists already") from error
-                os.rename(temp, name, src_dir_fd=self._root, dst_dir_fd=folder)
+                os.rename(temp.name, name, src_dir_fd=temp.folder, dst_dir_fd=folder)
 
     def _expect_early(self, key: str, condition: Condition) -> None:
         """Look before anything is written; what decides is the look under the lock, or the link."""
@@ -291,7 +278,7 @@ class FileBackend:
             return
         try:
             with self._opened(key) as (fd, info):
-                data = _read_exactly(fd, 0, info.st_size) if info.st_size <= _HASHED_TAG else b""
+                data = read_at(fd, 0, info.st_size) if info.st_size <= _HASHED_TAG else b""
         except FileNotFoundError as error:
             raise PreconditionError(f"{self._name(key)} was removed meanwhile") from error
         if _tag_of(info, data) != condition.etag:
@@ -304,7 +291,7 @@ class FileBackend:
             validate_key(key)
             folder, _, name = key.rpartition("/")
             try:
-                with self._folder(folder) as fd, self._locked(key):
+                with self._root.folder(folder) as fd, self._locked(key):
                     os.unlink(name, dir_fd=fd)
                 touched.add(folder)
             except OSError as error:
@@ -321,15 +308,15 @@ class FileBackend:
         """Make removals durable, and remove folders that they left empty."""
         while True:
             try:
-                with self._folder(folder) as fd:
-                    self._sync_folder(fd)
+                with self._root.folder(folder) as fd:
+                    self._root.sync(fd)
             except FileNotFoundError:
                 pass
             if not folder:
                 return
             parent, _, name = folder.rpartition("/")
             try:
-                with self._folder(parent) as fd:
+                with self._root.folder(parent) as fd:
                     os.rmdir(name, dir_fd=fd)
             except FileNotFoundError:
                 pass
@@ -342,86 +329,34 @@ class FileBackend:
     def close(self) -> None:
         """See ``Backend.close``."""
         self._cache.close()
-        if self._root >= 0:
-            os.close(self._root)
-            self._root = -1
+        self._root.close()
 
-    # --- files and folders
+    # --- locks and leftovers
 
-    def _prepare(self) -> None:
-        """Make the folders of our own, and remove what crashed writers left. Once, before the first put."""
-        for name in (_TEMP, _LOCK):
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(name, dir_fd=self._root)
+    def _sweep(self) -> None:
+        """Remove what crashed writers left. Once, before the first put, as far as it goes."""
+        if self._swept:
+            return
+        self._swept = True
         oldest = time.time() - _TEMP_AGE
-        with contextlib.suppress(OSError), self._folder(_TEMP) as fd, os.scandir(fd) as entries:
+        with contextlib.suppress(OSError), self._root.folder(_TEMP) as fd, os.scandir(fd) as entries:
             for entry in entries:
                 with contextlib.suppress(OSError):
                     if entry.stat(follow_symlinks=False).st_mtime < oldest:
                         os.unlink(entry.name, dir_fd=fd)
 
     @contextlib.contextmanager
-    def _folder(self, path: str) -> Iterator[int]:
-        """Open the folder with this slash-separated path below the root, following no symbolic link."""
-        fd = os.open(".", _FOLDER, dir_fd=self._root)
-        try:
-            for name in filter(None, path.split("/")):
-                above, fd = fd, os.open(name, _FOLDER, dir_fd=fd)
-                os.close(above)
-            yield fd
-        finally:
-            os.close(fd)
-
-    @contextlib.contextmanager
-    def _made_folder(self, path: str) -> Iterator[int]:
-        """Like ``_folder``, but make what is missing, durably."""
-        fd = os.open(".", _FOLDER, dir_fd=self._root)
-        try:
-            for name in filter(None, path.split("/")):
-                try:
-                    below = os.open(name, _FOLDER, dir_fd=fd)
-                except FileNotFoundError:
-                    with contextlib.suppress(FileExistsError):
-                        os.mkdir(name, dir_fd=fd)
-                    self._sync_folder(fd)
-                    below = os.open(name, _FOLDER, dir_fd=fd)
-                above, fd = fd, below
-                os.close(above)
-            yield fd
-        finally:
-            os.close(fd)
-
-    def _open(self, key: str) -> tuple[int, os.stat_result]:
-        """Open an object for reading: a descriptor, which the caller closes, and its stat."""
-        folder, _, name = key.rpartition("/")
-        with self._folder(folder) as parent:
-            fd = os.open(name, _READ, dir_fd=parent)
-        info = os.fstat(fd)
-        if not stat.S_ISREG(info.st_mode):
-            os.close(fd)
-            raise FileNotFoundError(errno.ENOENT, "not a regular file")
-        return fd, info
-
-    @contextlib.contextmanager
     def _opened(self, key: str) -> Iterator[tuple[int, os.stat_result]]:
         validate_key(key)
-        fd, info = self._open(key)
+        fd, info = self._root.open(key)
         try:
             yield fd, info
         finally:
             os.close(fd)
 
-    def _lstat(self, key: str) -> os.stat_result:
-        folder, _, name = validate_key(key).rpartition("/")
-        with self._folder(folder) as fd:
-            info = os.stat(name, dir_fd=fd, follow_symlinks=False)
-        if not stat.S_ISREG(info.st_mode):
-            raise FileNotFoundError(errno.ENOENT, "not a regular file")
-        return info
-
     def _exists(self, key: str) -> bool:
         try:
-            self._lstat(key)
+            self._root.lstat(key)
         except OSError as error:
             if error.errno in _MISSING:
                 return False
@@ -432,25 +367,13 @@ class FileBackend:
     def _locked(self, key: str) -> Iterator[None]:
         """Keep others, in this process or not, from replacing or removing this key."""
         number = zlib.crc32(key.encode("ascii")) % _LOCKS
-        try:
-            fd = os.open(f"{_LOCK}/{number:02x}", _CREATE, 0o666, dir_fd=self._root)
-        except FileNotFoundError:
-            self._prepare()
-            fd = os.open(f"{_LOCK}/{number:02x}", _CREATE, 0o666, dir_fd=self._root)
+        with self._root.made_folder(_LOCK) as folder:
+            fd = os.open(f"{number:02x}", _CREATE, 0o666, dir_fd=folder)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
             yield
         finally:
             os.close(fd)
-
-    def _sync_folder(self, fd: int) -> None:
-        if not self._durable:
-            return
-        try:
-            os.fsync(fd)
-        except OSError as error:
-            if error.errno not in _NO_FOLDER_SYNC:
-                raise
 
     def _name(self, key: str) -> str:
         return os.fsencode(os.path.join(self._path, key)).decode("utf-8", "backslashreplace")
@@ -466,9 +389,26 @@ class FileBackend:
         if error.errno in _DENIED:
             verb = "written" if writing else "read"
             return AccessError(f"{name} can't be {verb}: {reason}", hint="check owner and permissions")
-        if error.errno == errno.EBADF and self._root < 0:
+        if error.errno == errno.EBADF and self._root.closed:
             return StorageError(f"{self.url} was closed")
         return StorageError(f"{name}: {reason}")
+
+
+class _Temp:
+    """The file that a put is writing, by its name in the open folder for such files."""
+
+    __slots__ = ("folder", "name")
+
+    def __init__(self, folder: int, name: str) -> None:
+        self.folder = folder
+        self.name = name
+
+    def stat(self) -> os.stat_result:
+        return os.stat(self.name, dir_fd=self.folder, follow_symlinks=False)
+
+    def unlink(self) -> None:
+        with contextlib.suppress(OSError):
+            os.unlink(self.name, dir_fd=self.folder)
 
 
 def _legal(key: str) -> bool:
@@ -485,33 +425,3 @@ def _stat_tag(info: os.stat_result) -> str:
 
 def _tag_of(info: os.stat_result, data: bytes) -> str:
     return _stat_tag(info) if info.st_size > _HASHED_TAG else digest(data).hex()
-
-
-def _read_exactly(fd: int, offset: int, length: int) -> bytes:
-    """Read ``length`` bytes, or up to the end of the file if it comes before."""
-    data = os.pread(fd, length, offset)
-    if len(data) == length or not data:
-        return data
-    parts = [data]
-    got = len(data)
-    while got < length:
-        data = os.pread(fd, length - got, offset + got)
-        if not data:
-            break
-        parts.append(data)
-        got += len(data)
-    return b"".join(parts)
-
-
-def _write_all(fd: int, parts: Sequence[memoryview]) -> None:
-    pending = [part for part in parts if part.nbytes]
-    first = 0
-    while first < len(pending):
-        written = os.writev(fd, pending[first : first + _IOV_MAX])
-        while written:
-            part = pending[first]
-            if written < part.nbytes:
-                pending[first] = part[written:]
-                break
-            written -= part.nbytes
-            first += 1
