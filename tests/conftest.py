@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -39,3 +42,11 @@ def isolated_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("USER", "tester")
     return home
+
+
+@pytest.fixture
+def deep_path() -> Iterator[Path]:
+    """A folder for trees deeper than Python's own clean-up can go; removed by `rm`."""
+    path = Path(tempfile.mkdtemp(prefix="casstore-deep-"))
+    yield path
+    subprocess.run(["rm", "-rf", str(path)], check=True)

@@ -273,8 +273,8 @@ def test_sparse_files_are_known_as_such(tmp_path: Path, store: Store) -> None:
     assert result.new_bytes < 100_000
 
 
-def test_folders_of_any_depth(tmp_path: Path, store: Store) -> None:
-    root = tmp_path / "in"
+def test_folders_of_any_depth(deep_path: Path, store: Store) -> None:
+    root = deep_path / "in"
     root.mkdir()
     depth, name = 1200, b"folder-x"
     at = os.open(root, os.O_RDONLY)
