@@ -7,7 +7,7 @@ one leaf and the list of the children of the levels above in memory; reading kee
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Protocol
 
 from casstore.errors import FormatError, NotFoundError
@@ -177,9 +177,7 @@ class TreeBuilder:
         if len(data) > MAX_NODE:
             raise FormatError(f"an entry is too large near {_show(entries[0].path[:200])}")
         node_id = self._sink.put_node(data)
-        self._children.append(
-            NodeRef(groups[0].directory, groups[0].rows[0].name, node_id, len(data), len(entries))
-        )
+        self._children.append(NodeRef(groups[0].directory, groups[0].rows[0].name, node_id, len(data), len(entries)))
 
     def finish(self) -> bytes:
         """Store the root, after everything below it, and return the manifest's id."""
@@ -196,9 +194,7 @@ class TreeBuilder:
         data = encode_inner(children)
         node_id = self._sink.put_node(data)
         first = children[0]
-        return NodeRef(
-            first.directory, first.name, node_id, len(data), sum(child.count for child in children)
-        )
+        return NodeRef(first.directory, first.name, node_id, len(data), sum(child.count for child in children))
 
 
 def _runs(children: Sequence[NodeRef]) -> Iterator[list[NodeRef]]:
@@ -228,13 +224,14 @@ class Tree:
         """The parsed root, for comparing and for checking trees node by node."""
         return self._root
 
-    def entries(self, prefix: bytes = b"") -> Iterator[Entry]:
+    def entries(self, prefix: bytes = b"", *, skip: Container[bytes] = ()) -> Iterator[Entry]:
         """Yield the entries in order: all of them, or the entry ``prefix`` and everything below it.
 
-        ``NotFoundError`` when there is no such entry.
+        ``NotFoundError`` when there is no such entry. Nodes whose id is in ``skip`` are passed over unread, with all
+        that is below them.
         """
         if not prefix:
-            yield from self._from((b"", b""))
+            yield from self._from((b"", b""), skip)
             return
         top = self.lookup(prefix)
         if top is None:
@@ -242,7 +239,7 @@ class Tree:
         yield top
         if top.kind == Kind.DIRECTORY:
             inside, below = prefix, prefix + b"/"
-            for entry in self._from((prefix.replace(b"/", b"\0"), b"")):
+            for entry in self._from((prefix.replace(b"/", b"\0"), b""), skip):
                 parent = entry.parent
                 if parent != inside and not parent.startswith(below):
                     return
@@ -307,38 +304,38 @@ class Tree:
             raise FormatError("a chunk list does not add up to its length")
         return refs
 
-    def _from(self, key: tuple[bytes, bytes]) -> Iterator[Entry]:
-        for groups in self._leaves(key):
+    def _from(self, key: tuple[bytes, bytes], skip: Container[bytes] = ()) -> Iterator[Entry]:
+        for groups in self._leaves(key, skip):
             for group in groups:
                 directory = group.directory
                 ordered = directory.replace(b"/", b"\0")
                 if ordered < key[0]:
                     continue
-                skip = ordered == key[0] and key[1]
+                at_key = ordered == key[0] and key[1]
                 for row in group.rows:
-                    if not (skip and row.name < key[1]):
+                    if not (at_key and row.name < key[1]):
                         yield entry_of(directory, row)
 
-    def _leaves(self, key: tuple[bytes, bytes]) -> Iterator[list[Group]]:
+    def _leaves(self, key: tuple[bytes, bytes], skip: Container[bytes] = ()) -> Iterator[list[Group]]:
         """Yield the leaves from the one that may hold ``key`` on."""
-        yield from self._below(self._root.children, self._root.depth, key)
+        yield from self._below(self._root.children, self._root.depth, key, skip)
 
     def _below(
-        self, children: Sequence[NodeRef], depth: int, key: tuple[bytes, bytes]
+        self, children: Sequence[NodeRef], depth: int, key: tuple[bytes, bytes], skip: Container[bytes]
     ) -> Iterator[list[Group]]:
         for child in children[_last_at_most(children, key) :]:
+            if child.chunk_id in skip:
+                continue
             if depth == 0:
                 yield self._leaf_node(child)
             else:
-                yield from self._below(self._inner_node(child), depth - 1, key)
+                yield from self._below(self._inner_node(child), depth - 1, key, skip)
 
     def _leaf_node(self, child: NodeRef) -> list[Group]:
         found = self._cached(child)
         if found is None:
             found = decode_leaf(self._source.read_chunk(child.chunk_id, child.length))
-            self._check(
-                child, found[0].directory, found[0].rows[0].name, sum(len(group.rows) for group in found)
-            )
+            self._check(child, found[0].directory, found[0].rows[0].name, sum(len(group.rows) for group in found))
             self._keep(child, found)
         return found  # type: ignore[return-value]  # a node is a leaf or not by its depth, checked when decoded
 

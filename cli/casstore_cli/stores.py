@@ -16,14 +16,11 @@ from casstore_cli.config import DEFAULT_BUCKET, BucketConfig, Config, load_confi
 
 if TYPE_CHECKING:
     from casstore.dataset import Bucket
-
     from casstore.repo.store import Store
 
 
 @contextlib.contextmanager
-def open_bucket(
-    name: str | None = None, *, write: bool = False, config: Config | None = None
-) -> Iterator[Bucket]:
+def open_bucket(name: str | None = None, *, write: bool = False, config: Config | None = None) -> Iterator[Bucket]:
     """The bucket called ``name`` (the default one when None), closed at the end of the block.
 
     ``write`` says that it is going to be changed: ``UsageError`` for a read-only bucket. The undeclared
@@ -35,16 +32,15 @@ def open_bucket(
     config = config or load_config()
     found = config.bucket(name)
     if write and found.mode == "read-only":
-        raise UsageError(
-            f"bucket {found.name!r} is read-only", hint=f"it is declared so in {config.paths.config_file}"
-        )
+        raise UsageError(f"bucket {found.name!r} is read-only", hint=f"it is declared so in {config.paths.config_file}")
     undeclared = found.name == DEFAULT_BUCKET and DEFAULT_BUCKET not in (
         (config.raw.get("casstore") or {}).get("buckets") or {}
     )
     if undeclared:
         private_dir(config.paths.data)
     with open_store(found, create=undeclared) as store:
-        yield Bucket(store, name=found.name, user=config.user, state_dir=config.paths.state)
+        paths = config.paths
+        yield Bucket(store, name=found.name, user=config.user, state_dir=paths.state, cache_dir=paths.cache)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,515 @@
+"""All operations on the datasets of one store: the facade that commands and servers are written against.
+
+Decided here and only here: which operations there are, what they take, and what each checks before it starts.
+Names are plain names in this bucket; ``tag`` is a tag or a version number, None the latest version.
+"""
+
+from __future__ import annotations
+
+import builtins
+import os
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import msgspec
+
+from casstore.dataset import attributes, query
+from casstore.dataset.catalog import Catalog, require_dataset
+from casstore.dataset.collections import Collections
+from casstore.dataset.commit import Commit
+from casstore.dataset.diff import Diff, diff_trees
+from casstore.dataset.ref import check_name, check_tag, parse_ref
+from casstore.dataset.sources import Select, matcher, parse_additions, parse_sources
+from casstore.dataset.summary import (
+    DatasetInfo,
+    DatasetSummary,
+    DeleteResult,
+    DownloadResult,
+    MemberInfo,
+    QueryResult,
+    UploadResult,
+    Version,
+)
+from casstore.errors import CasstoreError, ConflictError, NotFoundError, SourceError, UsageError
+from casstore.model import DatasetType, Entry, Head, Member, VersionState
+from casstore.repo.refs import Refs, now
+from casstore.repo.store import Store
+from casstore.repo.tree import Tree
+from casstore.repo.verify import Report, Watcher, verify_store, verify_tree
+from casstore.transfer import journal
+from casstore.transfer.download import download_tree
+from casstore.transfer.journal import Unfinished
+from casstore.transfer.progress import Progress, Silent
+from casstore.transfer.scan import Source
+from casstore.transfer.statcache import StatCache
+from casstore.transfer.upload import TreeResult, upload_tree
+
+__all__ = ["Bucket"]
+
+_STAMP_EVERY = timedelta(hours=1)
+
+
+class Bucket:
+    """The datasets and collections of one store, as one user sees and changes them. Thread-safe."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        name: str,
+        user: str,
+        state_dir: str | None = None,
+        cache_dir: str | None = None,
+    ) -> None:
+        """``name`` is what this user calls the bucket, ``user`` is written into what is created.
+
+        ``state_dir`` is where interrupted uploads leave word for the next one, ``cache_dir`` where it is
+        remembered which files were uploaded unchanged before; without them uploads do more work.
+        """
+        self.store = store
+        self.name = name
+        self.user = user
+        self.refs = Refs(store.backend)
+        self._state_dir = state_dir
+        self._cache_dir = cache_dir
+        self._catalog = Catalog(self.refs, name)
+        self._collections = Collections(self.refs, self._catalog, name)
+
+    # ---- data in and out
+
+    def upload(
+        self,
+        name: str,
+        sources: Sequence[str],
+        *,
+        regex: str | None = None,
+        description: str | None = None,
+        metadata: dict[str, Any] | None = None,
+        labels: dict[str, Any] | None = None,
+        tag: str | None = None,
+        resume: bool = False,
+        force_new_version: bool = False,
+        provenance: dict[str, Any] | None = None,
+        threads: int | None = None,
+        progress: Progress | None = None,
+    ) -> UploadResult:
+        """Upload files as a new version; the dataset is created with its first one.
+
+        Of equal paths the earlier source wins. ``regex`` is matched at the start of paths inside the version.
+        When the content is that of the latest version, and ``metadata`` and ``description`` say nothing that
+        its metadata does not say already, no version is made (``created`` is False) unless
+        ``force_new_version``. ``labels`` are merged into the dataset's; ``tag`` is set on the version.
+        Nothing is changed when this raises.
+        """
+        commit = Commit(
+            self.refs,
+            self._catalog,
+            name,
+            self.user,
+            description=description,
+            metadata=metadata,
+            labels=labels,
+            tag=tag,
+            provenance=provenance,
+            force=force_new_version,
+        )
+        parsed = parse_sources(sources)
+        if not parsed:
+            raise UsageError("nothing to upload", hint="name a file or a folder")
+        select = matcher(regex, named=parsed)
+        result = self._transfer(
+            name, parsed, select=select, resume=resume, threads=threads, progress=progress or Silent()
+        )
+        if select is not None and not result.totals.files and not result.totals.symlinks:
+            raise SourceError(f"the regular expression {regex!r} matches no file", hint="nothing was uploaded")
+        return commit.finish(result)
+
+    def update(
+        self,
+        name: str,
+        *,
+        tag: str | None = None,
+        add: Sequence[str] = (),
+        remove: str | None = None,
+        description: str | None = None,
+        metadata: dict[str, Any] | None = None,
+        labels: dict[str, Any] | None = None,
+        set_tag: str | None = None,
+        resume: bool = False,
+        force_new_version: bool = False,
+        provenance: dict[str, Any] | None = None,
+        threads: int | None = None,
+        progress: Progress | None = None,
+    ) -> UploadResult:
+        """Make a new version from the one that ``tag`` names, without the paths that match ``remove``, plus
+        ``add``.
+
+        ``add`` are ``SOURCE[:DEST]``; they win over what had the same path. ``set_tag`` is set on the new
+        version. Everything else is as with ``upload``.
+        """
+        if not add and not remove:
+            raise UsageError("nothing to do", hint="name what to add, what to remove, or both")
+        commit = Commit(
+            self.refs,
+            self._catalog,
+            name,
+            self.user,
+            description=description,
+            metadata=metadata,
+            labels=labels,
+            tag=set_tag,
+            provenance=provenance,
+            force=force_new_version,
+        )
+        dropped = matcher(remove)
+        parsed = parse_additions(add)
+        base = self.resolve(name, tag)
+        result = self._transfer(
+            name,
+            parsed,
+            base=self.tree(base),
+            keep=None if dropped is None else lambda path: not dropped(path),
+            resume=resume,
+            threads=threads,
+            progress=progress or Silent(),
+        )
+        return commit.finish(result)
+
+    def _transfer(
+        self,
+        name: str,
+        sources: Sequence[Source],
+        *,
+        base: Tree | None = None,
+        keep: Select | None = None,
+        select: Select | None = None,
+        resume: bool,
+        threads: int | None,
+        progress: Progress,
+    ) -> TreeResult:
+        if resume and not any(self.unfinished()):
+            progress.warn("there is no interrupted upload to continue: uploading from the start")
+        cache = StatCache(self._cache_path(), self.store.id)
+        try:
+            return upload_tree(
+                self.store,
+                sources,
+                base=base,
+                keep=keep,
+                select=select,
+                cache=cache,
+                state_dir=self._state_dir,
+                dataset=name,
+                progress=progress,
+                threads=threads,
+            )
+        finally:
+            cache.close()
+
+    def _cache_path(self) -> str | None:
+        if self._cache_dir is None:
+            return None
+        os.makedirs(self._cache_dir, mode=0o700, exist_ok=True)
+        return os.path.join(self._cache_dir, "files.sqlite")
+
+    def unfinished(self, name: str | None = None) -> list[Unfinished]:
+        """Return this machine's interrupted uploads to this store, newest first; to one dataset when named."""
+        if self._state_dir is None:
+            return []
+        found = journal.unfinished(self._state_dir, self.store.id)
+        return [upload for upload in found if name is None or upload.header.dataset == name]
+
+    def download(
+        self,
+        name: str,
+        dest: str,
+        *,
+        tag: str | None = None,
+        regex: str | None = None,
+        resume: bool = False,
+        unsafe_links: bool = False,
+        threads: int | None = None,
+        progress: Progress | None = None,
+    ) -> DownloadResult:
+        """Download a version to the folder ``dest``/``name``, or each member of a collection to one of its
+        own.
+
+        ``dest`` must exist. ``regex`` is matched at the start of paths. See ``download_tree`` for what
+        happens to a folder that is there already.
+        """
+        select = matcher(regex)
+        versions = self._catalog.resolve_all(self.refs.find(name), tag)
+        if not os.path.isdir(dest):
+            raise UsageError(f"{dest} is not a folder", hint="make it first, or choose another")
+        folders = [os.path.join(dest, version.dataset) for version in versions]
+        taken = [folder for folder in folders if not resume and os.path.lexists(folder) and not _is_empty(folder)]
+        if taken:
+            raise ConflictError(
+                f"{taken[0]} is not empty",
+                hint="use --resume to complete it, or download to another folder",
+            )
+        files = size = reused = written = 0
+        for version, folder in zip(versions, folders, strict=True):
+            stats = download_tree(
+                self.store,
+                self.tree(version),
+                folder,
+                select=select,
+                resume=resume,
+                unsafe_links=unsafe_links,
+                progress=progress,
+                threads=threads,
+            )
+            self._stamp_use(version)
+            files, size = files + stats.files, size + stats.bytes
+            reused, written = reused + stats.reused, written + stats.written
+        return DownloadResult(tuple(versions), tuple(folders), files, size, reused, written)
+
+    def _stamp_use(self, version: Version) -> None:
+        """Note that a version was used: once an hour at most, and never at the cost of the download."""
+        last = version.state.last_used
+        try:
+            if last is not None and datetime.now(UTC) - datetime.fromisoformat(last) < _STAMP_EVERY:
+                return
+
+            def stamp(head: Head) -> Head:
+                state = head.versions.get(version.number, VersionState())
+                used = msgspec.structs.replace(state, last_used=now())
+                return msgspec.structs.replace(head, versions={**head.versions, version.number: used})
+
+            self.refs.try_update_head(version.dataset_id, stamp)
+        except (CasstoreError, ValueError, TypeError):
+            return  # no right to write, a time that is none: using a version takes neither
+
+    # ---- looking
+
+    def resolve(self, name: str, tag: str | None = None) -> Version:
+        """Return the immutable version that a tag or number means: a READY one, or ``NotFoundError``."""
+        return self._catalog.resolve(require_dataset(self.refs.find(name), to="choose a version of"), tag)
+
+    def resolve_all(self, name: str, tag: str | None = None) -> builtins.list[Version]:
+        """Return the version of a dataset, or those of all members of a collection, sorted by name."""
+        return self._catalog.resolve_all(self.refs.find(name), tag)
+
+    def tree(self, version: Version) -> Tree:
+        """Open the files of a version."""
+        return self.store.tree(version.manifest)
+
+    def list(
+        self,
+        *,
+        name: str | None = None,
+        users: Sequence[str] | None = None,
+        count: int | None = None,
+        order: str = "asc",
+        type: DatasetType | None = None,  # noqa: A002 - the word of the format
+    ) -> builtins.list[DatasetSummary]:
+        """Return datasets with a READY version, and collections, by the time of their last version.
+
+        ``name`` is part of the name. ``users``: only what one of them uploaded a version of, or collected;
+        None for everybody's. The newest ``count`` are returned, oldest first unless ``order`` is ``"desc"``.
+        """
+        return self._catalog.summaries(name=name, users=users, count=count, order=_order(order), type=type)
+
+    def info(
+        self, name: str, *, tag: str | None = None, all_states: bool = False, count: int = 100, order: str = "asc"
+    ) -> DatasetInfo:
+        """Return a dataset with its newest ``count`` READY versions (any, with ``all_states``), or a
+        collection.
+
+        With ``tag`` there is that version alone, whatever its state.
+        """
+        head = self.refs.find(name)
+        return self._catalog.info(head, tag=tag, all_states=all_states, count=count, order=_order(order))
+
+    def entries(self, name: str, *, tag: str | None = None, regex: str | None = None) -> Iterator[Entry]:
+        """Yield the entries of a version in order; those of a collection with the dataset's name before the path."""
+        head = self.refs.find(name)
+        select = matcher(regex)
+        for version in self._catalog.resolve_all(head, tag):
+            prefix = os.fsencode(version.dataset) + b"/" if head.type == DatasetType.COLLECTION else b""
+            for entry in self.tree(version).entries():
+                if select is None or select(entry.path):
+                    yield msgspec.structs.replace(entry, path=prefix + entry.path) if prefix else entry
+
+    def query(self, text: str) -> QueryResult:
+        """Return what fits a query; ``NotFoundError`` when nothing does. See ``casstore.dataset.query``."""
+        return query.run(query.parse(text), self._catalog, self.refs)
+
+    def diff(self, old: Version, new: Version) -> Diff:
+        """Return what was added, removed, changed and moved from one version to another, of any two datasets."""
+        return diff_trees(self.tree(old), self.tree(new))
+
+    def verify(self, name: str | None = None, *, tag: str | None = None, watcher: Watcher | None = None) -> Report:
+        """Read every byte of the store, or of one version (all members of a collection), and report what is wrong."""
+        if name is None:
+            return verify_store(self.store, watcher)
+        total = Report()
+        for version in self._catalog.resolve_all(self.refs.find(name), tag):
+            report = verify_tree(self.store, self.tree(version), watcher)
+            total.objects += report.objects
+            total.size += report.size
+            total.problems += report.problems
+        return total
+
+    # ---- changing what is said about data
+
+    def update_tags(
+        self,
+        name: str,
+        *,
+        set: Sequence[str] = (),  # noqa: A002 - the word of the command
+        delete: Sequence[str] = (),
+        tag: str | None = None,
+    ) -> Version:
+        """Delete tags from a version, then set tags on it, and return it. A tag that is elsewhere moves.
+
+        ``NotFoundError`` for a tag to delete that is not on this version.
+        """
+        for text in [*set, *delete]:
+            check_tag(text)
+        head = require_dataset(self.refs.find(name), to="tag")
+
+        def change(head: Head) -> Head:
+            number, _ = self._catalog.number_of(head, tag)
+            tags = dict(head.tags)
+            for text in delete:
+                if tags.pop(text, None) != number:
+                    there = head.tags.get(text)
+                    raise NotFoundError(
+                        f"the tag {text!r} is not on version {number} of {name!r}",
+                        hint=f"it is on version {there}: name that one" if there else "no version has it",
+                    )
+            tags.update(dict.fromkeys(set, number))
+            return head if tags == head.tags else msgspec.structs.replace(head, tags=tags)
+
+        number, _ = self._catalog.number_of(head, tag)
+        head = self.refs.update_head(head.id, change)
+        return self._catalog.resolve(head, str(number))
+
+    def set_tags(self, name: str, tags: Sequence[str], *, tag: str | None = None) -> Version:
+        """Set tags on a version and return it."""
+        return self.update_tags(name, set=tags, tag=tag)
+
+    def delete_tags(self, name: str, tags: Sequence[str], *, tag: str | None = None) -> Version:
+        """Delete tags from a version and return it."""
+        return self.update_tags(name, delete=tags, tag=tag)
+
+    def update_labels(
+        self,
+        name: str,
+        *,
+        set: dict[str, Any] | None = None,  # noqa: A002 - the word of the command
+        delete: Sequence[str] = (),
+    ) -> dict[str, Any]:
+        """Delete dotted keys from the labels of a dataset or collection, merge ``set`` into them, return them."""
+        what = f"the labels of {name!r}"
+
+        def change(head: Head) -> Head:
+            labels = attributes.change(head.labels, what, delete=delete, set=set)
+            return head if labels == head.labels else msgspec.structs.replace(head, labels=labels)
+
+        return self.refs.update_head(self.refs.find(name).id, change).labels
+
+    def update_metadata(
+        self,
+        name: str,
+        tag: str | None,
+        *,
+        set: dict[str, Any] | None = None,  # noqa: A002 - the word of the command
+        delete: Sequence[str] = (),
+    ) -> dict[str, Any]:
+        """The same for the metadata of a version, which must be named."""
+        if tag is None:
+            raise UsageError(f"name the version of {name!r} whose metadata is meant", hint=f"write {name}:TAG")
+        version = self.resolve(name, tag)
+        what = f"the metadata of {version}"
+
+        def change(head: Head) -> Head:
+            state = head.versions.get(version.number, VersionState())
+            before = version.record.metadata if state.metadata is None else state.metadata
+            after = attributes.change(before, what, delete=delete, set=set)
+            if after == before:
+                return head
+            changed = msgspec.structs.replace(state, metadata=after)
+            return msgspec.structs.replace(head, versions={**head.versions, version.number: changed})
+
+        head = self.refs.update_head(version.dataset_id, change)
+        state = head.versions.get(version.number, VersionState())
+        return version.record.metadata if state.metadata is None else state.metadata
+
+    def rename(self, name: str, new_name: str) -> None:
+        """Give a dataset or collection another name in this bucket."""
+        ref = parse_ref(new_name)
+        if ref.bucket not in (None, self.name):
+            raise UsageError(
+                f"{name!r} can't be moved to bucket {ref.bucket!r} by renaming it", hint="download and upload it"
+            )
+        if ref.tag is not None:
+            raise UsageError(f"{new_name!r}: a name has no tag", hint="a rename is about all versions")
+        self.refs.rename(check_name(name), ref.name)
+
+    def delete(
+        self, name: str, *, tag: str | None = None, all_versions: bool = False, force: bool = False
+    ) -> DeleteResult:
+        """Delete a version (the latest by default), all of them, or a collection.
+
+        With its last version the dataset goes, and its name is free. A version that a collection contains is
+        a ``ConflictError``, unless ``force`` takes it out of the collection first. The space comes back when
+        garbage is collected.
+        """
+        head = self.refs.find(name)
+        if head.type == DatasetType.COLLECTION:
+            if tag is not None:
+                raise UsageError(f"{name!r} is a collection: it has no versions to delete")
+            self.refs.delete_dataset(head.id)
+            return DeleteResult(name, head.type, (), dropped=True, collections=())
+        if all_versions and tag is not None:
+            raise UsageError(f"all versions of {name!r}, or the one called {tag!r}? Choose one")
+        chosen = self._catalog.ready(head) if all_versions else [self._catalog.number_of(head, tag)[0]]
+        members = [Member(head.id, number) for number in chosen]
+        containing = self._catalog.containing()
+        affected = {found.id: found for member in members for found in containing.get(member, ())}
+        if affected and not force:
+            names = ", ".join(sorted(repr(found.name) for found in affected.values()))
+            raise ConflictError(
+                f"a version of {name!r} that is to be deleted is in a collection: {names}",
+                hint="take it out with `osmo dataset recollect`, or delete with --force",
+            )
+        changes = [self._collections.drop_members(found, members) for found in affected.values()]
+        done: set[int] = set()
+
+        def choose(_: Head, active: Sequence[int]) -> Sequence[int]:
+            # All means all: a version that was committed since the look is among them.
+            numbers = active if all_versions else [number for number in chosen if number in active]
+            if not numbers and not all_versions:
+                raise NotFoundError(f"version {chosen[0]} of {name!r} was deleted by somebody else meanwhile")
+            done.clear()
+            done.update(numbers)
+            return numbers
+
+        after = self.refs.delete_versions(head.id, choose)
+        return DeleteResult(name, head.type, tuple(sorted(done)), after.deleted, tuple(changes))
+
+    def collect(self, name: str, members: Sequence[str]) -> builtins.list[MemberInfo]:
+        """Create a collection of versions (``name[:tag]``, or other collections) and return its members."""
+        return self._catalog.members(self._collections.create(check_name(name), members, self.user))
+
+    def recollect(self, name: str, *, add: Sequence[str] = (), remove: Sequence[str] = ()) -> builtins.list[MemberInfo]:
+        """Remove members, then add members, and return those that there are; without any the collection is gone."""
+        return self._catalog.members(self._collections.change(name, add, remove))
+
+
+def _order(order: str) -> str:
+    if order not in ("asc", "desc"):
+        raise UsageError(f"the order is asc or desc, not {order[:20]!r}")
+    return order
+
+
+def _is_empty(folder: str) -> bool:
+    try:
+        with os.scandir(folder) as entries:
+            return next(entries, None) is None
+    except OSError:
+        return False
