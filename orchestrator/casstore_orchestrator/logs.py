@@ -103,7 +103,7 @@ class TaskLog:
 
     def say(self, task: str, text: str) -> None:
         """A line of our own (``[task][osmo] text``)."""
-        self.line(task, text.encode("utf-8", "surrogateescape"), source="osmo")
+        self._store.say(self._workflow_id, task, self._retries.get(task, 0), text)
 
 
 class LogStore:
@@ -176,6 +176,10 @@ class LogStore:
             if attempt.buffered >= MAX_BUFFER:
                 attempt.write()
                 self._news.notify_all()
+
+    def say(self, workflow_id: str, task: str, retry_id: int, text: str) -> None:
+        """Add a line of our own."""
+        self.append(workflow_id, task, retry_id, text.encode("utf-8", "surrogateescape"), source="osmo")
 
     def _put(self, attempt: _Attempt, prefix: bytes, line: bytes, *, own: bool) -> None:
         if attempt.full and not own:

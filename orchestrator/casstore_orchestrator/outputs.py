@@ -100,7 +100,7 @@ class OutputStorer:
         additions = []
         for path in item.paths:
             source, folder = _split(path)
-            place = _source(root, source, f"output {item.name}").replace("\\", "\\\\").replace(":", "\\:")
+            place = _source(root, source, f"output {item.name}").replace(":", "\\:")
             additions.append(f"{place}:{folder}" if folder else place)
         metadata, labels = _trees(root, item.name, item.metadata, item.labels)
         say(f"Adding {', '.join(item.paths)} to {item.name}")

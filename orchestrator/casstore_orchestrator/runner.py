@@ -1,0 +1,423 @@
+"""Running one placed group: everything that happens between its placement and its end.
+
+Decided here and only here: the order of a task's steps (prepare, inputs, release, command, outputs) and the threads
+that take them. What follows from a step is decided by ``state``: steps are reported as events, orders come back as
+effects. Orders are carried out by one thread, in the order in which they came; inputs, waiting and outputs have a
+thread for each run of an attempt, which ends as soon as that run is stopped.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from casstore.errors import AccessError, CancelledError, CasstoreError, UsageError
+
+from .credentials import task_credentials
+from .events import (
+    Attempt,
+    CloseGroup,
+    CommandExited,
+    Effect,
+    Event,
+    GroupFailed,
+    InputsFailed,
+    InputsReady,
+    KillTask,
+    NewAttempt,
+    OutputsFailed,
+    ReleaseTasks,
+    RestartInPlace,
+    StartGroup,
+    TaskExited,
+    TaskFailed,
+    TaskRunning,
+)
+from .exit_actions import ExitAction, find_action
+from .folders import remove_tree
+from .homes import Homes
+from .inputs import InputFetcher
+from .logs import LogStore, TaskLog
+from .outputs import OutputStorer
+from .pools import Resources
+from .ports import Credentials, DataStore, Executor, Gang, PlacedFile, RunningTask, TaskLaunch
+from .provenance import InputNote, Producer
+from .records import WorkflowRecord
+from .spec import TaskInput, TaskSpec
+from .status import ExitCode, TaskStatus
+from .tokens import TokenValues, expand_vars, resolve
+from .transfers import Say, Stop
+
+__all__ = ["GroupRunner", "Services"]
+
+_log = logging.getLogger(__name__)
+_POLL = 1.0
+"""Seconds after which a waiting run looks whether it was stopped, should nobody wake it."""
+_JOIN = 30.0
+"""Seconds that a closing group waits for its transfers to notice that they were stopped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What every group needs; see ``ports``."""
+
+    executor: Executor
+    data: DataStore
+    homes: Homes
+    logs: LogStore
+    credentials: Credentials
+    file_urls: bool
+
+
+class _Run:
+    """One run of one attempt, with the thread that follows it."""
+
+    def __init__(self, attempt: Attempt, spec: TaskSpec, home: Path, task: RunningTask) -> None:
+        self.attempt = attempt
+        self.spec = spec
+        self.home = home
+        self.task = task
+        self.stop = Stop()
+        self.wake = threading.Event()
+        self.released = False
+        self.thread: threading.Thread | None = None
+
+    def end(self, why: str) -> None:
+        self.stop.set(why)
+        self.wake.set()
+
+
+class GroupRunner:
+    """One placed group of one workflow.
+
+    ``order`` takes the effects of ``state`` and never blocks. ``report`` is called from the runner's threads with
+    what happened. ``freed`` is called once, when nothing of the group runs any more, ``ended`` after that, when its
+    homes are gone and its last line is in the log.
+    """
+
+    def __init__(
+        self,
+        services: Services,
+        record: WorkflowRecord,
+        group: str,
+        limits: dict[str, Resources],
+        *,
+        report: Callable[[Event], None],
+        freed: Callable[[], None],
+        ended: Callable[[GroupRunner], None],
+    ) -> None:
+        self._services = services
+        self._record = record
+        self._group = group
+        self._spec = record.spec.group(group)
+        self._limits = limits
+        self._report = report
+        self._freed = freed
+        self._ended = ended
+        self._log = TaskLog(services.logs, record.id)
+        self._fetcher = InputFetcher.make(
+            services.data, services.homes, record.id, record.user, file_urls=services.file_urls
+        )
+        self._storer = OutputStorer(services.data, services.homes, _kept_tasks(record), services.file_urls)
+        self._orders: queue.SimpleQueue[Effect] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._closing = False
+        self._gang: Gang | None = None
+        self._runs: dict[str, _Run] = {}
+        self._threads: list[threading.Thread] = []
+        self._homes: list[Path] = []
+        self._notes: dict[tuple[str, int], tuple[InputNote, ...]] = {}
+        self._thread = threading.Thread(target=self._control, name=f"group {record.id} {group}", daemon=True)
+        self._thread.start()
+
+    def order(self, effect: Effect) -> None:
+        """Have an effect carried out, after those that came before. Work that it ends is told so at once."""
+        with self._lock:
+            if isinstance(effect, CloseGroup):
+                self._closing = True
+                for run in self._runs.values():
+                    run.end("the group ended")
+            elif isinstance(effect, KillTask):
+                run_ = self._runs.get(effect.attempt.task)
+                if run_ is not None and run_.attempt.retry_id == effect.attempt.retry_id:
+                    run_.end(effect.why)
+        self._orders.put(effect)
+
+    def join(self, timeout: float | None = None) -> bool:
+        """Wait until the group has been closed; whether it has."""
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    # The controlling thread.
+
+    def _control(self) -> None:
+        while True:
+            effect = self._orders.get()
+            try:
+                if isinstance(effect, CloseGroup):
+                    break
+                self._carry_out(effect)
+            except CasstoreError as error:
+                self._failed(effect, error.message, TaskStatus.FAILED_START_ERROR)
+            except Exception as error:  # noqa: BLE001 - becomes the end of the group
+                _log.exception("an order of group %s of %s failed", self._group, self._record.id)
+                self._failed(effect, f"{type(error).__name__}: {error}", TaskStatus.FAILED_SERVER_ERROR)
+        try:
+            self._close()
+        except Exception:  # noqa: BLE001 - nobody is left who could be told
+            _log.exception("group %s of %s could not be closed", self._group, self._record.id)
+        finally:
+            self._ended(self)
+
+    def _carry_out(self, effect: Effect) -> None:
+        if isinstance(effect, StartGroup):
+            self._start(effect.attempts)
+        elif isinstance(effect, ReleaseTasks):
+            self._release(effect)
+        elif isinstance(effect, KillTask):
+            run = self._runs.get(effect.attempt.task)
+            if run is not None and run.attempt.retry_id == effect.attempt.retry_id:
+                run.end(effect.why)  # again: it may have begun after the order was given
+                self._sayer(run)(f"Task ended: {effect.why}")
+                run.task.kill()
+        elif isinstance(effect, RestartInPlace | NewAttempt):
+            self._again(effect.attempt, in_place=isinstance(effect, RestartInPlace))
+
+    def _failed(self, effect: Effect, message: str, status: TaskStatus) -> None:
+        if self._closing:
+            return
+        if isinstance(effect, NewAttempt | RestartInPlace | KillTask):
+            self._say(effect.attempt.task, f"The task can't be started: {message}")
+            self._report(TaskFailed(effect.attempt, status, message))
+            return
+        for task in self._spec.tasks:
+            self._say(task.name, f"The group can't be started: {message}")
+        self._report(GroupFailed(self._group, message, status))
+
+    def _start(self, attempts: tuple[Attempt, ...]) -> None:
+        launches: list[tuple[Attempt, TaskSpec, TaskLaunch]] = []
+        for attempt in attempts:
+            self._log.attempt(attempt.task, attempt.retry_id)
+            launches.append((attempt, *self._launch(attempt, in_place=False)))
+        executor = self._services.executor
+        gang = executor.prepare(f"{self._record.id}/{self._group}", [launch for _, _, launch in launches], self._log)
+        self._gang = gang
+        for attempt, spec, launch in launches:
+            self._follow(_Run(attempt, spec, launch.home, gang.tasks[attempt.task]), fetch=True)
+
+    def _again(self, attempt: Attempt, *, in_place: bool) -> None:
+        gang = self._gang
+        if gang is None:
+            msg = "the group was never prepared"
+            raise UsageError(msg)
+        before = self._runs.get(attempt.task)
+        if before is not None:
+            before.end("the command is run again")
+            before.task.kill()
+            before.task.wait()
+        self._log.attempt(attempt.task, attempt.retry_id)
+        spec, launch = self._launch(attempt, in_place=in_place)
+        self._say(
+            attempt.task,
+            "Running the command again in place" if in_place else f"Attempt {attempt.retry_id} begins",
+        )
+        task = gang.restart(launch)
+        self._follow(_Run(attempt, spec, launch.home, task), fetch=not in_place)
+
+    def _follow(self, run: _Run, *, fetch: bool) -> None:
+        """Start the thread of a run."""
+        with self._lock:
+            if self._closing:
+                return
+            self._runs[run.attempt.task] = run
+            run.thread = threading.Thread(
+                target=self._run_attempt,
+                args=(run,),
+                kwargs={"fetch": fetch},
+                name=f"task {self._record.id} {run.attempt.task} {run.attempt.retry_id}",
+                daemon=True,
+            )
+            self._threads = [thread for thread in self._threads if thread.is_alive()]
+            self._threads.append(run.thread)
+        run.thread.start()
+
+    def _release(self, effect: ReleaseTasks) -> None:
+        gang = self._gang
+        if gang is None:
+            return
+        runs = [self._runs[attempt.task] for attempt in effect.attempts if attempt.task in self._runs]
+        if effect.whole_group and len(runs) == len(gang.tasks):
+            if len(runs) > 1:
+                for run in runs:
+                    self._sayer(run)("Group ready")
+            gang.release()
+        else:
+            for run in runs:
+                gang.release_task(run.attempt.task)
+        for run in runs:
+            run.released = True
+            run.wake.set()
+
+    def _close(self) -> None:
+        try:
+            if self._gang is not None:
+                self._gang.close()
+        finally:
+            self._freed()
+        for thread in self._threads:
+            thread.join(_JOIN)
+        for home in self._homes:
+            remove_tree(home)
+
+    def _launch(self, attempt: Attempt, *, in_place: bool) -> tuple[TaskSpec, TaskLaunch]:
+        """The task with its tokens resolved, and what the executor needs; makes the home of a new attempt."""
+        record, services = self._record, self._services
+        raw = record.spec.task(attempt.task)
+        homes = services.homes
+        if in_place:
+            home = homes.attempt(record.id, raw.name, attempt.retry_id)
+        else:
+            home = homes.make(record.id, raw.name, attempt.retry_id, len(raw.inputs))
+            self._homes.append(home)
+        layout = services.executor.layout(home)
+        key = f"{record.id}/{self._group}"
+        task = resolve(
+            raw,
+            TokenValues(
+                workflow_id=record.id,
+                uuid=record.uuid,
+                output=layout.output,
+                inputs=tuple(f"{layout.input}/{index}" for index in range(len(raw.inputs))),
+                hosts={peer.name: services.executor.host(key, peer.name) for peer in self._spec.tasks},
+            ),
+        )
+        if not task.command:
+            msg = f"task {task.name} has no command, and the entry point of its image can't be run without images"
+            raise UsageError(msg, hint="Give the task a command.")
+        secrets, secret_files = task_credentials(task, record.user, services.credentials)
+        environment = {**secrets, **task.environment}
+        limits = self._limits.get(task.name, Resources())
+        launch = TaskLaunch(
+            name=task.name,
+            argv=tuple(expand_vars((*task.command, *task.args), environment)),
+            environment=environment,
+            files=(*(PlacedFile(file.path, file.data()) for file in task.files), *secret_files),
+            home=home,
+            cpu=limits.cpu,
+            memory=limits.memory,
+            gpu=limits.gpu,
+        )
+        return task, launch
+
+    def _say(self, task: str, text: str) -> None:
+        self._log.say(task, text)
+
+    # The thread of a run.
+
+    def _run_attempt(self, run: _Run, *, fetch: bool) -> None:
+        try:
+            self._steps(run, self._sayer(run), fetch=fetch)
+        except CancelledError:
+            if not run.stop():
+                self._report(TaskFailed(run.attempt, TaskStatus.FAILED_SERVER_ERROR, "a transfer was interrupted"))
+        except Exception as error:  # noqa: BLE001 - becomes the end of the attempt
+            if run.stop():
+                return
+            _log.exception("attempt %s of %s failed", run.attempt, self._record.id)
+            message = f"{type(error).__name__}: {error}"
+            self._report(TaskFailed(run.attempt, TaskStatus.FAILED_SERVER_ERROR, message))
+
+    def _steps(self, run: _Run, say: Say, *, fetch: bool) -> None:
+        attempt = run.attempt
+        if fetch:
+            self._report(TaskRunning(attempt))
+            if not self._fetch(run, say):
+                return
+        if self._spec.barrier and len(self._spec.tasks) > 1:
+            say("Waiting for group ready")
+        self._report(InputsReady(attempt))
+        while not run.released:
+            run.wake.wait(_POLL)
+            run.stop.check()
+        code: int | None = None
+        while code is None:
+            code = run.task.wait(_POLL)
+            run.stop.check()
+        self._report(CommandExited(attempt, code))
+        say(f"The command ended with exit code {code}" + (": out of memory" if run.task.oom else ""))
+        if self._store(run, code, say):
+            run.stop.check()
+            self._report(TaskExited(attempt, code, oom=run.task.oom))
+
+    def _sayer(self, run: _Run) -> Say:
+        return partial(self._services.logs.say, self._record.id, run.attempt.task, run.attempt.retry_id)
+
+    def _fetch(self, run: _Run, say: Say) -> bool:
+        try:
+            notes = self._fetcher.fetch(run.spec, run.home, say, run.stop)
+        except CancelledError:
+            raise
+        except (CasstoreError, OSError) as error:
+            code = ExitCode.DATA_UNAUTHORIZED if isinstance(error, AccessError) else ExitCode.DOWNLOAD_FAILED
+            message = f"The inputs can't be had: {_message(error)}"
+            say(message)
+            run.task.kill()  # it waits for a release that must not come
+            self._report(InputsFailed(run.attempt, message, code))
+            return False
+        self._notes[run.attempt.task, run.attempt.retry_id] = notes
+        return True
+
+    def _store(self, run: _Run, code: int, say: Say) -> bool:
+        if not run.spec.outputs and run.spec.name not in self._storer.kept:
+            return True
+        if not self._counts_as_done(run, code):
+            say("The outputs are not stored, because the command failed")
+            return True
+        record, attempt = self._record, run.attempt
+        producer = Producer(
+            workflow_id=record.id,
+            workflow_uuid=record.uuid,
+            group=self._group,
+            task=attempt.task,
+            retry_id=attempt.retry_id,
+            user=record.user,
+            image=run.spec.image,
+            command=(*run.spec.command, *run.spec.args),
+            exit_code=code,
+            inputs=self._notes.get((attempt.task, attempt.retry_id), ()),
+        )
+        try:
+            self._storer.store(run.spec, run.home, producer, say, run.stop)
+        except CancelledError:
+            raise
+        except (CasstoreError, OSError) as error:
+            status = ExitCode.DATA_UNAUTHORIZED if isinstance(error, AccessError) else ExitCode.UPLOAD_FAILED
+            message = f"The outputs can't be stored: {_message(error)}"
+            say(message)
+            self._report(OutputsFailed(attempt, code, message, status))
+            return False
+        return True
+
+    def _counts_as_done(self, run: _Run, code: int) -> bool:
+        if run.task.oom:
+            return False
+        action = find_action(code, run.spec.exit_actions, self._record.pool_exit_actions)
+        return action is ExitAction.COMPLETE or (action is None and code == 0)
+
+
+def _kept_tasks(record: WorkflowRecord) -> frozenset[str]:
+    """Tasks whose output folder is kept: other tasks read it, or it would be lost."""
+    tasks = record.spec.tasks
+    read = {item.task for task in tasks for item in task.inputs if isinstance(item, TaskInput) and not item.external}
+    return frozenset(read | {task.name for task in tasks if not task.outputs})
+
+
+def _message(error: CasstoreError | OSError) -> str:
+    if isinstance(error, CasstoreError):
+        return f"{error.message} {error.hint}" if error.hint else error.message
+    return str(error)
