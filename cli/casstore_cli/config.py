@@ -99,18 +99,12 @@ def find_paths() -> Paths:
     runtime = env.get("XDG_RUNTIME_DIR", "")
     own_config = env.get("OSMO_CONFIG_FILE_DIR") or env.get("OSMO_CONFIG_DIR")
     return Paths(
-        config=os.path.abspath(own_config)
-        if own_config
-        else os.path.join(xdg("XDG_CONFIG_HOME", ".config"), "osmo"),
+        config=os.path.abspath(own_config) if own_config else os.path.join(xdg("XDG_CONFIG_HOME", ".config"), "osmo"),
         data=os.path.join(xdg("XDG_DATA_HOME", ".local/share"), "casstore"),
         cache=os.path.join(xdg("XDG_CACHE_HOME", ".cache"), "casstore"),
         state=os.path.join(state, "casstore"),
-        runtime=os.path.join(runtime, "casstore")
-        if os.path.isabs(runtime)
-        else os.path.join(state, "casstore", "run"),
-        logs=os.path.abspath(env["OSMO_LOG_FILE_DIR"])
-        if env.get("OSMO_LOG_FILE_DIR")
-        else os.path.join(state, "osmo"),
+        runtime=os.path.join(runtime, "casstore") if os.path.isabs(runtime) else os.path.join(state, "casstore", "run"),
+        logs=os.path.abspath(env["OSMO_LOG_FILE_DIR"]) if env.get("OSMO_LOG_FILE_DIR") else os.path.join(state, "osmo"),
     )
 
 
@@ -123,12 +117,15 @@ def private_dir(path: str) -> str:
     return path
 
 
-def load_config() -> Config:
-    """Read ``config.yaml``. A missing file is an empty one; a wrong one is a ``UsageError`` naming file and
-    key.
+def load_config(file: str | None = None) -> Config:
+    """Read ``config.yaml``, or another ``file`` of its kind, which must exist.
+
+    A missing file is an empty one; a wrong one is a ``UsageError`` naming file and key.
     """
     paths = find_paths()
-    return _parse(_read(paths.config_file), paths)
+    if file is not None and not os.path.isfile(file):
+        raise UsageError(f"there is no file {file}")
+    return _parse(_read(file or paths.config_file), paths, file or paths.config_file)
 
 
 def change_config(change: Callable[[dict[str, Any]], None]) -> Config:
@@ -149,7 +146,7 @@ def change_config(change: Callable[[dict[str, Any]], None]) -> Config:
         own = _mapping(_given(raw, "casstore"), paths.config_file, "casstore")
         raw["casstore"] = own
         change(own)
-        config = _parse(raw, paths)
+        config = _parse(raw, paths, paths.config_file)
         text = yaml.safe_dump(raw, sort_keys=False, allow_unicode=True)
         _write_atomic(os.path.realpath(paths.config_file), text)
     return config
@@ -171,22 +168,17 @@ def _read(path: str) -> dict[str, Any]:
     return {} if raw is None else _mapping(raw, path, "the file")
 
 
-def _parse(raw: dict[str, Any], paths: Paths) -> Config:
-    file = paths.config_file
+def _parse(raw: dict[str, Any], paths: Paths, file: str) -> Config:
     own = _mapping(_given(raw, "casstore"), file, "casstore")
     unknown = sorted(set(map(str, own)) - _OWN_KEYS)
     if unknown:
-        raise UsageError(
-            f"{file}: unknown key casstore.{unknown[0]}", hint=f"known: {', '.join(sorted(_OWN_KEYS))}"
-        )
+        raise UsageError(f"{file}: unknown key casstore.{unknown[0]}", hint=f"known: {', '.join(sorted(_OWN_KEYS))}")
     buckets = {DEFAULT_BUCKET: BucketConfig(DEFAULT_BUCKET, _file_url(os.path.join(paths.data, "store")))}
     for name, value in _mapping(_given(own, "buckets"), file, "casstore.buckets").items():
         buckets[str(name)] = _bucket(name, value, file)
     default = own.get("default_bucket", DEFAULT_BUCKET)
     if not isinstance(default, str) or default not in buckets:
-        raise UsageError(
-            f"{file}: casstore.default_bucket names {default!r}, which is not in casstore.buckets"
-        )
+        raise UsageError(f"{file}: casstore.default_bucket names {default!r}, which is not in casstore.buckets")
     user = own.get("user", "")
     if not isinstance(user, str):
         raise UsageError(f"{file}: casstore.user must be a text")
@@ -207,9 +199,7 @@ def _bucket(name: object, value: object, file: str) -> BucketConfig:
     fields = _mapping(value, file, where)
     unknown = sorted(set(map(str, fields)) - _BUCKET_KEYS)
     if unknown:
-        raise UsageError(
-            f"{file}: unknown key {where}.{unknown[0]}", hint=f"known: {', '.join(sorted(_BUCKET_KEYS))}"
-        )
+        raise UsageError(f"{file}: unknown key {where}.{unknown[0]}", hint=f"known: {', '.join(sorted(_BUCKET_KEYS))}")
     for key, item in fields.items():
         if not isinstance(item, str):
             raise UsageError(f"{file}: {where}.{key} must be a text")
