@@ -91,6 +91,7 @@ class Bucket:
         resume: bool = False,
         force_new_version: bool = False,
         provenance: dict[str, Any] | None = None,
+        origin: dict[str, Any] | None = None,
         threads: int | None = None,
         progress: Progress | None = None,
     ) -> UploadResult:
@@ -99,7 +100,8 @@ class Bucket:
         Of equal paths the earlier source wins. ``regex`` is matched at the start of paths inside the version.
         When the content is that of the latest version, and ``metadata`` and ``description`` say nothing that
         its metadata does not say already, no version is made (``created`` is False) unless
-        ``force_new_version``. ``labels`` are merged into the dataset's; ``tag`` is set on the version.
+        ``force_new_version``. ``origin`` is more metadata, which is no reason for a new version. ``labels``
+        are merged into the dataset's; ``tag`` is set on the version.
         Nothing is changed when this raises.
         """
         commit = Commit(
@@ -113,6 +115,7 @@ class Bucket:
             tag=tag,
             provenance=provenance,
             force=force_new_version,
+            origin=origin,
         )
         parsed = parse_sources(sources)
         if not parsed:
@@ -139,6 +142,7 @@ class Bucket:
         resume: bool = False,
         force_new_version: bool = False,
         provenance: dict[str, Any] | None = None,
+        origin: dict[str, Any] | None = None,
         threads: int | None = None,
         progress: Progress | None = None,
     ) -> UploadResult:
@@ -161,6 +165,7 @@ class Bucket:
             tag=set_tag,
             provenance=provenance,
             force=force_new_version,
+            origin=origin,
         )
         dropped = matcher(remove)
         parsed = parse_additions(add)

@@ -38,8 +38,12 @@ class Commit:
         tag: str | None,
         provenance: dict[str, Any] | None,
         force: bool,
+        origin: dict[str, Any] | None = None,
     ) -> None:
-        """Refuse what could not be committed, before any data is moved."""
+        """Refuse what could not be committed, before any data is moved.
+
+        ``origin`` is metadata that a version gets when it is made, but that is no reason to make one.
+        """
         check_name(name)
         if tag is not None:
             check_tag(tag)
@@ -50,6 +54,7 @@ class Commit:
         self._metadata = attributes.check(metadata or {}, "the metadata")
         if description:
             self._metadata = attributes.check({**self._metadata, "description": description}, "the metadata")
+        self._origin = attributes.check(attributes.merge(origin or {}, self._metadata), "the metadata")
         self._labels = attributes.check(labels or {}, "the labels")
         self._tag = tag
         self._provenance = provenance or {}
@@ -116,7 +121,7 @@ class Commit:
                 created_by=self._user,
                 write_id=write_id,
                 new_bytes=result.new_bytes,
-                metadata=self._metadata,
+                metadata=self._origin,
                 provenance=self._provenance,
             )
 
