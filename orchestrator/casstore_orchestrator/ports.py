@@ -160,7 +160,7 @@ class StateStore(Protocol):
     def unfinished(self) -> list[str]:
         """The ids of all workflows that have not ended."""
 
-    def add_event(
+    def add_event(  # noqa: PLR0917 - what an event is; all of it is always given
         self, workflow_id: str, task: str, retry_id: int, reason: str, message: str, at: float
     ) -> None:
         """Remember something that happened to a task, for people to read."""
@@ -228,10 +228,14 @@ class DataStore(Protocol):
         regex: str | None,
         metadata: Mapping[str, Any],
         labels: Mapping[str, Any],
+        origin: Mapping[str, Any],
         provenance: Mapping[str, Any],
         stop: Callable[[], bool],
     ) -> Published:
-        """Commit files as a new version (sources as for an upload), then set the reference's tag on it."""
+        """Commit files as a new version (sources as for an upload) with the reference's tag on it.
+
+        ``origin`` is metadata that says where the version came from: equal content is still no new version.
+        """
 
     def update(
         self,
@@ -241,6 +245,7 @@ class DataStore(Protocol):
         *,
         metadata: Mapping[str, Any],
         labels: Mapping[str, Any],
+        origin: Mapping[str, Any],
         provenance: Mapping[str, Any],
         stop: Callable[[], bool],
     ) -> Published:

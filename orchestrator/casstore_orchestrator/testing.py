@@ -293,12 +293,13 @@ class FakeData:
         regex: str | None,
         metadata: Mapping[str, Any],
         labels: Mapping[str, Any],
+        origin: Mapping[str, Any],
         provenance: Mapping[str, Any],
         stop: Callable[[], bool],
     ) -> Published:
         """See ``ports.DataStore``."""
         self._fail(stop)
-        return self._commit(ref, _read(sources), metadata, labels, provenance)
+        return self._commit(ref, _read(sources), {**origin, **metadata}, labels, provenance)
 
     def update(
         self,
@@ -308,6 +309,7 @@ class FakeData:
         *,
         metadata: Mapping[str, Any],
         labels: Mapping[str, Any],
+        origin: Mapping[str, Any],
         provenance: Mapping[str, Any],
         stop: Callable[[], bool],
     ) -> Published:
@@ -319,7 +321,7 @@ class FakeData:
             source, _, folder = addition.partition(":")
             for path, text in _read([source]).items():
                 files[f"{folder}/{path}" if folder else path] = text
-        return self._commit(base.name, files, metadata, labels, provenance)
+        return self._commit(base.name, files, {**origin, **metadata}, labels, provenance)
 
     def _commit(
         self,
