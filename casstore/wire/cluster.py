@@ -24,6 +24,8 @@ class ServerReply(msgspec.Struct, kw_only=True):
     """The server itself (``GET /api/v1/server``).
 
     ``version`` is the product's; ``started`` is an ISO time.
+
+    ``url`` is where it listens besides its socket.
     """
 
     version: str
@@ -37,6 +39,7 @@ class ServerReply(msgspec.Struct, kw_only=True):
     network: bool
     reasons: list[str] = []
     state_dir: str = ""
+    url: str | None = None
 
 
 class Profile(msgspec.Struct, kw_only=True):

@@ -34,7 +34,10 @@ __all__ = ["Client", "Target", "quoted"]
 REPLY_TIMEOUT_S = 60.0
 """How long a reply that is not a stream may take."""
 _MAX_REPLY_BYTES = 256 * 2**20
-_MAX_LINE_BYTES = 1 << 20
+_PIECE_BYTES = 1 << 16
+
+_MAX_URL = 48_000
+"""Servers refuse a request line of more than 64 KiB."""
 
 Value = str | int | bool | None | Sequence[str]
 T = TypeVar("T")
@@ -86,34 +89,27 @@ class Client:
         if target.url is not None:
             parts = urlsplit(target.url)
             if parts.scheme not in {"http", "https"} or not parts.hostname:
-                raise UsageError(
-                    f"'{target.url}' is not the URL of a server", hint="Use http:// or https://."
-                )
+                raise UsageError(f"'{target.url}' is not the URL of a server", hint="Use http:// or https://.")
             self._base = parts.path.rstrip("/")
 
     def get(self, path: str, reply: type[T], query: Mapping[str, Value] | None = None) -> T:
         """The reply to a GET of ``api/...``, decoded as ``reply``."""
         return _decode(self._exchange("GET", path, query, None), reply, path)
 
-    def post(
-        self, path: str, reply: type[T], query: Mapping[str, Value] | None = None, body: Any = None
-    ) -> T:
+    def post(self, path: str, reply: type[T], query: Mapping[str, Value] | None = None, body: Any = None) -> T:
         """The reply to a POST; ``body`` is encoded as JSON unless it is None."""
         return _decode(self._exchange("POST", path, query, body), reply, path)
 
     def stream(self, path: str, query: Mapping[str, Value] | None = None) -> Iterator[bytes]:
-        """The lines of a text that may go on for days, each with its newline, as they come."""
-        connection, response = self._open("GET", path, query, None, timeout=None)
-        try:
-            while line := response.readline(_MAX_LINE_BYTES):
-                yield line
-        except (OSError, http.client.HTTPException) as exc:
-            raise ServiceError(
-                "The stream ended early: the server went away", hint="Ask again; see 'osmo server status'."
-            ) from exc
-        finally:
-            response.close()
-            connection.close()
+        """Pieces of a text that may go on for days, as they come.
+
+        The request is made at once; ``ServiceError`` comes later when the text is cut short.
+        """
+        return _pieces(*self._open("GET", path, query, None, timeout=None))
+
+    def text(self, path: str, query: Mapping[str, Value] | None = None) -> str:
+        """A reply that is text."""
+        return self._exchange("GET", path, query, None).decode("utf-8", "replace")
 
     def _exchange(self, method: str, path: str, query: Mapping[str, Value] | None, body: Any) -> bytes:
         connection, response = self._open(method, path, query, body, timeout=REPLY_TIMEOUT_S)
@@ -137,6 +133,11 @@ class Client:
             )
         pairs = list(_pairs(query or {}))
         url = f"{self._base}/{path}" + (f"?{urlencode(pairs)}" if pairs else "")
+        if len(url) > _MAX_URL:
+            raise UsageError(
+                "The options of this command are too long for one request",
+                hint="Put long values into the file itself, or into a dataset.",
+            )
         connection = self._connection(timeout)
         try:
             connection.request(method, url, body=data, headers=self._headers())
@@ -148,9 +149,7 @@ class Client:
             connection.close()
             raise ServiceError(
                 f"Cannot connect to the server at {self.target.display}: {_reason(exc)}",
-                hint="See 'osmo server status'."
-                if self.target.url is None
-                else "Check the URL: osmo login URL.",
+                hint="See 'osmo server status'." if self.target.url is None else "Check the URL: osmo login URL.",
             ) from exc
         if self._on_warning is not None and (warning := response.getheader(WARNING_HEADER)):
             for line in decode_warning(warning):
@@ -192,9 +191,7 @@ class Client:
         except (FileNotFoundError, ConnectionError, http.client.HTTPException):
             return None
         except OSError as exc:
-            raise ServiceError(
-                f"Cannot connect to the server at {self.target.display}: {_reason(exc)}"
-            ) from exc
+            raise ServiceError(f"Cannot connect to the server at {self.target.display}: {_reason(exc)}") from exc
         finally:
             connection.close()
 
@@ -204,6 +201,19 @@ def quoted(part: str) -> str:
     if part in {"", ".", ".."}:
         raise UsageError(f"'{part}' is not a name")
     return quote(part, safe="")
+
+
+def _pieces(connection: http.client.HTTPConnection, response: http.client.HTTPResponse) -> Iterator[bytes]:
+    try:
+        while piece := response.read1(_PIECE_BYTES):
+            yield piece
+    except (OSError, http.client.HTTPException) as exc:
+        raise ServiceError(
+            "The stream ended early: the server went away", hint="Ask again; see 'osmo server status'."
+        ) from exc
+    finally:
+        response.close()
+        connection.close()
 
 
 def _pairs(query: Mapping[str, Value]) -> Iterator[tuple[str, str]]:

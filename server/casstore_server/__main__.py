@@ -65,9 +65,7 @@ def _lock(path: Path) -> int:
         except BlockingIOError:  # a command that only looks holds it for a moment
             if attempt + 1 == _LOCK_ATTEMPTS:
                 os.close(fd)
-                raise ConflictError(
-                    "A server of yours is running already", hint="See: osmo server status"
-                ) from None
+                raise ConflictError("A server of yours is running already", hint="See: osmo server status") from None
             time.sleep(0.05)
     os.ftruncate(fd, 0)
     os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)

@@ -116,9 +116,7 @@ class Watched:
             buckets[str(name)] = BucketConfig(str(name), **known)
         default = own.get("default_bucket", DEFAULT_BUCKET)
         if default not in buckets:
-            raise UsageError(
-                f"{self._path}: casstore.default_bucket names {default!r}, which is not declared"
-            )
+            raise UsageError(f"{self._path}: casstore.default_bucket names {default!r}, which is not declared")
         try:
             pools = parse_pools(own.get("pools"), self._machine)
         except UsageError as exc:

@@ -23,9 +23,7 @@ WRITES = {"casstore_writes": True}
 """Execution options of a connection whose next transaction writes."""
 BUSY_TIMEOUT_MS = 15_000
 
-_NETWORK = frozenset(
-    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "lustre", "gpfs", "beegfs"}
-)
+_NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "lustre", "gpfs", "beegfs"})
 _log = logging.getLogger(__name__)
 
 
@@ -73,9 +71,7 @@ def migrate(engine: Engine) -> None:
     config.set_main_option("path_separator", "os")
     known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
     if found is not None and found not in known:
-        raise ServiceError(
-            f"The server's database is of a newer version (revision {found})", hint="Upgrade casstore."
-        )
+        raise ServiceError(f"The server's database is of a newer version (revision {found})", hint="Upgrade casstore.")
     with engine.connect().execution_options(**WRITES) as connection, connection.begin():
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
@@ -109,9 +105,7 @@ def _begin(connection: Connection) -> None:
 def _filesystem_of(folder: Path) -> str:
     """The type of the file system that holds ``folder``; empty when it is not known."""
     try:
-        lines = (
-            Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-        )
+        lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError:
         return ""
     real = folder.resolve()

@@ -12,9 +12,24 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, Select, func, or_, select
 
+from casstore_orchestrator.status import Priority, TaskStatus, WorkflowStatus
 from casstore_server.db import schema
 
-__all__ = ["TaskFilter", "WorkflowFilter", "tags_in_use", "tags_of", "task_sums", "tasks", "workflows"]
+__all__ = [
+    "TaskFilter",
+    "WorkflowFilter",
+    "gpus_of_guaranteed",
+    "tags_in_use",
+    "tags_of",
+    "task_sums",
+    "tasks",
+    "unfinished_counts",
+    "usage_by_node",
+    "users",
+    "workflows",
+]
+
+_PLACED = (str(TaskStatus.INITIALIZING), str(TaskStatus.RUNNING))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,9 +114,7 @@ def tags_in_use(connection: Connection) -> list[str]:
     return list(connection.execute(select(schema.tag.c.tag).distinct().order_by(schema.tag.c.tag)).scalars())
 
 
-def tasks(
-    connection: Connection, wanted: TaskFilter, *, limit: int, offset: int, oldest_first: bool
-) -> list[Row[Any]]:
+def tasks(connection: Connection, wanted: TaskFilter, *, limit: int, offset: int, oldest_first: bool) -> list[Row[Any]]:
     """A page of attempts of tasks, by the time their workflow was submitted."""
     task, workflow = schema.task, schema.workflow
     order = (workflow.c.submit_time, task.c.workflow_id, task.c.position)
@@ -153,3 +166,43 @@ def _common(wanted: WorkflowFilter | TaskFilter) -> list[ColumnElement[bool]]:
         if values:
             found.append(column.in_(values))
     return found
+
+
+def unfinished_counts(connection: Connection) -> dict[str, int]:
+    """How many workflows have each status that is not final."""
+    table = schema.workflow
+    names = [str(status) for status in WorkflowStatus if not status.finished]
+    rows = connection.execute(
+        select(table.c.status, func.count()).where(table.c.status.in_(names)).group_by(table.c.status)
+    )
+    return {status: int(count) for status, count in rows}
+
+
+def usage_by_node(connection: Connection) -> list[Row[Any]]:
+    """What the placed tasks ask for, by pool and node."""
+    task, workflow = schema.task, schema.workflow
+    sums = [func.sum(task.c[name]).label(name) for name in ("cpu", "memory", "storage", "gpu")]
+    query = (
+        select(workflow.c.pool, task.c.node, *sums)
+        .select_from(task.join(workflow))
+        .where(task.c.status.in_(_PLACED), task.c.node.is_not(None))
+        .group_by(workflow.c.pool, task.c.node)
+    )
+    return list(connection.execute(query))
+
+
+def gpus_of_guaranteed(connection: Connection, pool: str) -> int:
+    """GPUs of the placed tasks of a pool whose priority counts against its guarantee."""
+    task, workflow = schema.task, schema.workflow
+    query = (
+        select(func.coalesce(func.sum(task.c.gpu), 0))
+        .select_from(task.join(workflow))
+        .where(task.c.status.in_(_PLACED), workflow.c.pool == pool, workflow.c.priority != str(Priority.LOW))
+    )
+    return int(connection.execute(query).scalar_one())
+
+
+def users(connection: Connection) -> list[str]:
+    """Everybody who has submitted a workflow."""
+    column = schema.workflow.c.user
+    return list(connection.execute(select(column).distinct().order_by(column)).scalars())

@@ -7,6 +7,7 @@ change, write, with the rows that lists filter by), that a number is never given
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ import msgspec
 from sqlalchemy import Connection, Engine, delete, insert, or_, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
-from casstore.errors import ConflictError, NotFoundError, UsageError
+from casstore.errors import ConflictError, NotFoundError
 from casstore_orchestrator.records import WorkflowRecord
 from casstore_orchestrator.spec import WorkflowSpec
 from casstore_orchestrator.status import WorkflowStatus
@@ -81,17 +82,13 @@ class Database:
 
     def create(self, record: WorkflowRecord) -> WorkflowRecord:
         """Store a new workflow under the next number of its name; returns the record with id and number."""
-        if record.submit_time is None:
-            raise UsageError("a workflow needs the time of its submission")
         with self.writing() as connection:
             last = connection.execute(
                 select(schema.counter.c.last).where(schema.counter.c.name == record.name)
             ).scalar_one_or_none()
             number = (last or 0) + 1
             statement = upsert(schema.counter).values(name=record.name, last=number)
-            connection.execute(
-                statement.on_conflict_do_update(index_elements=["name"], set_={"last": number})
-            )
+            connection.execute(statement.on_conflict_do_update(index_elements=["name"], set_={"last": number}))
             made = msgspec.structs.replace(record, id=f"{record.name}-{number}", number=number)
             connection.execute(
                 insert(schema.workflow).values(
@@ -101,7 +98,6 @@ class Database:
                     name=made.name,
                     number=number,
                     user=made.user,
-                    submit_time=made.submit_time,
                     spec=msgspec.json.encode(made.spec).decode(),
                     spec_text=made.spec_text,
                     template_text=made.template_text,
@@ -139,9 +135,7 @@ class Database:
             )
             if any(getattr(new, name) != getattr(old, name) for name in fixed):
                 raise ConflictError(f"workflow {old.id}: its identity and specification can't change")
-            connection.execute(
-                update(schema.workflow).where(schema.workflow.c.id == old.id).values(**_columns(new))
-            )
+            connection.execute(update(schema.workflow).where(schema.workflow.c.id == old.id).values(**_columns(new)))
             _write_tasks(connection, old, new)
             _write_tags(connection, new.id, old.tags, new.tags)
         return new
@@ -151,9 +145,7 @@ class Database:
         table = schema.workflow
         with self.reading() as connection:
             rows = connection.execute(
-                select(table.c.id)
-                .where(table.c.status.in_(_UNFINISHED))
-                .order_by(table.c.submit_time, table.c.id)
+                select(table.c.id).where(table.c.status.in_(_UNFINISHED)).order_by(table.c.submit_time, table.c.id)
             )
             return list(rows.scalars())
 
@@ -179,18 +171,14 @@ class Database:
         columns = (table.c.id, table.c.task, table.c.retry_id, table.c.reason, table.c.message, table.c.at)
         with self.reading() as connection:
             rows = connection.execute(
-                select(*columns)
-                .where(table.c.workflow_id == workflow_id, table.c.id > after)
-                .order_by(table.c.id)
+                select(*columns).where(table.c.workflow_id == workflow_id, table.c.id > after).order_by(table.c.id)
             )
             return [(row.id, EventRow(*row[1:])) for row in rows]
 
     def profile(self, user: str) -> dict[str, Any]:
         """The stored settings of a user; empty when nothing was ever set."""
         with self.reading() as connection:
-            row = connection.execute(
-                select(schema.profile).where(schema.profile.c.user == user)
-            ).one_or_none()
+            row = connection.execute(select(schema.profile).where(schema.profile.c.user == user)).one_or_none()
         return {} if row is None else dict(row._mapping)  # noqa: SLF001  # the public name of a row's mapping
 
     def set_profile(self, user: str, values: dict[str, Any]) -> None:
@@ -203,9 +191,7 @@ class Database:
     def _load(self, connection: Connection, workflow_id: str) -> WorkflowRecord:
         table = schema.workflow
         row = connection.execute(
-            select(table.c.id, table.c.record).where(
-                or_(table.c.id == workflow_id, table.c.uuid == workflow_id)
-            )
+            select(table.c.id, table.c.record).where(or_(table.c.id == workflow_id, table.c.uuid == workflow_id))
         ).one_or_none()
         if row is None:
             raise NotFoundError(f"There is no workflow {workflow_id}", hint="See: osmo workflow list")
@@ -242,6 +228,8 @@ def _columns(record: WorkflowRecord) -> dict[str, Any]:
         "pool": record.pool,
         "status": str(record.status),
         "priority": str(record.priority),
+        # A record is stored just before the event that gives it the exact time.
+        "submit_time": time.time() if record.submit_time is None else record.submit_time,
         "start_time": record.start_time,
         "end_time": record.end_time,
         "record": msgspec.json.encode(small).decode(),
@@ -282,9 +270,7 @@ def _write_tasks(connection: Connection, old: WorkflowRecord | None, new: Workfl
     for (name, retry_id), row in after.items():
         known = before.get((name, retry_id))
         if known is None:
-            added.append(
-                {"workflow_id": new.id, "name": name, "retry_id": retry_id, **row, **_asked(new, name)}
-            )
+            added.append({"workflow_id": new.id, "name": name, "retry_id": retry_id, **row, **_asked(new, name)})
         elif known != row:
             where = (table.c.workflow_id == new.id, table.c.name == name, table.c.retry_id == retry_id)
             connection.execute(update(table).where(*where).values(**row))

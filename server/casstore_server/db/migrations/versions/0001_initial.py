@@ -42,17 +42,13 @@ def upgrade() -> None:
     )
     op.create_table(
         "workflow_tag",
-        sa.Column(
-            "workflow_id", sa.String(96), sa.ForeignKey("workflow.id", ondelete="CASCADE"), primary_key=True
-        ),
+        sa.Column("workflow_id", sa.String(96), sa.ForeignKey("workflow.id", ondelete="CASCADE"), primary_key=True),
         sa.Column("tag", sa.String(255), primary_key=True),
     )
     op.create_index("workflow_tag_by_tag", "workflow_tag", ["tag"])
     op.create_table(
         "task",
-        sa.Column(
-            "workflow_id", sa.String(96), sa.ForeignKey("workflow.id", ondelete="CASCADE"), primary_key=True
-        ),
+        sa.Column("workflow_id", sa.String(96), sa.ForeignKey("workflow.id", ondelete="CASCADE"), primary_key=True),
         sa.Column("name", sa.String(64), primary_key=True),
         sa.Column("retry_id", sa.Integer, primary_key=True),
         sa.Column("position", sa.Integer, nullable=False),

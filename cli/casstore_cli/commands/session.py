@@ -1,0 +1,196 @@
+"""``osmo login``, ``logout``, ``info``, ``profile``, ``backend`` and ``doctor``: who, where and on what.
+
+Decided here and only here: what these print, and which ways to log in there are.
+"""
+
+from __future__ import annotations
+
+import click
+import msgspec
+
+from casstore import __version__
+from casstore.errors import CasstoreError, UsageError
+from casstore.wire.cluster import (
+    BackendsReply,
+    BucketsReply,
+    ProfileChange,
+    ProfileReply,
+    ServerReply,
+    VersionReply,
+)
+from casstore_cli import login, output
+from casstore_cli.client import Client, Target
+from casstore_cli.config import change_config, load_config
+from casstore_cli.lazy import LazyGroup
+from casstore_cli.multi import Command
+
+_METHODS = ("dev", "code", "password", "token")
+
+
+@click.command("login", cls=Command)
+@click.argument("url", required=False)
+@click.option("--method", type=click.Choice(_METHODS), default="dev", show_default=True, help="How to log in.")
+@click.option("--username", help="Your name there.")
+def login_command(url: str | None, method: str, username: str | None) -> None:
+    """Use the server at URL instead of your own; without URL the one used last."""
+    if method != "dev":
+        raise UsageError(f"Logging in by {method} is not supported", hint="Use --method dev --username NAME.")
+    config = load_config()
+    old = login.read(config.paths)
+    if url is None:
+        if old is None:
+            raise UsageError("Which server?", hint="osmo login URL --username NAME")
+        url = old.url
+    found = login.Login(login.check_url(url), login.check_user(username or (old.user if old else config.user)))
+    output.text(f"Logging in to {output.escape(found.url)}")
+    Client(Target(found.user, url=found.url), on_warning=output.warn).get("api/version", VersionReply)
+    login.save(config.paths, found)
+    output.text(f"Successfully logged in. Welcome {output.escape(found.user)}.")
+
+
+@click.command("logout", cls=Command)
+def logout_command() -> None:
+    """Go back to the server of your own."""
+    done = login.forget(load_config().paths)
+    output.text("Successfully logged out." if done else "You were not logged in.")
+
+
+@click.command("info", cls=Command)
+@output.format_option("text", "json")
+def info(format_type: str) -> None:
+    """Show the server in use, who you are there, and your defaults."""
+    config = load_config()
+    client = login.connect(config)
+    version = client.get("api/version", VersionReply)
+    profile = client.get("api/profile/settings", ProfileReply).profile
+    product = client.probe() or ""
+    document = {
+        "server": client.target.display,
+        "user": profile.username,
+        "client_version": __version__,
+        "server_version": product,
+        "protocol": f"{version.major}.{version.minor}.{version.revision}",
+        "default_pool": profile.pool,
+        "default_bucket": profile.bucket,
+        "status": "ONLINE",
+    }
+    if format_type == "json":
+        output.document(document, indent=2)
+        return
+    for key, value in document.items():
+        label = key.replace("_", " ").capitalize()
+        output.text(f"{label:<14} : {output.escape(str(value or '-'))}")
+
+
+@click.group("backend", cls=LazyGroup)
+def backend() -> None:
+    """Show where workflows run."""
+
+
+@backend.command("list", cls=Command)
+@output.format_option("text", "json")
+def backend_list(format_type: str) -> None:
+    """List the backends."""
+    found = login.connect().get("api/configs/backend", BackendsReply)
+    if format_type == "json":
+        output.document(msgspec.to_builtins(found))
+        return
+    rows = [(b.name, b.description, "ONLINE" if b.online else "OFFLINE") for b in found.backends]
+    output.text(output.table(("Name", "Description", "Status"), rows))
+
+
+@click.group("profile", cls=LazyGroup)
+def profile() -> None:
+    """Show and change your defaults."""
+
+
+@profile.command("list", cls=Command)
+@output.format_option("text", "json")
+def profile_list(format_type: str) -> None:
+    """Show your defaults."""
+    found = login.connect().get("api/profile/settings", ProfileReply)
+    if format_type == "json":
+        output.document(msgspec.to_builtins(found), indent=2)
+        return
+    settings = found.profile
+    tree = {
+        "user": settings.username,
+        "notifications": {"email": settings.email_notification, "slack": settings.slack_notification},
+        "bucket": {"default": settings.bucket},
+        "pool": {"default": settings.pool, "accessible": found.pools},
+    }
+    for line in output.tree_text(tree):
+        output.text(line)
+
+
+@profile.command("set", cls=Command)
+@click.argument("setting", type=click.Choice(("bucket", "pool", "notifications")))
+@click.argument("value")
+@click.argument("enabled", required=False, type=click.BOOL)
+def profile_set(setting: str, value: str, enabled: bool | None) -> None:
+    """Set the default bucket or pool, or notifications (email or slack) to true or false."""
+    config = load_config()
+    if setting == "notifications":
+        if value not in {"email", "slack"}:
+            raise UsageError(f"'{value}' is not a way to notify", hint="email or slack")
+        wanted = True if enabled is None else enabled
+        change = (
+            ProfileChange(email_notification=wanted) if value == "email" else ProfileChange(slack_notification=wanted)
+        )
+    elif enabled is not None:
+        raise UsageError(f"'{setting}' takes one value")
+    elif setting == "bucket" and login.read(config.paths) is None:
+        config.bucket(value)  # it must be declared
+
+        def set_default(own: dict[str, object]) -> None:
+            own["default_bucket"] = value
+
+        change_config(set_default)
+        output.text("Profile Set")
+        return
+    else:
+        change = ProfileChange(bucket=value) if setting == "bucket" else ProfileChange(pool=value)
+    login.connect(config).post("api/profile/settings", object, body=change)
+    output.text("Profile Set")
+
+
+@click.command("doctor", cls=Command)
+@output.format_option("text", "json")
+def doctor(format_type: str) -> None:
+    """Show what this machine gives to tasks: isolation, network, GPUs, and the state of the server and the buckets."""
+    from casstore_cli import background
+
+    config = load_config()
+    report: dict[str, object] = {"version": __version__}
+    try:
+        from casstore_orchestrator.executors.process import ProcessExecutor
+        from casstore_orchestrator.pools import this_machine
+
+        isolation = ProcessExecutor().describe()
+        capacity = this_machine(config.paths.state).capacity
+        report["isolation"] = isolation.mode
+        report["network"] = "a network of its own for each group" if isolation.network else "the machine's own"
+        report["reasons"] = list(isolation.reasons)
+        report["capacity"] = {
+            "cpu": capacity.cpu,
+            "memory": output.size(capacity.memory),
+            "storage": output.size(capacity.storage),
+            "gpu": capacity.gpu,
+        }
+    except CasstoreError as exc:
+        report["isolation"] = f"unavailable: {exc.message}"
+    place = background.find_place(config)
+    pid = background.running_pid(place)
+    report["server"] = "not running (started when needed)" if pid is None else f"running, process {pid}"
+    if pid is not None:
+        state = background.connect(place).get("api/v1/server", ServerReply)
+        report["workflows"] = f"{state.running} running, {state.pending} waiting"
+        buckets = background.connect(place).get("api/bucket", BucketsReply)
+        report["buckets"] = {name: bucket.path for name, bucket in buckets.buckets.items()}
+    else:
+        report["buckets"] = {name: bucket.url for name, bucket in config.buckets.items()}
+    if format_type == "json":
+        output.document(report, indent=2)
+        return
+    for line in output.tree_text(report):
+        output.text(line)

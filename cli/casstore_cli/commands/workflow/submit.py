@@ -1,0 +1,233 @@
+"""``osmo workflow submit``, ``validate`` and ``restart``.
+
+Decided here and only here: the steps of a submission. A file without local paths is sent as it is and rendered by the
+server. One with local paths is rendered first (a dry run), because the paths may be templated; then its files are put
+in, it is validated, local folders are uploaded, and the result is sent, not to be rendered again.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import click
+import msgspec
+
+from casstore.errors import SourceError, UsageError
+from casstore.wire.cluster import ProfileReply
+from casstore.wire.workflow import SubmitReply, SubmitRequest, WorkflowReply
+from casstore_cli import output
+from casstore_cli.client import Client, Value, quoted
+from casstore_cli.commands.workflow.localfiles import Document, mentions_localpath
+from casstore_cli.config import load_config
+from casstore_cli.login import connect
+from casstore_cli.multi import Command, ManyOption
+from casstore_cli.terminal import copy_lines
+
+_ID = re.compile(r"[a-zA-Z](?:[a-zA-Z0-9_-]*[a-zA-Z0-9])?-\d+|[0-9a-f]{32}", re.ASCII)
+_PRIORITIES = ("HIGH", "NORMAL", "LOW")
+_pool_option = click.option("-p", "--pool", help="Pool to run in; without it that of your profile.")
+_set_option = click.option("--set", "set_values", cls=ManyOption, metavar="KEY=VALUE", help="Values of templates.")
+_set_string_option = click.option(
+    "--set-string", "set_strings", cls=ManyOption, metavar="KEY=VALUE", help="As --set, but always text."
+)
+_outside_option = click.option(
+    "--allow-outside-paths", is_flag=True, help="Let a localpath leave the folder of the workflow file."
+)
+_render_option = click.option(
+    "--render-localpath-files",
+    is_flag=True,
+    help="Render templates and tokens inside files given by localpath too (text only).",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """A workflow file and what was said about it."""
+
+    text: str
+    base: str
+    set_values: Sequence[str]
+    set_strings: Sequence[str]
+
+    def request(self, text: str | None = None) -> SubmitRequest:
+        return SubmitRequest(
+            file=self.text if text is None else text,
+            set_variables=list(self.set_values),
+            set_string_variables=list(self.set_strings),
+        )
+
+
+@click.command("submit", cls=Command)
+@click.argument("workflow_file")
+@_set_option
+@_set_string_option
+@click.option("--set-env", "set_env", cls=ManyOption, metavar="KEY=VALUE", help="Environment of every task.")
+@click.option("--dry-run", is_flag=True, help="Print the workflow after its templates and stop.")
+@_pool_option
+@click.option("--priority", type=click.Choice(_PRIORITIES, case_sensitive=False), help="How it competes for the pool.")
+@click.option("-f", "--follow", is_flag=True, help="Follow the log to the end; fail when the workflow does.")
+@_render_option
+@_outside_option
+@output.format_option("text", "json")
+def submit(
+    *,
+    workflow_file: str,
+    set_values: Sequence[str],
+    set_strings: Sequence[str],
+    set_env: Sequence[str],
+    dry_run: bool,
+    pool: str | None,
+    priority: str | None,
+    follow: bool,
+    render_localpath_files: bool,
+    allow_outside_paths: bool,
+    format_type: str,
+) -> int:
+    """Run the workflow in WORKFLOW_FILE ('-' reads standard input), or one that ran before, given by its ID."""
+    as_json = format_type == "json"
+    if follow and as_json:
+        raise UsageError("--follow prints the log, which is not JSON", hint="Leave out one of the two.")
+    for pair in (*set_values, *set_strings, *set_env):
+        if "=" not in pair.lstrip("="):
+            raise UsageError(f"'{pair}' is not KEY=VALUE")
+    config = load_config()
+    if not os.path.exists(workflow_file) and workflow_file != "-" and _ID.fullmatch(workflow_file):
+        if set_values or set_strings or set_env or dry_run:
+            raise UsageError("A workflow is submitted again as it was: --set and --dry-run need a file")
+        client = connect(config)
+        again: dict[str, Value] = {"workflow_id": workflow_file, "priority": priority}
+        return _sent(client, client.post(_route(client, pool), SubmitReply, again), as_json, follow)
+    source = _read(workflow_file, set_values, set_strings)
+    client = connect(config)
+    if dry_run:
+        reply = client.post(_route(client, pool or "default"), SubmitReply, {"dry_run": True}, source.request())
+        if as_json:
+            output.document(msgspec.to_builtins(reply), indent=2)
+        else:
+            sys.stdout.write(reply.spec or "")
+        return 0
+    route = _route(client, pool)
+    query: dict[str, Value] = {"priority": priority, "env_vars": list(set_env)}
+    if mentions_localpath(source.text):
+        document = _with_files(client, source, render=render_localpath_files, outside=allow_outside_paths)
+        request = _final(source, document, render=render_localpath_files)
+        if document.has_datasets():
+            client.post(route, SubmitReply, query | {"validation_only": True}, request)
+            document.upload_datasets(config, quiet=as_json)
+            request = _final(source, document, render=render_localpath_files)
+    else:
+        request = source.request()
+    return _sent(client, client.post(route, SubmitReply, query, request), as_json, follow)
+
+
+@click.command("validate", cls=Command)
+@click.argument("workflow_file")
+@_set_option
+@_set_string_option
+@_pool_option
+@_render_option
+@_outside_option
+def validate(
+    *,
+    workflow_file: str,
+    set_values: Sequence[str],
+    set_strings: Sequence[str],
+    pool: str | None,
+    render_localpath_files: bool,
+    allow_outside_paths: bool,
+) -> None:
+    """Check WORKFLOW_FILE as a submission would, without running it."""
+    source = _read(workflow_file, set_values, set_strings)
+    client = connect()
+    request = source.request()
+    if mentions_localpath(source.text):
+        document = _with_files(client, source, render=render_localpath_files, outside=allow_outside_paths)
+        document.has_datasets()
+        request = _final(source, document, render=render_localpath_files)
+    reply = client.post(_route(client, pool), SubmitReply, {"validation_only": True}, request)
+    output.text(reply.logs or "Workflow validation succeeded.")
+
+
+@click.command("restart", cls=Command)
+@click.argument("workflow_id")
+@_pool_option
+@output.format_option("text", "json")
+def restart(workflow_id: str, pool: str | None, format_type: str) -> None:
+    """Run the groups of a failed workflow that did not complete again, as a new workflow."""
+    client = connect()
+    wanted = pool
+    if wanted is None:
+        found = client.get(f"api/workflow/{quoted(workflow_id)}", WorkflowReply, {"skip_groups": True})
+        wanted = found.pool
+    route = f"{_route(client, wanted)}/{quoted(workflow_id)}/restart"
+    _print(client.post(route, SubmitReply), format_type == "json", f"Workflow {output.escape(workflow_id)} restarted.")
+
+
+def _read(path: str, set_values: Sequence[str], set_strings: Sequence[str]) -> _Source:
+    try:
+        if path == "-":
+            data, base = sys.stdin.buffer.read(), os.getcwd()
+        else:
+            base = os.path.dirname(os.path.abspath(path))
+            with open(path, "rb") as file:
+                data = file.read()
+    except FileNotFoundError:
+        raise SourceError(
+            f"{path} does not exist", hint="Give the path of a workflow file, or a workflow ID."
+        ) from None
+    except OSError as exc:
+        raise SourceError(f"can't read {path}: {exc.strerror}") from None
+    try:
+        return _Source(data.decode("utf-8-sig"), base, set_values, set_strings)
+    except UnicodeDecodeError as exc:
+        raise SourceError(f"{path} is not UTF-8 text (byte {exc.start})") from None
+
+
+def _with_files(client: Client, source: _Source, *, render: bool, outside: bool) -> Document:
+    reply = client.post("api/pool/default/workflow", SubmitReply, {"dry_run": True}, source.request())
+    document = Document(reply.spec or "", source.base, outside=outside)
+    document.inline_files(as_text=render)
+    return document
+
+
+def _final(source: _Source, document: Document, *, render: bool) -> SubmitRequest:
+    text = document.text()
+    if render:
+        return msgspec.structs.replace(source.request(text), uploaded_templated_spec=source.text)
+    return SubmitRequest(file=text, rendered=True, uploaded_templated_spec=source.text)
+
+
+def _route(client: Client, pool: str | None) -> str:
+    if pool is None:
+        pool = client.get("api/profile/settings", ProfileReply).profile.pool
+        if not pool:
+            raise UsageError("You have no default pool", hint="Name one with --pool, or: osmo profile set pool NAME")
+    return f"api/pool/{quoted(pool)}/workflow"
+
+
+def _sent(client: Client, reply: SubmitReply, as_json: bool, follow: bool) -> int:
+    _print(reply, as_json, "Workflow submit successful.")
+    if not follow:
+        return 0
+    workflow_id = quoted(reply.name or "")
+    copy_lines(client.stream(f"api/workflow/{workflow_id}/logs"))
+    found = client.get(f"api/workflow/{workflow_id}", WorkflowReply)
+    output.text(f"Workflow {output.escape(found.name)} is {found.status}.")
+    if found.failure_message:
+        output.text(output.escape(found.failure_message))
+    return 0 if found.status == "COMPLETED" else 1
+
+
+def _print(reply: SubmitReply, as_json: bool, headline: str) -> None:
+    if as_json:
+        output.document(msgspec.to_builtins(reply), indent=2)
+        return
+    output.text(headline)
+    output.text(f"Workflow ID        - {output.escape(reply.name or '')}")
+    output.text(f"Workflow Overview  - {output.escape(reply.overview or '')}")
+    if reply.dashboard_url:
+        output.text(f"Workflow Dashboard - {output.escape(reply.dashboard_url)}")

@@ -1,0 +1,26 @@
+"""The application: routes, errors, and the edge around them.
+
+Decided here and only here: how these are put together.
+"""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+from starlette.types import ASGIApp
+
+from casstore import __version__
+from casstore_server.api import cluster, workflows
+from casstore_server.api.edge import Edge, handle_errors
+from casstore_server.services.context import Services
+
+__all__ = ["create_app"]
+
+
+def create_app(services: Services) -> ASGIApp:
+    """The application over these services."""
+    app = FastAPI(title="casstore", version=__version__, docs_url=None, redoc_url=None, openapi_url="/api/openapi.json")
+    app.state.services = services
+    app.include_router(cluster.router)
+    app.include_router(workflows.router)
+    handle_errors(app)
+    return Edge(app, owner=services.settings.user)

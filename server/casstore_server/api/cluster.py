@@ -1,0 +1,101 @@
+"""The routes about pools, nodes, buckets, profiles and the server itself, thin over ``services``.
+
+Decided here and only here: paths and parameters: OSMO 6.2's, and ``/api/v1`` for our own.
+"""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from casstore.wire.cluster import ProfileChange
+from casstore_server.api.deps import Body, CallerDep, Names, ServicesDep, decode
+from casstore_server.api.edge import reply
+from casstore_server.services import cluster
+
+router = APIRouter()
+
+
+@router.get("/health")
+def health() -> Response:
+    """Whether the server answers."""
+    return reply({"status": "OK"})
+
+
+@router.get("/api/version")
+@router.get("/client/version")
+def version() -> Response:
+    """The version of the wire."""
+    return reply(cluster.version())
+
+
+@router.get("/api/v1/server")
+def server(services: ServicesDep) -> Response:
+    """The server itself: product version, process, isolation, how much is running."""
+    return reply(cluster.server(services))
+
+
+@router.get("/api/profile/settings")
+def profile(services: ServicesDep, caller: CallerDep) -> Response:
+    """The caller's settings."""
+    return reply(cluster.profile(services, caller))
+
+
+@router.post("/api/profile/settings")
+def change_profile(services: ServicesDep, caller: CallerDep, body: Body) -> Response:
+    """Change the caller's settings."""
+    cluster.change_profile(services, caller, decode(body, ProfileChange))
+    return reply(None)
+
+
+@router.get("/api/pool")
+def pools(services: ServicesDep, pools: Names = [], all_pools: bool = False) -> Response:  # noqa: B006  # FastAPI copies defaults
+    """Pools with their platforms."""
+    return reply(cluster.pools(services, () if all_pools else pools))
+
+
+@router.get("/api/pool_quota")
+def quota(services: ServicesDep, pools: Names = [], all_pools: bool = False) -> Response:  # noqa: B006  # FastAPI copies defaults
+    """Pools with their use of GPUs."""
+    return reply(cluster.quota(services, () if all_pools else pools))
+
+
+@router.get("/api/resources")
+def resources(
+    services: ServicesDep,
+    pools: Names = [],  # noqa: B006  # FastAPI copies defaults
+    platforms: Names = [],  # noqa: B006  # FastAPI copies defaults
+    all_pools: bool = False,
+) -> Response:
+    """Nodes."""
+    return reply(cluster.resources(services, () if all_pools else pools, platforms))
+
+
+@router.get("/api/resources/{node}")
+def resource(services: ServicesDep, node: str) -> Response:
+    """One node."""
+    return reply(cluster.resources(services, node_name=node))
+
+
+@router.get("/api/bucket")
+def buckets(services: ServicesDep, caller: CallerDep, default_only: bool = False) -> Response:
+    """Buckets."""
+    return reply(cluster.buckets(services, caller, default_only=default_only))
+
+
+@router.get("/api/configs/backend")
+def backends(services: ServicesDep) -> Response:
+    """Where workflows run."""
+    return reply(cluster.backends(services))
+
+
+@router.get("/api/users")
+def users(services: ServicesDep) -> Response:
+    """Everybody who has submitted a workflow."""
+    return reply(cluster.users(services))
+
+
+@router.get("/api/plugins/configs")
+def plugins() -> Response:
+    """Plugins: none is enabled."""
+    return reply({"rsync": {"enabled": False}})

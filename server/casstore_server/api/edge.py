@@ -1,0 +1,180 @@
+"""What happens to every request before a route sees it, and to every reply after.
+
+Decided here and only here: double slashes are collapsed (OSMO's client sends them), who the caller is, how large a
+body may be, and that every error leaves as ``{message, error_code, workflow_id}``.
+
+On the unix socket the caller is the server's own user. On the loopback port the name is whatever ``x-osmo-user`` says
+(OSMO's development login); that header, which no page can send to another origin without asking, and the check of
+``Host`` keep web pages in a browser on the same machine out.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from casstore import __version__
+from casstore.errors import AccessError, CasstoreError, UsageError
+from casstore.wire.protocol import (
+    MAX_REQUEST_BYTES,
+    SERVICE_VERSION_HEADER,
+    USER_HEADER,
+    WARNING_HEADER,
+    ErrorBody,
+    encode_warning,
+    error_body,
+)
+from casstore_server.services.context import Caller, Links
+
+__all__ = ["Edge", "handle_errors", "reply"]
+
+_log = logging.getLogger(__name__)
+_OPEN = frozenset({"/health", "/api/version", "/client/version"})
+_USER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,127}", re.ASCII)
+_HOST = re.compile(r"(?:127\.0\.0\.1|localhost)(?::\d{1,5})?", re.ASCII)
+_SLASHES = re.compile(r"/{2,}")
+
+
+def reply(value: Any, *, warnings: Sequence[str] = (), status: int = 200) -> Response:
+    """A JSON reply; ``warnings`` travel in a header."""
+    headers = {WARNING_HEADER: encode_warning(list(warnings))} if warnings else {}
+    return Response(msgspec.json.encode(value), status_code=status, media_type="application/json", headers=headers)
+
+
+class Edge:
+    """The outermost layer of the application."""
+
+    def __init__(self, app: ASGIApp, *, owner: str) -> None:
+        self._app = app
+        self._owner = owner
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        scope["path"] = _SLASHES.sub("/", scope["path"])
+        scope["raw_path"] = _SLASHES.sub("/", scope.get("raw_path", b"").decode("latin-1")).encode("latin-1")
+        headers = Headers(scope=scope)
+        respond = _with_version(send)
+        try:
+            length = headers.get("content-length", "0")
+            if not length.isdigit() or int(length) > MAX_REQUEST_BYTES:
+                raise _TooLarge
+            scope.setdefault("state", {})["caller"] = self._caller(scope, headers)
+        except CasstoreError as exc:
+            await reply(error_body(exc), status=exc.http_status)(scope, receive, respond)
+            return
+        except _TooLarge:
+            await _too_large()(scope, receive, respond)
+            return
+        await self._app(scope, _counted(receive), respond)
+
+    def _caller(self, scope: Scope, headers: Headers) -> Caller | None:
+        client = scope.get("client")
+        if client is not None and client[0] == "unix":
+            return Caller(self._owner)
+        host = headers.get("host", "")
+        if not _HOST.fullmatch(host):
+            raise AccessError(f"This server does not answer for the host '{host[:100]}'")
+        name = headers.get(USER_HEADER, "")
+        if not name and scope["path"] in _OPEN:
+            return None
+        if not name:
+            raise AccessError(
+                f"No user: the header {USER_HEADER} is missing",
+                hint="Log in with: osmo login URL --method dev --username NAME",
+            )
+        if not _USER.fullmatch(name):
+            raise UsageError("That is not a user name: letters, digits and . _ @ + - only")
+        return Caller(name, Links(f"http://{host}"))
+
+
+class _TooLarge(Exception):  # noqa: N818  # never leaves this module
+    pass
+
+
+def _too_large() -> Response:
+    text = f"The request is larger than {MAX_REQUEST_BYTES} bytes"
+    hint = "Put large files into a dataset and use it as an input."
+    return reply(ErrorBody(message=text, error_code="USER", hint=hint, kind="usage"), status=413)
+
+
+def _with_version(send: Send) -> Send:
+    async def respond(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            pair = (SERVICE_VERSION_HEADER.encode(), __version__.encode())
+            message["headers"] = [*message.get("headers", []), pair]
+        await send(message)
+
+    return respond
+
+
+def _counted(receive: Receive) -> Receive:
+    """Refuse a body that says it is small, or says nothing, and is not."""
+    total = 0
+
+    async def limited() -> Message:
+        nonlocal total
+        message = await receive()
+        total += len(message.get("body", b""))
+        if total > MAX_REQUEST_BYTES:
+            raise _TooLarge
+        return message
+
+    return limited
+
+
+def handle_errors(app: FastAPI) -> None:
+    """Give every kind of failure its reply."""
+
+    async def on_purpose(request: Request, exc: Exception) -> Response:
+        if not isinstance(exc, CasstoreError):
+            raise exc
+        return reply(error_body(exc, workflow_id=request.path_params.get("workflow_id")), status=exc.http_status)
+
+    async def invalid(_: Request, exc: Exception) -> Response:
+        if not isinstance(exc, RequestValidationError):
+            raise exc
+        return reply(ErrorBody(message=_first_problem(exc.errors()), error_code="SCHEMA", kind="usage"), status=422)
+
+    async def by_http(_: Request, exc: Exception) -> Response:
+        if not isinstance(exc, HTTPException):
+            raise exc
+        return reply(
+            ErrorBody(message=f"{exc.detail}: no such route here", error_code="NOTFOUND"), status=exc.status_code
+        )
+
+    async def too_large(_: Request, exc: Exception) -> Response:
+        _log.info("refused a body: %s", exc)
+        return _too_large()
+
+    async def unexpected(request: Request, exc: Exception) -> Response:
+        _log.error("%s %s failed", request.method, request.url.path, exc_info=exc)
+        text = f"Internal server error: {type(exc).__name__}"
+        return reply(
+            ErrorBody(message=text, error_code="SERVER", hint="Details are in the server's log.", kind="service"),
+            status=500,
+        )
+
+    app.add_exception_handler(CasstoreError, on_purpose)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, by_http)
+    app.add_exception_handler(_TooLarge, too_large)
+    app.add_exception_handler(Exception, unexpected)
+
+
+def _first_problem(errors: Sequence[Mapping[str, Any]]) -> str:
+    first = errors[0] if errors else {}
+    place = ".".join(str(part) for part in first.get("loc", ()) if part not in {"query", "path", "body"})
+    return f"{place}: {first.get('msg', 'not valid')}"

@@ -1,0 +1,101 @@
+"""Sending an iterator of lines that may block for hours as a chunked reply.
+
+Decided here and only here: that each stream has a thread of its own (so that a hundred followers do not occupy the
+threads that answer requests), how many there may be, how much is buffered for a slow reader, and that a reader who
+goes away ends the stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+
+from starlette.responses import StreamingResponse
+
+from casstore.errors import CasstoreError, ServiceError
+
+__all__ = ["stream"]
+
+MAX_STREAMS = 256
+_MAX_BUFFERED = 1 << 20
+_slots = threading.BoundedSemaphore(MAX_STREAMS)
+_log = logging.getLogger(__name__)
+
+
+def stream(make: Callable[[Callable[[], bool]], Iterator[str]]) -> StreamingResponse:
+    """A reply of the lines that ``make(stop)`` gives. Raises ``ServiceError`` when there are too many already."""
+    if not _slots.acquire(blocking=False):
+        raise ServiceError(f"More than {MAX_STREAMS} logs are being followed", hint="Close some, and try again.")
+    try:
+        return StreamingResponse(_Pump(make).blocks(), media_type="text/plain; charset=utf-8")
+    except BaseException:
+        _slots.release()
+        raise
+
+
+class _Pump:
+    """Moves lines from a thread that may block to the event loop, in blocks."""
+
+    def __init__(self, make: Callable[[Callable[[], bool]], Iterator[str]]) -> None:
+        self._make = make
+        self._condition = threading.Condition()
+        self._buffer: list[bytes] = []
+        self._buffered = 0
+        self._done = False
+        self._stopped = False
+
+    async def blocks(self) -> AsyncIterator[bytes]:
+        """The lines, each with its newline, as many at a time as there are."""
+        loop, ready = asyncio.get_running_loop(), asyncio.Event()
+        thread = threading.Thread(target=self._run, args=(loop, ready), name="stream", daemon=True)
+        thread.start()
+        try:
+            while True:
+                await ready.wait()
+                ready.clear()
+                block, done = self._take()
+                if block:
+                    yield block
+                if done:
+                    return
+        finally:
+            with self._condition:
+                self._stopped = True
+                self._condition.notify_all()
+
+    def _take(self) -> tuple[bytes, bool]:
+        with self._condition:
+            block, self._buffer, self._buffered = b"".join(self._buffer), [], 0
+            self._condition.notify_all()
+            return block, self._done
+
+    def _run(self, loop: asyncio.AbstractEventLoop, ready: asyncio.Event) -> None:
+        def announce() -> None:
+            try:
+                loop.call_soon_threadsafe(ready.set)
+            except RuntimeError:  # the loop is closed: the server ends
+                self._stopped = True
+
+        try:
+            for line in self._make(lambda: self._stopped):
+                with self._condition:
+                    self._condition.wait_for(lambda: self._buffered < _MAX_BUFFERED or self._stopped)
+                    if self._stopped:
+                        return
+                    data = line.encode("utf-8", "surrogateescape") + b"\n"
+                    first = not self._buffer
+                    self._buffer.append(data)
+                    self._buffered += len(data)
+                if first:
+                    announce()
+        except CasstoreError as exc:
+            _log.warning("a stream ended early: %s", exc.message)
+        except Exception:  # noqa: BLE001  # the reply has begun: all that is left is to end it
+            _log.exception("a stream failed")
+        finally:
+            _slots.release()
+            with self._condition:
+                self._done = True
+            announce()

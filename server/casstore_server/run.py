@@ -1,0 +1,127 @@
+"""Putting the server together and running it until a signal arrives.
+
+Decided here and only here: which parts there are, the order in which they start and stop, and how the server listens:
+on a unix socket that only its owner can reach, and on 127.0.0.1 when a port was asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import uvicorn
+
+from casstore.errors import ServiceError
+from casstore.wire.local import READY
+from casstore_orchestrator.pools import this_machine
+from casstore_server.api.app import create_app
+from casstore_server.api.connection import CheckedProtocol
+from casstore_server.config import Watched
+from casstore_server.db.engine import open_database
+from casstore_server.db.store import Database
+from casstore_server.services.context import Services
+from casstore_server.settings import Settings
+
+__all__ = ["serve"]
+
+DRAIN_S = 2
+"""How long open replies (followed logs, mostly) may go on once the server is told to end."""
+_log = logging.getLogger(__name__)
+
+
+class _Server(uvicorn.Server):
+    """Tells whoever started it that it answers."""
+
+    ready_fd: int | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to answer, and say so."""
+        await super().startup(sockets=sockets)
+        if self.started and self.ready_fd is not None:
+            fd, self.ready_fd = self.ready_fd, None
+            with contextlib.suppress(OSError):  # the command that started us is gone
+                os.write(fd, READY)
+            os.close(fd)
+
+
+def serve(settings: Settings) -> None:
+    """Run the server; returns after SIGTERM or SIGINT, with everything stopped."""
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    with contextlib.ExitStack() as stack:
+        database = Database(open_database(settings.database))
+        stack.callback(database.close)
+        services = stack.enter_context(_parts(settings, database))
+        sockets = [_unix_socket(settings.socket_path)]
+        stack.callback(_remove_socket, settings.socket_path, os.stat(settings.socket_path).st_ino)
+        if settings.port is not None:
+            sockets.append(_loopback_socket(settings.port))
+        config = uvicorn.Config(
+            create_app(services),
+            http=CheckedProtocol,
+            ws="none",
+            loop="asyncio",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=DRAIN_S,
+            timeout_keep_alive=5,
+        )
+        server = _Server(config)
+        server.ready_fd = settings.ready_fd
+        # uvicorn raises the signal that ended it once more when it is done: that must not end us before the rest.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: None)
+        _log.info("server of %s, process %d, on %s", settings.user, os.getpid(), settings.socket_path)
+        asyncio.run(server.serve(sockets=sockets))
+    _log.info("the server ended")
+
+
+@contextlib.contextmanager
+def _parts(settings: Settings, database: Database) -> Iterator[Services]:
+    """Everything below the routes, started; stopped at the end."""
+    settings.workflows.mkdir(mode=0o700, exist_ok=True)
+    watched = Watched(settings.config_file, settings.data_dir, this_machine(settings.state_dir))
+    raise NotImplementedError
+
+
+def _unix_socket(path: Path) -> socket.socket:
+    """Listen on ``path``; what is there already belongs to a server that is gone: ours holds the lock."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
+        listener.bind(str(path))  # the umask of the process makes it 0600
+        path.chmod(0o600)
+    except OSError as exc:
+        listener.close()
+        raise ServiceError(f"The server can't listen on {path}: {exc.strerror or exc}") from exc
+    return listener
+
+
+def _loopback_socket(port: int) -> socket.socket:
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(("127.0.0.1", port))
+    except (OSError, OverflowError) as exc:
+        listener.close()
+        raise ServiceError(f"The server can't listen on 127.0.0.1:{port}: {exc}") from exc
+    _log.warning(
+        "listening on http://127.0.0.1:%d: everybody on this machine can run workflows as you through it",
+        listener.getsockname()[1],
+    )
+    return listener
+
+
+def _remove_socket(path: Path, inode: int) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        if path.stat().st_ino == inode:
+            path.unlink()

@@ -1,0 +1,298 @@
+"""Answers about pools, nodes, buckets, profiles and the server itself.
+
+Decided here and only here: how amounts are written (memory and storage in whole KiB, as Kubernetes does), what counts
+as in use, and which pool and bucket a user gets without asking for one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from casstore import __version__
+from casstore.errors import NotFoundError, UsageError
+from casstore.wire.cluster import (
+    BackendReply,
+    BackendsReply,
+    BucketReply,
+    BucketsReply,
+    NodeReply,
+    NodeSet,
+    PlatformReply,
+    PoolReply,
+    PoolsReply,
+    Profile,
+    ProfileChange,
+    ProfileReply,
+    QuotaReply,
+    ResourcesReply,
+    ResourceUsage,
+    ServerReply,
+    VersionReply,
+)
+from casstore.wire.protocol import PROTOCOL_VERSION, to_iso
+from casstore_orchestrator.pools import DEFAULT_POOL, Node, Pool, Resources
+from casstore_server.db import queries
+from casstore_server.services.context import Caller, Services
+
+__all__ = [
+    "backends",
+    "buckets",
+    "change_profile",
+    "default_pool",
+    "pools",
+    "profile",
+    "quota",
+    "resources",
+    "server",
+    "users",
+    "version",
+]
+
+
+def version() -> VersionReply:
+    """The version of the wire."""
+    major, minor, revision = PROTOCOL_VERSION.split(".")
+    return VersionReply(major=major, minor=minor, revision=revision, hash=f"casstore-{__version__}")
+
+
+def server(services: Services) -> ServerReply:
+    """The server itself."""
+    with services.database.reading() as connection:
+        counts = queries.unfinished_counts(connection)
+    isolation = services.isolation
+    return ServerReply(
+        version=__version__,
+        pid=os.getpid(),
+        user=services.settings.user,
+        started=to_iso(services.started) or "",
+        running=counts.get("RUNNING", 0),
+        pending=sum(count for status, count in counts.items() if status != "RUNNING"),
+        executor="process",
+        isolation=isolation.mode,
+        network=isolation.network,
+        reasons=list(isolation.reasons),
+        state_dir=str(services.settings.state_dir),
+        url=None if services.settings.port is None else f"http://127.0.0.1:{services.settings.port}",
+    )
+
+
+def default_pool(services: Services, user: str) -> str | None:
+    """The pool for a workflow that names none: the user's own choice, ``default``, or the only one there is."""
+    declared = services.config.current().pools
+    chosen = services.database.profile(user).get("pool")
+    if isinstance(chosen, str) and chosen in declared:
+        return chosen
+    if DEFAULT_POOL in declared:
+        return DEFAULT_POOL
+    return next(iter(declared)) if len(declared) == 1 else None
+
+
+def profile(services: Services, caller: Caller) -> ProfileReply:
+    """The user's settings and what they may use."""
+    stored = services.database.profile(caller.user)
+    config = services.config.current()
+    return ProfileReply(
+        profile=Profile(
+            username=caller.user,
+            email_notification=bool(stored.get("email_notification")),
+            slack_notification=bool(stored.get("slack_notification")),
+            bucket=stored.get("bucket") or config.default_bucket,
+            pool=default_pool(services, caller.user),
+        ),
+        roles=["osmo-user"],
+        pools=sorted(config.pools),
+    )
+
+
+def change_profile(services: Services, caller: Caller, change: ProfileChange) -> None:
+    """Change settings; a pool or bucket must exist."""
+    config = services.config.current()
+    values: dict[str, Any] = {}
+    if change.pool is not None:
+        _known_pool(config.pools, change.pool)
+        values["pool"] = change.pool
+    if change.bucket is not None:
+        if change.bucket not in config.buckets:
+            raise NotFoundError(
+                f"There is no bucket {change.bucket}", hint=f"Declared: {', '.join(sorted(config.buckets))}"
+            )
+        values["bucket"] = change.bucket
+    if change.email_notification or change.slack_notification:
+        raise UsageError("This server sends no notifications")
+    if values:
+        services.database.set_profile(caller.user, values)
+
+
+def pools(services: Services, wanted: Sequence[str]) -> PoolsReply:
+    """Pools with their platforms; all when none is named."""
+    declared = _chosen(services.config.current().pools, wanted)
+    return PoolsReply(pools={name: _pool(pool) for name, pool in declared.items()})
+
+
+def quota(services: Services, wanted: Sequence[str]) -> QuotaReply:
+    """GPUs in use in each pool. Each pool has nodes of its own, so each is a set of its own."""
+    declared = _chosen(services.config.current().pools, wanted)
+    used = _usage(services)
+    sets, total = [], [0, 0, 0, 0]
+    for name, pool in declared.items():
+        capacity = sum(node.capacity.gpu for node in pool.nodes)
+        usage = sum(amount.gpu for (owner, _), amount in used.items() if owner == name)
+        limit = capacity if pool.gpu_guarantee is None else pool.gpu_guarantee
+        guaranteed = _guaranteed(services, name)
+        numbers = [guaranteed, limit, usage, capacity]
+        total = [before + number for before, number in zip(total, numbers, strict=True)]
+        reply = _pool(pool)
+        reply.resource_usage = _numbers(*numbers)
+        sets.append(NodeSet(pools=[reply]))
+    return QuotaReply(node_sets=sets, resource_sum=_numbers(*total))
+
+
+def resources(
+    services: Services,
+    wanted_pools: Sequence[str] = (),
+    platforms: Sequence[str] = (),
+    *,
+    node_name: str | None = None,
+) -> ResourcesReply:
+    """Nodes with what they have and what is in use; one node by its name. Raises ``NotFoundError``."""
+    declared = _chosen(services.config.current().pools, wanted_pools)
+    used = _usage(services)
+    found = []
+    for pool in declared.values():
+        for node in pool.nodes:
+            if platforms and node.platform not in platforms:
+                continue
+            if node_name is not None and node.name != node_name:
+                continue
+            found.append(_node(pool, node, used.get((pool.name, node.name), Resources())))
+    if node_name is not None and not found:
+        raise NotFoundError(f"There is no node {node_name}", hint="See: osmo resource list")
+    return ResourcesReply(resources=found)
+
+
+def buckets(services: Services, caller: Caller, *, default_only: bool) -> BucketsReply:
+    """The declared buckets."""
+    config = services.config.current()
+    default = services.database.profile(caller.user).get("bucket")
+    if default not in config.buckets:
+        default = config.default_bucket
+    found = {
+        name: BucketReply(path=bucket.url, description=bucket.description, mode=bucket.mode)
+        for name, bucket in config.buckets.items()
+        if not default_only or name == default
+    }
+    return BucketsReply(default=default, buckets=found)
+
+
+def backends(services: Services) -> BackendsReply:
+    """Where workflows run: here."""
+    names = sorted({pool.backend for pool in services.config.current().pools.values()})
+    described = f"processes on this machine ({services.isolation.mode})"
+    return BackendsReply(backends=[BackendReply(name=name, description=described) for name in names])
+
+
+def users(services: Services) -> list[str]:
+    """Everybody who has submitted a workflow."""
+    with services.database.reading() as connection:
+        return queries.users(connection)
+
+
+def _chosen(declared: Mapping[str, Pool], wanted: Sequence[str]) -> dict[str, Pool]:
+    for name in wanted:
+        _known_pool(declared, name)
+    return {name: declared[name] for name in sorted(declared) if not wanted or name in wanted}
+
+
+def _known_pool(declared: Mapping[str, Pool], name: str) -> None:
+    if name not in declared:
+        raise NotFoundError(
+            f"There is no pool {name}",
+            hint=f"Declared: {', '.join(sorted(declared))}; declare one with: osmo pool declare",
+        )
+
+
+def _usage(services: Services) -> dict[tuple[str, str], Resources]:
+    """What placed tasks ask for, by (pool, node)."""
+    with services.database.reading() as connection:
+        rows = queries.usage_by_node(connection)
+    return {
+        (row.pool, row.node): Resources(cpu=row.cpu, memory=int(row.memory), storage=int(row.storage), gpu=row.gpu)
+        for row in rows
+    }
+
+
+def _guaranteed(services: Services, pool: str) -> int:
+    with services.database.reading() as connection:
+        return queries.gpus_of_guaranteed(connection, pool)
+
+
+def _numbers(guaranteed: int, limit: int, usage: int, capacity: int) -> ResourceUsage:
+    return ResourceUsage(
+        quota_used=str(guaranteed),
+        quota_free=str(max(0, limit - guaranteed)),
+        quota_limit=str(limit),
+        total_usage=str(usage),
+        total_capacity=str(capacity),
+        total_free=str(max(0, capacity - usage)),
+    )
+
+
+def _pool(pool: Pool) -> PoolReply:
+    return PoolReply(
+        name=pool.name,
+        description=pool.description,
+        status=str(pool.status),
+        backend=pool.backend,
+        default_platform=pool.default_platform,
+        platforms={
+            name: PlatformReply(
+                description=platform.description,
+                host_network_allowed=platform.host_network_allowed,
+                privileged_allowed=platform.privileged_allowed,
+                allowed_mounts=list(platform.allowed_mounts),
+                default_mounts=list(platform.default_mounts),
+            )
+            for name, platform in pool.platforms.items()
+        },
+    )
+
+
+def _amounts(amount: Resources) -> dict[str, str]:
+    found = {
+        "cpu": f"{amount.cpu:g}",
+        "memory": f"{amount.memory // 1024}Ki",
+        "storage": f"{amount.storage // 1024}Ki",
+        "gpu": str(amount.gpu),
+    }
+    return found | {name: str(count) for name, count in amount.extras.items()}
+
+
+def _node(pool: Pool, node: Node, used: Resources) -> NodeReply:
+    capacity, platform = _amounts(node.capacity), pool.platforms[node.platform]
+    free = Resources(
+        cpu=max(0.0, node.capacity.cpu - used.cpu),
+        memory=max(0, node.capacity.memory - used.memory),
+        storage=max(0, node.capacity.storage - used.storage),
+        gpu=max(0, node.capacity.gpu - used.gpu),
+    )
+    config = {
+        "host_network_allowed": platform.host_network_allowed,
+        "privileged_allowed": platform.privileged_allowed,
+        "allowed_mounts": list(platform.allowed_mounts),
+        "default_mounts": list(platform.default_mounts),
+    }
+    return NodeReply(
+        hostname=node.name,
+        exposed_fields={"node": node.name, "pool/platform": [f"{pool.name}/{node.platform}"], **capacity},
+        usage_fields=_amounts(used),
+        allocatable_fields=capacity,
+        platform_allocatable_fields={pool.name: {node.platform: capacity}},
+        platform_available_fields={pool.name: {node.platform: _amounts(free)}},
+        config_fields={pool.name: {node.platform: config}},
+        label_fields=dict(node.topology),
+        pool_platform_labels={pool.name: [node.platform]},
+        resource_type="RESERVED",
+        backend=pool.backend,
+    )

@@ -1,0 +1,70 @@
+"""What every service works with.
+
+Decided here and only here: which parts the server is made of, and how the links in replies look. A server on a unix
+socket has no URL: where OSMO's replies have the address of a page, ours then have the command that shows the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from casstore_orchestrator.logs import LogStore
+from casstore_orchestrator.ports import Credentials, DataStore, Isolation
+from casstore_orchestrator.records import WorkflowRecord
+from casstore_server.config import Watched
+from casstore_server.db.store import Database
+from casstore_server.settings import Settings
+
+__all__ = ["Caller", "Links", "SchedulerPort", "Services"]
+
+
+class SchedulerPort(Protocol):
+    """What the services ask of the scheduler."""
+
+    def submit(self, record: WorkflowRecord) -> WorkflowRecord:
+        """Store a workflow and begin with it; the record comes back with its id."""
+
+    def cancel(self, workflow_id: str, *, force: bool = False, user: str, message: str | None = None) -> WorkflowRecord:
+        """Begin to end a workflow."""
+
+    def why_pending(self, workflow_id: str) -> str:
+        """Why it does not run yet, in one line; empty when it does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Links:
+    """Addresses in replies. ``base`` is the URL the caller used, empty on a unix socket."""
+
+    base: str = ""
+
+    def overview(self, workflow_id: str) -> str:
+        """Where to look at a workflow."""
+        return f"{self.base}/workflows/{workflow_id}" if self.base else f"osmo workflow query {workflow_id}"
+
+    def api(self, path: str) -> str:
+        """The address of something below ``/api/workflow``."""
+        return f"{self.base}/api/workflow/{path}"
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks, and from where."""
+
+    user: str
+    links: Links = Links()
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """The parts of a running server. ``started`` in seconds since the epoch."""
+
+    settings: Settings
+    database: Database
+    scheduler: SchedulerPort
+    logs: LogStore
+    data: DataStore
+    credentials: Credentials
+    config: Watched
+    isolation: Isolation
+    started: float
