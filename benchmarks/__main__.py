@@ -1,0 +1,47 @@
+"""The benchmarks' command; see ``README.md`` beside this file."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import tempfile
+from pathlib import Path
+
+from benchmarks import generate, kernels, peers
+
+
+def main() -> None:
+    """Parse the command line and run what it asks for."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks")
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "casstore-benchmarks")
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="all contenders, interleaved")
+    run.add_argument("--data", nargs="+", choices=generate.SETS, default=list(generate.SETS))
+    run.add_argument("--rounds", type=int, default=3)
+    run.add_argument("--scale", type=float, default=1.0)
+    run.add_argument("--only", nargs="+", default=[], help="these contenders (casstore is always there)")
+    run.add_argument("--output", type=Path, help="append the report to this file")
+    commands.add_parser("kernels", help="the cost of each kernel")
+    commands.add_parser("scaling", help="cost per gigabyte and per file")
+    make = commands.add_parser("generate", help="make a data set")
+    make.add_argument("target", type=Path)
+    make.add_argument("--data", choices=generate.SETS, default="mixed")
+    make.add_argument("--scale", type=float, default=1.0)
+    arguments = parser.parse_args()
+    if arguments.command == "generate":
+        generate.make(arguments.data, arguments.target.absolute(), arguments.scale)
+    elif arguments.command == "kernels":
+        print(kernels.kernels())
+    elif arguments.command == "scaling":
+        print(kernels.scaling(arguments.folder))
+    else:
+        for name in arguments.data:
+            report = peers.compare(name, arguments.folder, arguments.rounds, arguments.scale, arguments.only)
+            print(report, "\n", flush=True)
+            if arguments.output:
+                with arguments.output.open("a") as out:
+                    out.write(f"{report}\n\n{platform.machine()}, {platform.system()} {platform.release()}\n\n")
+
+
+if __name__ == "__main__":
+    main()
