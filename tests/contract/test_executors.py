@@ -672,6 +672,25 @@ def test_inputs_can_be_read_only(sandboxed: Group) -> None:
     assert sandboxed.run("t", script) == (0, [*lines, b"0"])
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount here")
+def test_an_input_that_is_mounted_later_is_seen_by_the_next_attempt(sandboxed: Group) -> None:
+    gang = sandboxed.prepare(sandboxed.launch("t", "exit 1"), sandboxed.launch("peer", "sleep 600"))
+    gang.release()
+    assert gang.tasks["t"].wait(PATIENCE) == 1
+    point = sandboxed.base / "t-1/data/input/0"
+    point.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "casstore-test", str(point)], check=True)
+    try:
+        (point / "late").write_text("mounted late")
+        gang.restart(sandboxed.launch("t", "cat /osmo/data/input/0/late", home="t-1", read_only_inputs=True))
+        gang.release_task("t")
+        assert gang.tasks["t"].wait(PATIENCE) == 0
+        gang.close()
+    finally:
+        subprocess.run(["umount", str(point)], check=True)
+    assert sandboxed.log.of("t") == [b"mounted late"]
+
+
 def test_folders_that_the_host_reads_can_not_be_replaced_by_links(sandboxed: Group, tmp_path: Path) -> None:
     (sandboxed.base / "t/data/input/0").mkdir(parents=True)
     script = """

@@ -88,7 +88,6 @@ class _Init:
         self._launch = launch
         self._alone = os.getpid() == 1
         self._command = 0
-        self._asked_to_end = False
         self._argv: list[str] = []
         self._environment: dict[str, str] = {}
         self._cwd = "/"
