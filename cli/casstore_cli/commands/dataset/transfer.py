@@ -69,9 +69,11 @@ def upload(
     from casstore_cli.stores import open_bucket
 
     ref = parse_ref(name)
-    wanted, expected = ref.tag, None
+    wanted = ref.tag
+    expected: int | None = None
     if resume and wanted is not None and wanted.isdigit():
-        wanted, expected = None, int(wanted)
+        expected = int(wanted)
+        wanted = None
     if wanted and tag and wanted != tag:
         raise UsageError(
             f"{name} and --tag {tag}: only one tag can be set", hint="set the other with: osmo dataset tag"
