@@ -75,7 +75,7 @@ class Decompressor:
     """Decodes chunks. Not thread-safe: one for each thread."""
 
     def __init__(self) -> None:
-        # A frame may ask for a window far larger than its content; the bound holds for both.
+        # A damaged frame may ask for a window far larger than its content.
         self._zstd = zstandard.ZstdDecompressor(max_window_size=MAX_RAW)
 
     def decode(self, codec: int, payload: Buffer, raw_length: int) -> bytes:

@@ -42,8 +42,8 @@ _encoder = msgspec.json.Encoder()
 def encode(type: str, value: msgspec.Struct) -> bytes:  # noqa: A002 - the word of the format
     """Return the record of this type that holds ``value``.
 
-    Raises ``UsageError`` when the value can't be stored as JSON (a lone surrogate, a number beyond 64 bits)
-    or is larger than ``MAX_BODY``.
+    Raises ``UsageError`` when the value can't be stored as JSON (a lone surrogate, an object without a JSON
+    form) or is larger than ``MAX_BODY``.
     """
     try:
         # The JSON encoder can't sort dictionaries with integer keys; this can.
@@ -65,8 +65,10 @@ def decode(type: str, data: Buffer, cls: type[T]) -> T:  # noqa: A002 - the word
     body fits ``cls``.
     """
     if len(data) > MAX_RECORD:
-        raise FormatError(f"the {type} record has {len(data)} bytes; the limit is {MAX_RECORD}")
+        raise _too_large(type, len(data))
     head, newline, body = bytes(data).partition(b"\n")
+    if len(body) > MAX_BODY:
+        raise _too_large(type, len(data))
     if not newline or head + newline != _header(type, body):
         raise _mismatch(type, head)
     try:
@@ -79,6 +81,10 @@ def _header(type: str, body: bytes) -> bytes:  # noqa: A002 - the word of the fo
     if not _TYPE.match(type):
         raise ValueError(f"illegal record type {type!r}")
     return _MAGIC + _VERSION + f"{type} {to_hex(digest(body))}\n".encode("ascii")
+
+
+def _too_large(type: str, size: int) -> FormatError:  # noqa: A002 - the word of the format
+    return FormatError(f"the {type} record has {size} bytes; the limit is {MAX_BODY} after its header")
 
 
 def _mismatch(type: str, head: bytes) -> FormatError:  # noqa: A002 - the word of the format
