@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
+from typing import TextIO
 
 import click
 
@@ -32,7 +34,8 @@ def guarded(run: Callable[[], int], ctx: Callable[[], click.Context | None]) -> 
         return EXIT_PIPE
     except BaseException as error:  # noqa: BLE001 - the one place where everything ends
         try:
-            code = report(error, as_json=output.is_json(ctx()))
+            begun = output.end_array(ctx())
+            code = report(error, as_json=output.is_json(ctx()), stream=sys.stderr if begun else None)
             sys.stdout.flush()
         except BrokenPipeError:
             _abandon_stdout()
@@ -40,8 +43,9 @@ def guarded(run: Callable[[], int], ctx: Callable[[], click.Context | None]) -> 
     return code
 
 
-def report(error: BaseException, *, as_json: bool = False) -> int:
-    """Tell the user about ``error`` and return the exit code."""
+def report(error: BaseException, *, as_json: bool = False, stream: TextIO | None = None) -> int:
+    """Tell the user about ``error``, on standard output unless ``stream`` is given, and return the exit code."""
+    tell = partial(_tell, as_json=as_json, stream=stream or sys.stdout)
     if isinstance(error, click.exceptions.Exit):
         return error.exit_code
     if isinstance(error, SystemExit):
@@ -52,25 +56,25 @@ def report(error: BaseException, *, as_json: bool = False) -> int:
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
         error = CancelledError("interrupted")
     if isinstance(error, click.ClickException):
-        _tell(error.format_message(), 1, "usage", None, as_json)
+        tell(error.format_message(), 1, "usage", None)
         return EXIT_USAGE
     if isinstance(error, CasstoreError):
         if isinstance(error, CancelledError) and not as_json:
             sys.stderr.write(f"{output.escape(error.message)}\n")
         else:
-            _tell(error.message, error.http_status, error.kind.value, error.hint, as_json)
+            tell(error.message, error.http_status, error.kind.value, error.hint)
         return error.exit_code
     path = _log(error)
     where = f"; details are in {path}" if path else ""
     if isinstance(error, OSError) and error.strerror:
         name = error.filename
         shown = f"{os.fsdecode(name)}: " if isinstance(name, (str, bytes)) else ""
-        _tell(f"{shown}{error.strerror}{where}", 1, "source", None, as_json)
+        tell(f"{shown}{error.strerror}{where}", 1, "source", None)
         return EXIT_USAGE
     if isinstance(error, MemoryError):
-        _tell(f"out of memory{where}", 1, "internal", None, as_json)
+        tell(f"out of memory{where}", 1, "internal", None)
         return EXIT_USAGE
-    _tell(f"internal error: {type(error).__name__}: {error}{where}", 1, "internal", None, as_json)
+    tell(f"internal error: {type(error).__name__}: {error}{where}", 1, "internal", None)
     return EXIT_USAGE
 
 
@@ -79,14 +83,14 @@ def as_object(error: CasstoreError) -> dict[str, object]:
     return {"message": error.message, "code": error.http_status, "kind": error.kind.value, "hint": error.hint}
 
 
-def _tell(message: str, code: int, kind: str, hint: str | None, as_json: bool) -> None:
+def _tell(message: str, code: int, kind: str, hint: str | None, *, as_json: bool, stream: TextIO) -> None:
     if as_json:
-        output.document({"message": message, "code": code, "kind": kind, "hint": hint})
+        output.document({"message": message, "code": code, "kind": kind, "hint": hint}, stream=stream)
         return
-    output.text(f"Error message: {output.escape(message)}")
-    output.text(f"Error code: {code}")
+    lines = [f"Error message: {output.escape(message)}", f"Error code: {code}"]
     if hint:
-        output.text(f"Hint: {output.escape(hint)}")
+        lines.append(f"Hint: {output.escape(hint)}")
+    stream.write("\n".join(lines) + "\n")
 
 
 def _abandon_stdout() -> None:
@@ -115,9 +119,7 @@ def _log(error: BaseException) -> str | None:
     try:
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
         _rotate(path)
-        descriptor = os.open(
-            path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
-        )
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         with open(descriptor, "a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(f"{datetime.now(UTC).isoformat()} pid {os.getpid()}\n{entry}\n")
     except OSError:

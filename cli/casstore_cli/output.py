@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import click
 
@@ -21,6 +21,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 FORMAT_KEY = "casstore_cli.format"
 LEVEL_KEY = "casstore_cli.level"
+_ARRAY_KEY = "casstore_cli.array"
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 _UNITS = ("KiB", "MiB", "GiB", "TiB")
 _MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()  # noqa: SIM905 - easier to read
@@ -57,33 +58,48 @@ def text(line: str = "") -> None:
     sys.stdout.write(line + "\n")
 
 
-def document(value: object, *, indent: int = 4) -> None:
+def document(value: object, *, indent: int = 4, stream: TextIO | None = None) -> None:
     """Print a result as one JSON document (OSMO: 4 spaces for datasets and buckets, 2 for workflows)."""
     import json
 
-    sys.stdout.write(json.dumps(value, indent=indent) + "\n")
+    (stream or sys.stdout).write(json.dumps(value, indent=indent) + "\n")
 
 
 class Array:
-    """A JSON array that is written item by item: a million of them take no memory."""
+    """A JSON array that is written item by item: a million of them take no memory.
+
+    Nothing is written before the first item. When the command fails after that, ``errors`` ends the array, so that
+    standard output still is one document.
+    """
 
     def __init__(self, *, indent: int = 4) -> None:
         import json
 
         self._dumps = json.dumps
         self._indent = indent
-        self._first = True
-        sys.stdout.write("[")
+        self._empty = True
 
     def add(self, value: object) -> None:
         """Write one item."""
+        if self._empty:
+            click.get_current_context().meta[_ARRAY_KEY] = self
         body = self._dumps(value, indent=self._indent).replace("\n", "\n" + " " * self._indent)
-        sys.stdout.write(("" if self._first else ",") + "\n" + " " * self._indent + body)
-        self._first = False
+        sys.stdout.write(("[" if self._empty else ",") + "\n" + " " * self._indent + body)
+        self._empty = False
 
     def close(self) -> None:
         """End the document."""
-        sys.stdout.write("]\n" if self._first else "\n]\n")
+        sys.stdout.write("[]\n" if self._empty else "\n]\n")
+        click.get_current_context().meta.pop(_ARRAY_KEY, None)
+
+
+def end_array(ctx: click.Context | None) -> bool:
+    """End the array that a failing command has begun; whether there was one."""
+    array = None if ctx is None else ctx.meta.pop(_ARRAY_KEY, None)
+    if array is None:
+        return False
+    sys.stdout.write("\n]\n")
+    return True
 
 
 def current_level() -> str:
@@ -121,9 +137,7 @@ def confirm(question: str) -> bool:
     if not answer.endswith("\n"):
         sys.stderr.write("\n")
     if not answer:
-        raise UsageError(
-            "not confirmed: there was no answer, nothing was changed", hint="--force does not ask"
-        )
+        raise UsageError("not confirmed: there was no answer, nothing was changed", hint="--force does not ask")
     return answer.strip().lower() in {"y", "yes"}
 
 
@@ -144,9 +158,7 @@ def _escaped(code: int) -> str:
     return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
-def table(
-    headers: Sequence[str], rows: Iterable[Sequence[object]], *, total: Sequence[object] | None = None
-) -> str:
+def table(headers: Sequence[str], rows: Iterable[Sequence[object]], *, total: Sequence[object] | None = None) -> str:
     """A table as OSMO prints it: left-aligned, three spaces apart, a rule of ``=`` under the header.
 
     None is shown as ``N/A``. ``total`` is a last row under a rule of its own. No newline at the end.

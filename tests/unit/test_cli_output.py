@@ -7,6 +7,7 @@ import json
 import sys
 import time
 
+import click
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -94,10 +95,11 @@ def test_escaped_names_are_one_harmless_line(name: bytes) -> None:
 def test_array_is_what_json_would_write(values: list[dict[str, object]]) -> None:
     stream, sys.stdout = sys.stdout, io.StringIO()
     try:
-        array = output.Array()
-        for value in values:
-            array.add(value)
-        array.close()
+        with click.Context(click.Command("x")):
+            array = output.Array()
+            for value in values:
+                array.add(value)
+            array.close()
         written = sys.stdout.getvalue()
     finally:
         sys.stdout = stream
@@ -108,9 +110,7 @@ def test_array_is_what_json_would_write(values: list[dict[str, object]]) -> None
     ("answer", "yes"),
     [("y\n", True), ("YES\n", True), ("n\n", False), ("\n", False), ("maybe\n", False), ("y", True)],
 )
-def test_confirm(
-    answer: str, yes: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_confirm(answer: str, yes: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO(answer))
     assert output.confirm("Sure?") is yes
     captured = capsys.readouterr()
