@@ -6,16 +6,17 @@ times, and opening a file costs more than reading a chunk from it; on a network 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-__all__ = ["Descriptors"]
+__all__ = ["Descriptors", "OpenFile"]
 
 
-class _Open:
+class OpenFile:
+    """A file on loan: its descriptor and its size in bytes."""
+
     __slots__ = ("fd", "size", "stale", "users")
 
     def __init__(self, fd: int, size: int) -> None:
@@ -35,23 +36,24 @@ class Descriptors:
     def __init__(self, limit: int = 64) -> None:
         self._limit = limit
         self._lock = threading.Lock()
-        self._open: OrderedDict[str, _Open] = OrderedDict()
+        self._open: OrderedDict[str, OpenFile] = OrderedDict()
         self._closed = False
 
-    @contextlib.contextmanager
-    def borrow(
-        self, key: str, opener: Callable[[str], tuple[int, os.stat_result]]
-    ) -> Iterator[tuple[int, int]]:
-        """Lend the descriptor and the size of a file; ``opener`` is called when it is not open yet."""
+    def borrow(self, key: str, opener: Callable[[str], tuple[int, os.stat_result]]) -> OpenFile:
+        """Lend an open file, until ``give_back``; ``opener`` is called when it is not open yet."""
         entry = self._take(key)
         if entry is None:
             fd, info = opener(key)
-            entry = _Open(fd, info.st_size)
+            entry = OpenFile(fd, info.st_size)
             self._keep(key, entry)
-        try:
-            yield entry.fd, entry.size
-        finally:
-            self._give_back(entry)
+        return entry
+
+    def give_back(self, entry: OpenFile) -> None:
+        """End a loan."""
+        with self._lock:
+            entry.users -= 1
+            if entry.stale and not entry.users:
+                os.close(entry.fd)
 
     def forget(self, key: str) -> None:
         """Do not use what is open under this key any more."""
@@ -68,7 +70,7 @@ class Descriptors:
                 self._retire(entry)
             self._open.clear()
 
-    def _take(self, key: str) -> _Open | None:
+    def _take(self, key: str) -> OpenFile | None:
         with self._lock:
             entry = self._open.get(key)
             if entry is None:
@@ -84,10 +86,10 @@ class Descriptors:
             if self._open.get(key) is entry:
                 del self._open[key]
                 self._retire(entry)
-        self._give_back(entry)
+        self.give_back(entry)
         return None
 
-    def _keep(self, key: str, entry: _Open) -> None:
+    def _keep(self, key: str, entry: OpenFile) -> None:
         with self._lock:
             if self._closed:
                 entry.stale = True
@@ -99,13 +101,7 @@ class Descriptors:
             while len(self._open) > self._limit:
                 self._retire(self._open.popitem(last=False)[1])
 
-    def _give_back(self, entry: _Open) -> None:
-        with self._lock:
-            entry.users -= 1
-            if entry.stale and not entry.users:
-                os.close(entry.fd)
-
-    def _retire(self, entry: _Open) -> None:
+    def _retire(self, entry: OpenFile) -> None:
         """Close now, or when the last reader is done. The lock is held."""
         entry.stale = True
         if not entry.users:

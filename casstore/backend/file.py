@@ -120,8 +120,11 @@ class FileBackend:
             if not key.startswith(self._immutable):
                 with self._opened(key) as (fd, info):
                     return self._slice(key, fd, info.st_size, offset, length)
-            with self._cache.borrow(key, self._root.open) as (fd, size):
-                return self._slice(key, fd, size, offset, length)
+            entry = self._cache.borrow(key, self._root.open)
+            try:
+                return self._slice(key, entry.fd, entry.size, offset, length)
+            finally:
+                self._cache.give_back(entry)
         except OSError as error:
             raise self._error(error, key) from error
 

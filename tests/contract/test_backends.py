@@ -456,17 +456,22 @@ def test_descriptor_in_use_is_not_closed(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).write_text(name)
     cache = Descriptors(limit=1)
-    with cache.borrow("a", opener) as (first, size):
-        assert size == 1
-        with cache.borrow("b", opener) as (second, _):
-            assert os.pread(first, 1, 0) == b"a"
-            cache.forget("b")
-            assert os.pread(second, 1, 0) == b"b"
-        cache.close()
-        assert os.pread(first, 1, 0) == b"a"
-    for fd in (first, second):
+    first = cache.borrow("a", opener)
+    assert first.size == 1
+    second = cache.borrow("b", opener)
+    assert os.pread(first.fd, 1, 0) == b"a"
+    cache.forget("b")
+    assert os.pread(second.fd, 1, 0) == b"b"
+    cache.give_back(second)
+    cache.close()
+    assert os.pread(first.fd, 1, 0) == b"a"
+    third = cache.borrow("a", opener)
+    assert third is not first
+    for entry in (first, third):
+        cache.give_back(entry)
+    for entry in (first, second, third):
         with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
-            os.fstat(fd)
+            os.fstat(entry.fd)
 
 
 def test_missing_root(tmp_path: Path) -> None:
