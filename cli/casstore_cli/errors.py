@@ -33,14 +33,26 @@ def guarded(run: Callable[[], int], ctx: Callable[[], click.Context | None]) -> 
         _abandon_stdout()
         return EXIT_PIPE
     except BaseException as error:  # noqa: BLE001 - the one place where everything ends
-        try:
-            begun = output.end_array(ctx())
-            code = report(error, as_json=output.is_json(ctx()), stream=sys.stderr if begun else None)
-            sys.stdout.flush()
-        except BrokenPipeError:
-            _abandon_stdout()
-            return EXIT_PIPE
+        return _report_somewhere(error, ctx())
     return code
+
+
+def _report_somewhere(error: BaseException, ctx: click.Context | None) -> int:
+    """Report on standard output, as OSMO does, or where that fails (a full disk) on standard error."""
+    as_json = output.is_json(ctx)
+    try:
+        code = report(error, as_json=as_json, stream=sys.stderr if output.end_array(ctx) else None)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        _abandon_stdout()
+        return EXIT_PIPE
+    except OSError:
+        _abandon_stdout()
+    try:
+        return report(error, as_json=as_json, stream=sys.stderr)
+    except OSError:
+        return EXIT_USAGE
 
 
 def report(error: BaseException, *, as_json: bool = False, stream: TextIO | None = None) -> int:

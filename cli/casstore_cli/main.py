@@ -19,6 +19,17 @@ from casstore_cli.lazy import LazyGroup, Table
 COMMANDS: Table = {
     "dataset": ("casstore_cli.commands.dataset", "cli", "Upload, download and manage versioned datasets."),
     "bucket": ("casstore_cli.commands.bucket", "cli", "Declare and list the places that hold datasets."),
+    "workflow": ("casstore_cli.commands.workflow", "cli", "Run workflows and watch them."),
+    "task": ("casstore_cli.commands.task", "cli", "Show the tasks of workflows."),
+    "pool": ("casstore_cli.commands.pool", "cli", "Declare and list pools of platforms."),
+    "resource": ("casstore_cli.commands.resource", "cli", "Show the nodes that tasks are placed on."),
+    "backend": ("casstore_cli.commands.session", "backend", "Show where workflows run."),
+    "server": ("casstore_cli.commands.server", "cli", "Start, stop and look at your own workflow server."),
+    "login": ("casstore_cli.commands.session", "login_command", "Use a server at a URL instead of your own."),
+    "logout": ("casstore_cli.commands.session", "logout_command", "Go back to the server of your own."),
+    "info": ("casstore_cli.commands.session", "info", "Show the server in use and your defaults."),
+    "profile": ("casstore_cli.commands.session", "profile", "Show and change your defaults."),
+    "doctor": ("casstore_cli.commands.session", "doctor", "Show what this machine gives to workflows."),
     "version": ("casstore_cli.commands.version", "command", "Print the version."),
     "completion": ("casstore_cli.completion", "command", "Print the completion script of a shell."),
 }
@@ -86,6 +97,10 @@ def main() -> None:
         from click.shell_completion import shell_complete
 
         sys.exit(shell_complete(cli, {}, program, f"_{program.upper()}_COMPLETE", instruction))
+    # Started with a closed stream (>&-): what would go there goes nowhere.
+    sys.stdin = sys.stdin or open(os.devnull, encoding="ascii")  # noqa: SIM115 - for the life of the process
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="ascii")  # noqa: SIM115 - the same
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="ascii")  # noqa: SIM115 - the same
     for stream in (sys.stdout, sys.stderr):
         # A name that the terminal's encoding lacks is shown escaped instead of ending the command.
         if hasattr(stream, "reconfigure"):

@@ -71,9 +71,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 def test_program_name_follows_argv0() -> None:
     script = "import sys; sys.argv[0] = '/usr/bin/casstore'; from casstore_cli.main import main; main()"
-    result = subprocess.run(
-        [sys.executable, "-c", script, "--version"], capture_output=True, text=True, check=True
-    )
+    result = subprocess.run([sys.executable, "-c", script, "--version"], capture_output=True, text=True, check=True)
     assert re.fullmatch(r"casstore \d+\.\d+\.\d+\S*\n", result.stdout)
     assert osmo("--version").stdout.startswith("osmo ")
 
@@ -129,9 +127,7 @@ def test_store_errors(
     assert capsys.readouterr().out == f"Error message: {error}\nError code: {status}\n"
 
 
-def test_errors_in_json_have_a_hint(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_errors_in_json_have_a_hint(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert fail_with(NotFoundError("gone", hint="look there"), monkeypatch, "-t", "json") == 2
     shown = json.loads(capsys.readouterr().out)
     assert shown == {"message": "gone", "code": 404, "kind": ErrorKind.NOT_FOUND, "hint": "look there"}
@@ -147,9 +143,7 @@ def test_errors_can_not_act_on_the_terminal(
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), CancelledError("interrupted")])
-def test_interrupt(
-    error: BaseException, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_interrupt(error: BaseException, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert fail_with(error, monkeypatch) == 3
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", "interrupted\n")
@@ -213,6 +207,25 @@ def test_closed_pipe_is_silent() -> None:
     assert result.returncode == errors.EXIT_PIPE
 
 
+@pytest.mark.parametrize("args", [["version"], ["version", "-t", "json"], ["--help"], ["dataset", "info", "x"]])
+def test_full_disk_behind_standard_output(args: list[str]) -> None:
+    with open("/dev/full", "w", encoding="ascii") as full:
+        result = subprocess.run(
+            [sys.executable, "-c", START, *args], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    assert "message" in result.stderr.lower()
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams(closed: str) -> None:
+    command = f'exec "$0" -c "{START}" dataset info x {closed}'
+    result = subprocess.run(["/bin/sh", "-c", command, sys.executable], capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert "Traceback" not in result.stdout + result.stderr
+
+
 def test_names_that_the_terminal_lacks() -> None:
     script = (
         "import sys; sys.argv[0] = 'osmo'; from casstore_cli import main, output;"
@@ -247,7 +260,5 @@ def test_interrupted_for_real() -> None:
         "version.command.callback = lambda **k: os.kill(os.getpid(), signal.SIGINT);"
         "main.main()"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", script, "version"], capture_output=True, text=True, check=False
-    )
+    result = subprocess.run([sys.executable, "-c", script, "version"], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout, result.stderr) == (3, "", "interrupted\n")
