@@ -88,11 +88,15 @@ def read_small(path: Path, limit: int) -> bytes:
     except OSError as error:
         msg = f"{path.name} can't be read: {error.strerror}"
         raise SourceError(msg) from None
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             msg = f"{path.name} is not a file"
             raise SourceError(msg)
-        data = file.read(limit + 1)
+        data = b""
+        while len(data) <= limit and (block := os.read(descriptor, limit + 1 - len(data))):
+            data += block
+    finally:
+        os.close(descriptor)
     if len(data) > limit:
         msg = f"{path.name} is larger than {limit} bytes"
         raise SourceError(msg)

@@ -36,6 +36,8 @@ MAX_BUFFER = 256 * 1024
 ERROR_LINES = 100
 """Lines kept apart of each attempt that failed."""
 MASK = b"[MASKED]"
+MIN_SECRET = 3
+"""Characters of the shortest secret that is masked: shorter ones are in every line, and hide nothing."""
 
 _BLOCK = 64 * 1024
 _STAMP = len("2026/01/31 00:00:00.000000")
@@ -305,7 +307,7 @@ def _parse(path: Path) -> tuple[str, int]:
 
 def _secret_pieces(secrets: Iterable[str]) -> tuple[bytes, ...]:
     """What to look for: each line of each secret, the longest first so that none hides a part of another."""
-    pieces = {piece.encode() for secret in secrets for piece in secret.splitlines() if piece.strip()}
+    pieces = {piece.encode() for secret in secrets for piece in secret.splitlines() if len(piece.strip()) >= MIN_SECRET}
     return tuple(sorted(pieces, key=lambda piece: (-len(piece), piece)))
 
 

@@ -299,6 +299,13 @@ class GroupRunner:
         if not task.command:
             msg = f"task {task.name} has no command, and the entry point of its image can't be run without images"
             raise UsageError(msg, hint="Give the task a command.")
+        for what, given in (
+            ("volumeMounts", task.volume_mounts),
+            ("privileged", task.privileged),
+            ("hostNetwork", task.host_network),
+        ):
+            if given:
+                self._say(task.name, f"{what} has no effect here: tasks are processes in a sandbox, not containers")
         secrets, secret_files = task_credentials(task, record.user, services.credentials)
         environment = {**secrets, **task.environment}
         limits = self._limits.get(task.name, Resources())

@@ -126,6 +126,8 @@ class Scheduler:
         for workflow_id in self._store.unfinished():
             record = self._store.load(workflow_id)
             self._begin(record)
+            for task in record.spec.tasks:
+                self._services.homes.remove_attempts(record.id, task.name)
             self.post(workflow_id, ServerRestarted())
 
     def stop(self) -> None:
@@ -328,8 +330,13 @@ class Scheduler:
             for workflow_id, event in due:
                 self.post(workflow_id, event)
             for waiting, placement in self._placer.place():
+                key = f"{waiting.workflow_id}/{waiting.group}"
+                hosts = {
+                    name: place._replace(host=self._services.executor.host(key, name))
+                    for name, place in placement.items()
+                }
                 try:
-                    self.post(waiting.workflow_id, GroupPlaced(waiting.group, placement))
+                    self.post(waiting.workflow_id, GroupPlaced(waiting.group, hosts))
                 except BaseException:
                     self._placer.undo(waiting)
                     raise

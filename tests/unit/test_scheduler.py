@@ -87,7 +87,11 @@ class World:
         )
 
     def restart(self) -> None:
+        self.restart_after(lambda: None)
+
+    def restart_after(self, between: Callable[[], None]) -> None:
         self.scheduler.stop()
+        between()
         self.executor = FakeExecutor()
         self.scheduler = self._make()
         self.scheduler.start()
@@ -169,6 +173,7 @@ def test_a_task_runs_and_its_workflow_completes(world: World) -> None:
     assert record.status is WorkflowStatus.COMPLETED
     assert record.task("a").exit_code == 0
     assert record.task("a").node == "box"
+    assert record.task("a").host == "a"
     lines = world.closed_log(wf)
     assert "[a] hello" in lines
     assert "[a][osmo] The command ended with exit code 0" in lines
@@ -865,8 +870,10 @@ def test_a_stop_kills_and_the_next_start_runs_again(world: World) -> None:
     running = world.started(wf, "g", "a")
     world.started(wf, "later", "c").exit(0)
     eventually(lambda: world.statuses(wf)["c"] == "COMPLETED", "the other group ends")
-    world.restart()
+    left = world.home / wf / "a" / "0" / "data"  # as after a crash, which cleans up nothing
+    world.restart_after(lambda: left.mkdir(parents=True))
     assert running.killed
+    assert not left.exists()
     again = world.started(wf, "g", "a")
     assert again.launch.home.name == "1"
     again.exit(0)
