@@ -82,8 +82,10 @@ class Draft:
             return task
         if status.rank > task.status.rank:
             changes["status"] = status
-            changes[_STAMPS.get(status, "end_time")] = self.now
+            if status in _STAMPS:
+                changes[_STAMPS[status]] = self.now
             if status.finished:
+                changes["end_time"] = self.now
                 changes["phase"] = TaskPhase.NONE
         moved = replace(task, **changes)
         self.put_task(group, moved)
@@ -165,7 +167,9 @@ class Draft:
         for other in group.downstream:
             if status.failed:
                 self._fail_downstream(other, name)
-            elif all(self.group(before).status is GroupStatus.COMPLETED for before in self.group(other).upstream):
+            elif self.group(other).status is GroupStatus.WAITING and all(
+                self.group(before).status is GroupStatus.COMPLETED for before in self.group(other).upstream
+            ):
                 self.queue(other)
 
     def _fail_downstream(self, name: str, cause: str) -> None:

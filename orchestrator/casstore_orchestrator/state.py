@@ -256,13 +256,15 @@ def _group_failed(draft: Draft, event: GroupFailed) -> None:
 
 
 def _find(draft: Draft, attempt: Attempt) -> tuple[str, TaskRecord] | None:
-    """The group and record of an attempt that is still going on; None when the report comes too late."""
+    """The group and record of an attempt that is going on; None when the report comes too late, or too early."""
     try:
         group = draft.record.group_of(attempt.task)
     except KeyError:
         raise ServiceError(f"workflow {draft.record.id} has no task '{attempt.task}'") from None
     task = group.task(attempt.task)
-    if (task.retry_id, task.run) != (attempt.retry_id, attempt.run) or task.status.finished:
+    if (task.retry_id, task.run) != (attempt.retry_id, attempt.run):
+        return None
+    if task.status not in {TaskStatus.INITIALIZING, TaskStatus.RUNNING}:
         return None
     return group.name, task
 
