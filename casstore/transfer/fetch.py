@@ -1,0 +1,207 @@
+"""Reading many chunks at once, for those who put them back into files.
+
+Decided here and only here: how the chunks that one piece of work needs become few ranged reads. Chunks of neighbouring
+files are neighbours in a pack, so that one read serves many of them. Packs that are local files are read into one
+buffer that lives as long as its thread: touching fresh memory costs more than the copy itself.
+
+What can't be read or is damaged is reported when that chunk is taken, so that the caller knows for which file.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+from casstore.errors import CasstoreError, IntegrityError, NotFoundError, StorageError
+from casstore.format.index import Location
+from casstore.format.pack import decode_frame
+from casstore.model import Buffer
+from casstore.repo import layout
+from casstore.repo.store import Store
+
+__all__ = ["Fetcher"]
+
+GAP_LOCAL = 16 << 10
+"""Bytes between two wanted frames of a local pack that are rather read than skipped."""
+GAP_REMOTE = 256 << 10
+"""The same where every read is a round trip."""
+READ_MAX = 8 << 20
+"""Bytes that one read covers at most, unless one frame is longer."""
+OPEN_PACKS = 16
+
+
+class _Extent:
+    """One read: a range of a pack, and the frames in it. ``start`` is its place in the buffer."""
+
+    __slots__ = ("end", "frames", "offset", "pack_id", "start")
+
+    def __init__(self, place: Location, start: int) -> None:
+        self.pack_id = place.pack_id
+        self.offset = place.offset
+        self.end = place.offset + place.stored
+        self.start = start
+        self.frames: list[tuple[bytes, Location]] = []
+
+
+class Fetcher:
+    """Loads sets of chunks and hands them out verified. Not thread-safe: each thread has its own."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._local = store.backend.capabilities.local
+        self._buffer = bytearray()
+        self._packs: dict[bytes, int] = {}
+        self._frames: dict[bytes, tuple[Location, Buffer | CasstoreError]] = {}
+        self._ready: dict[bytes, Buffer] = {}
+        store.index.load()
+
+    def load(self, refs: Iterable[tuple[bytes, int]]) -> None:
+        """Read these chunks ``(id, raw length)``. What was loaded before is gone, and buffers taken from it too."""
+        self._ready = {}
+        self._frames = {}
+        wanted: dict[bytes, Location] = {}
+        locate = self._store.index.locate
+        for chunk_id, _ in refs:
+            if chunk_id not in wanted:
+                try:
+                    wanted[chunk_id] = locate(chunk_id)
+                except NotFoundError as error:
+                    self._frames[chunk_id] = _NOWHERE, _missing(error)
+        self._read(wanted, retry=True)
+
+    def take(self, chunk_id: bytes, raw: int) -> Buffer:
+        """Return a loaded chunk, verified; valid until the next ``load``. It is decoded once.
+
+        ``IntegrityError`` when it is missing, damaged, or of another length than ``raw``.
+        """
+        data = self._ready.get(chunk_id)
+        if data is None:
+            place, payload = self._frames[chunk_id]
+            if isinstance(payload, CasstoreError):
+                raise payload
+            try:
+                data = decode_frame(chunk_id, place.codec, payload, place.raw)
+            except IntegrityError as error:
+                raise IntegrityError(
+                    f"chunk {chunk_id.hex()} is damaged in {layout.pack_key(place.pack_id)} ({error.message})",
+                    hint="run `osmo dataset verify` to see what else is",
+                ) from None
+            self._ready[chunk_id] = data
+        if len(data) != raw:
+            raise IntegrityError(f"chunk {chunk_id.hex()} has another length than its reference says")
+        return data
+
+    def _read(self, wanted: dict[bytes, Location], *, retry: bool) -> None:
+        extents, total = self._plan(wanted)
+        if self._local and total > len(self._buffer):
+            self._buffer = bytearray(total)
+        again: list[bytes] = []
+        for extent in extents:
+            try:
+                data = self._read_extent(extent)
+            except NotFoundError as error:
+                # A pack may have been rewritten into another since the index was read.
+                if retry:
+                    again += [chunk_id for chunk_id, _ in extent.frames]
+                self._refuse(extent, _missing(error))
+            except IntegrityError as error:
+                self._refuse(extent, error)
+            else:
+                base = extent.offset
+                for chunk_id, place in extent.frames:
+                    start = place.offset - base
+                    self._frames[chunk_id] = place, data[start : start + place.stored]
+        if again:
+            self._read_again(again)
+
+    def _read_again(self, chunk_ids: list[bytes]) -> None:
+        self._store.index.load(again=True)
+        for pack_id in list(self._packs):
+            os.close(self._packs.pop(pack_id))
+        # The buffer holds the frames that were found; the few that moved go into memory of their own.
+        buffer, self._buffer = self._buffer, bytearray()
+        moved: dict[bytes, Location] = {}
+        for chunk_id in chunk_ids:
+            try:
+                moved[chunk_id] = self._store.index.locate(chunk_id)
+            except NotFoundError as error:
+                self._frames[chunk_id] = _NOWHERE, _missing(error)
+        self._read(moved, retry=False)
+        self._buffer = max(buffer, self._buffer, key=len)
+
+    def _plan(self, wanted: dict[bytes, Location]) -> tuple[list[_Extent], int]:
+        """Return the reads, and the bytes of buffer that they fill; bytes read in vain are at most as many again."""
+        rows = sorted(zip(wanted.values(), wanted, strict=True))
+        spare = sum(place.stored for place, _ in rows)
+        most = GAP_LOCAL if self._local else GAP_REMOTE
+        extents: list[_Extent] = []
+        extent: _Extent | None = None
+        total = 0
+        for place, chunk_id in rows:
+            end = place.offset + place.stored
+            if extent is not None and extent.pack_id == place.pack_id:
+                gap = place.offset - extent.end
+                if 0 <= gap <= most and gap <= spare and end - extent.offset <= READ_MAX:
+                    spare -= gap
+                    total += end - extent.end
+                    extent.end = end
+                    extent.frames.append((chunk_id, place))
+                    continue
+            extent = _Extent(place, total)
+            extent.frames.append((chunk_id, place))
+            extents.append(extent)
+            total += place.stored
+        return extents, total
+
+    def _read_extent(self, extent: _Extent) -> memoryview:
+        length = extent.end - extent.offset
+        key = layout.pack_key(extent.pack_id)
+        descriptor = self._open(extent.pack_id, key) if self._local else None
+        if descriptor is None:
+            return memoryview(self._store.backend.read(key, extent.offset, length))
+        view = memoryview(self._buffer)[extent.start : extent.start + length]
+        got = 0
+        try:
+            while got < length:
+                more = os.preadv(descriptor, [view[got:]], extent.offset + got)
+                if not more:
+                    raise IntegrityError(f"{key} is shorter than the index says")
+                got += more
+        except OSError as error:
+            raise StorageError(f"{key}: {error.strerror or error}", hint="look at the disk of the store") from None
+        return view
+
+    def _open(self, pack_id: bytes, key: str) -> int | None:
+        descriptor = self._packs.pop(pack_id, None)
+        if descriptor is None:
+            path = self._store.backend.local_path(key)
+            if path is None:
+                return None
+            try:
+                descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            except FileNotFoundError:
+                raise NotFoundError(f"{key} is gone") from None
+            except OSError as error:
+                raise StorageError(f"{key}: {error.strerror or error}") from None
+            if len(self._packs) >= OPEN_PACKS:
+                os.close(self._packs.pop(next(iter(self._packs))))
+        self._packs[pack_id] = descriptor  # last in order: the first is the one not used for longest
+        return descriptor
+
+    def _refuse(self, extent: _Extent, error: CasstoreError) -> None:
+        for chunk_id, place in extent.frames:
+            self._frames[chunk_id] = place, error
+
+    def close(self) -> None:
+        """Release buffers and descriptors."""
+        self._ready, self._frames = {}, {}
+        while self._packs:
+            os.close(self._packs.popitem()[1])
+        self._buffer = bytearray()
+
+
+_NOWHERE = Location(b"", 0, 0, 0, 0)
+
+
+def _missing(error: NotFoundError) -> IntegrityError:
+    return IntegrityError(error.message, hint="run `osmo dataset verify` to see what else is missing")

@@ -1,0 +1,425 @@
+"""Writing files back from their chunks, with all cores and bounded memory.
+
+Decided here and only here: how the work of a download is spread over threads, and how one file is written. Small files
+go in batches, each handled by one worker: what the batch needs is read together, then file after file is written. A
+large file is cut into parts that several workers write into one descriptor. The modification time is set last: it
+marks a file as complete.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
+
+from casstore.compression import MAX_RAW
+from casstore.errors import CancelledError, CasstoreError, FormatError
+from casstore.format.manifest import list_records
+from casstore.model import Buffer, Entry, Flag
+from casstore.repo.store import Store
+from casstore.repo.tree import Tree
+from casstore.transfer.fetch import Fetcher
+from casstore.transfer.openfile import Target, at, found, set_attributes, write_all, zeros_id
+from casstore.transfer.progress import Progress
+from casstore.transfer.safefs import local_error, show
+from casstore.transfer.stage import Landing
+
+__all__ = ["SMALL", "Counts", "Item", "Restorer"]
+
+SMALL = 1 << 20
+"""Files up to this size are written whole, many of them in one batch."""
+BATCH_FILES = 512
+PART_MAX = 4 << 20
+"""Raw bytes that one job is about, at most."""
+PART_MIN = 256 << 10
+_VECTORS = 512
+
+Ref: TypeAlias = tuple[bytes, int]
+
+
+class Item(NamedTuple):
+    """A file to write. ``exists``: something is there that may have the right content already."""
+
+    entry: Entry
+    exists: bool
+
+
+@dataclass(slots=True)
+class Counts:
+    """What was done. ``written`` bytes went to disk; ``reused`` files were there already."""
+
+    files: int = 0
+    size: int = 0
+    written: int = 0
+    reused: int = 0
+
+    def add(self, other: Counts) -> None:
+        """Add another count to this one."""
+        self.files += other.files
+        self.size += other.size
+        self.written += other.written
+        self.reused += other.reused
+
+
+class Part(NamedTuple):
+    """A run of chunks of a large file, from ``offset``."""
+
+    target: Target
+    offset: int
+    refs: Sequence[Ref]
+
+
+Job: TypeAlias = Sequence[Item] | Part
+
+
+class Restorer:
+    """Threads that write files. ``small`` and ``large`` hand over work, ``drain`` waits, ``close`` ends it."""
+
+    def __init__(
+        self,
+        store: Store,
+        tree: Tree,
+        landing: Landing,
+        progress: Progress,
+        *,
+        threads: int,
+        memory: int,
+        mode_mask: int,
+    ) -> None:
+        self.store = store
+        self.tree = tree
+        self.landing = landing
+        self.progress = progress
+        self._mode_mask = mode_mask
+        # What a job has in memory: frames, as much again read between them, and what was decoded.
+        self.part_size = min(PART_MAX, max(PART_MIN, memory // (3 * threads)))
+        self.counts = Counts()
+        self.deferred: list[Entry] = []
+        self.lock = threading.Lock()
+        self._targets: set[Target] = set()
+        self._batch: list[Item] = []
+        self._batch_size = 0
+        self._jobs: queue.Queue[Job | None] = queue.Queue(maxsize=2 * threads)
+        self._error: BaseException | None = None
+        self._workers = [_Worker(self) for _ in range(threads)]
+        self._threads = [
+            threading.Thread(target=self._run, args=(worker,), name=f"casstore-download-{n}", daemon=True)
+            for n, worker in enumerate(self._workers)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    # --- for the planning thread
+
+    def add(self, item: Item) -> None:
+        """Have a file written."""
+        entry = item.entry
+        if (entry.size > SMALL or (entry.flags & Flag.SPARSE and entry.size)) and not (
+            item.exists and self.landing.in_place
+        ):
+            self.add_large(entry, exists=item.exists)
+            return
+        self._batch.append(item)
+        self._batch_size += entry.size
+        if self._batch_size >= self.part_size or len(self._batch) >= BATCH_FILES:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._batch:
+            batch, self._batch, self._batch_size = self._batch, [], 0
+            self._submit(batch)
+
+    def keep(self, entry: Entry, *, reused: bool = True) -> None:
+        """Count a file that needs no writing."""
+        self.count(Counts(files=1, size=entry.size, reused=int(reused)))
+        self.progress.file_done(entry.path)
+
+    def add_large(self, entry: Entry, *, exists: bool) -> None:
+        """Have a file written in parts. ``exists``: chunks of what is there are used where they are right."""
+        try:
+            target = self._open_target(entry, exists=exists)
+        except OSError as error:
+            raise local_error(error, entry.path) from None
+        with self.lock:
+            self._targets.add(target)
+        offset = size = 0
+        refs: list[Ref] = []
+        for ref in self.tree.chunks(entry):
+            refs.append(ref)
+            size += ref[1]
+            if size >= self.part_size:
+                self._submit_part(target, offset, refs)
+                offset, size, refs = offset + size, 0, []
+        if refs:
+            self._submit_part(target, offset, refs)
+        if offset + size != entry.size:
+            raise FormatError(f"{show(entry.path)}: its chunks do not add up to its size")
+        self.finish_part(target)
+
+    def _open_target(self, entry: Entry, *, exists: bool) -> Target:
+        landing = self.landing
+        if landing.temporary is not None:
+            old = -1
+            if exists:
+                old = landing.root.open_file(entry.path)
+            descriptor, temporary = landing.temporary.create_temporary()
+            target = Target(entry, descriptor, temporary, old)
+        elif exists:
+            try:
+                descriptor = landing.root.open_file(entry.path, write=True)
+                target = Target(entry, descriptor, old=descriptor)
+            except OSError:  # not to be opened, or no file at all: it is ours to replace
+                landing.root.remove(entry.path)
+                target = Target(entry, landing.root.create(entry.path))
+        else:
+            target = Target(entry, landing.root.create(entry.path))
+        os.ftruncate(target.descriptor, entry.size)
+        return target
+
+    def _submit_part(self, target: Target, offset: int, refs: Sequence[Ref]) -> None:
+        with self.lock:
+            target.parts += 1
+        self._submit(Part(target, offset, refs))
+
+    def _submit(self, job: Job) -> None:
+        while True:
+            self.raise_error()
+            try:
+                self._jobs.put(job, timeout=0.2)
+                return
+            except queue.Full:
+                continue
+
+    def drain(self) -> None:
+        """Wait until everything handed over so far is written; raises what went wrong with any file."""
+        self._flush()
+        with self._jobs.all_tasks_done:
+            while self._jobs.unfinished_tasks and self._error is None:
+                self._jobs.all_tasks_done.wait(0.2)
+        self.raise_error()
+
+    def raise_error(self) -> None:
+        """Raise what went wrong in any worker."""
+        if self._error is not None:
+            raise self._error
+
+    def close(self) -> None:
+        """Stop the workers; what is not complete is left without its modification time, or removed."""
+        self._error = self._error or CancelledError("the download was stopped")
+        for _ in self._threads:
+            self._jobs.put(None)
+        for thread in self._threads:
+            thread.join()
+        for worker in self._workers:
+            worker.close()
+        for target in self._targets:
+            target.close()
+        self._targets.clear()
+
+    # --- for the workers
+
+    def _run(self, worker: _Worker) -> None:
+        while (job := self._jobs.get()) is not None:
+            try:
+                if self._error is None:
+                    if isinstance(job, Part):
+                        worker.write_part(job)
+                    else:
+                        worker.write_batch(job)
+            except BaseException as error:  # noqa: BLE001 - handed to the thread that waits for the files
+                self._error = self._error or error
+            self._jobs.task_done()
+
+    def count(self, counts: Counts) -> None:
+        """Add what a worker did to the sums."""
+        with self.lock:
+            self.counts.add(counts)
+        self.progress.advance(counts.size, new=counts.written)
+
+    def defer(self, entry: Entry) -> None:
+        """Leave a large file for later, to be written in parts."""
+        with self.lock:
+            self.deferred.append(entry)
+
+    def complete(self, descriptor: int, entry: Entry, *, fresh: bool) -> None:
+        """Give a file its attributes, the modification time last. ``fresh``: it was created with its mode."""
+        mode = entry.mode & self._mode_mask
+        if not fresh or mode & self.landing.lost:
+            os.fchmod(descriptor, mode)
+        if entry.xattrs:
+            set_attributes(descriptor, entry, self.progress)
+        os.utime(descriptor, ns=(entry.mtime_ns, entry.mtime_ns))
+
+    def mode_of(self, entry: Entry) -> int:
+        """Return the permission bits that an entry gets."""
+        return entry.mode & self._mode_mask
+
+    def finish_part(self, target: Target) -> None:
+        """One holder of a large file less; the last one completes it."""
+        with self.lock:
+            target.parts -= 1
+            if target.parts:
+                return
+        entry, landing = target.entry, self.landing
+        try:
+            self.complete(target.descriptor, entry, fresh=False)
+            target.close()
+            if target.temporary is not None and landing.temporary is not None:
+                with landing.temporary.clone() as temporary, landing.root.clone() as root:
+                    temporary.rename(target.temporary, root, entry.path)
+        except OSError as error:
+            raise local_error(error, entry.path) from None
+        with self.lock:
+            self._targets.discard(target)
+        self.count(Counts(files=1, reused=0 if target.changed else 1))
+        self.progress.file_done(entry.path)
+
+
+class _Worker:
+    """What one thread works with."""
+
+    def __init__(self, owner: Restorer) -> None:
+        self._owner = owner
+        self._fetcher = Fetcher(owner.store)
+        self._root = owner.landing.root.clone()
+        self._temporary = owner.landing.temporary.clone() if owner.landing.temporary is not None else None
+
+    def close(self) -> None:
+        self._fetcher.close()
+        self._root.close()
+        if self._temporary is not None:
+            self._temporary.close()
+
+    # --- small files
+
+    def write_batch(self, items: Sequence[Item]) -> None:
+        """Write these files, those that exist only if their content is another."""
+        counts = Counts()
+        todo: list[tuple[Item, list[Ref]]] = []
+        for item in items:
+            entry = item.entry
+            if item.exists and self._is_same(entry):
+                counts.files += 1
+                counts.reused += 1
+                counts.size += entry.size
+                self._owner.progress.file_done(entry.path)
+            elif entry.size > SMALL:
+                self._owner.defer(entry)
+            else:
+                todo.append((item, self._refs(entry)))
+        self._fetcher.load(ref for _, refs in todo for ref in refs)
+        done = self._owner.progress.file_done
+        for item, refs in todo:
+            entry = item.entry
+            try:
+                self._write_small(item, refs)
+            except OSError as error:
+                raise local_error(error, entry.path) from None
+            except CasstoreError as error:
+                raise at(entry, error) from None
+            counts.size += entry.size
+            done(entry.path)
+        counts.files += len(todo)
+        counts.written = sum(item.entry.size for item, _ in todo)
+        self._owner.count(counts)
+
+    def _refs(self, entry: Entry) -> list[Ref]:
+        content = entry.content
+        if content.depth:
+            return list(self._owner.tree.chunks(entry))
+        return list(list_records(0, content.refs))
+
+    def _write_small(self, item: Item, refs: Sequence[Ref]) -> None:
+        entry = item.entry
+        # Everything is verified before the file is made: one that can't be right never appears.
+        take = self._fetcher.take
+        data = [take(chunk_id, raw) for chunk_id, raw in refs]
+        mode = self._owner.mode_of(entry)
+        if self._temporary is not None:
+            descriptor, name = self._temporary.create_temporary(mode=mode)
+        else:
+            if item.exists:
+                self._root.remove(entry.path)
+            descriptor, name = self._root.create(entry.path, mode), b""
+        try:
+            if data:
+                if len(data) == 1:
+                    if os.write(descriptor, data[0]) != len(data[0]):
+                        write_all(descriptor, data, 0)
+                else:
+                    write_all(descriptor, data, 0)
+            self._owner.complete(descriptor, entry, fresh=True)
+        finally:
+            os.close(descriptor)
+        if self._temporary is not None:
+            self._temporary.rename(name, self._root, entry.path)
+
+    def _is_same(self, entry: Entry) -> bool:
+        """Whether a file with exactly this content is there; if so, it gets its times and mode."""
+        try:
+            descriptor = self._root.open_file(entry.path)
+        except OSError:
+            return False  # it can't be read, or is none: replaced, or refused where it is
+        try:
+            status = os.fstat(descriptor)
+            if status.st_size != entry.size or (status.st_nlink > 1 and not entry.link):
+                return False  # another name of it may be outside: its attributes are not ours to change
+            offset = 0
+            for chunk_id, raw in self._owner.tree.chunks(entry):
+                if found(descriptor, offset, chunk_id, raw) is None:
+                    return False
+                offset += raw
+            if offset != entry.size:
+                return False
+            self._owner.complete(descriptor, entry, fresh=False)
+        except OSError:
+            return False
+        finally:
+            os.close(descriptor)
+        return True
+
+    # --- parts of large files
+
+    def write_part(self, part: Part) -> None:
+        """Write one part, and complete the file if it was the last."""
+        target = part.target
+        entry = target.entry
+        try:
+            written = self._write_runs(target, part)
+            self._owner.finish_part(target)
+        except OSError as error:
+            raise local_error(error, entry.path) from None
+        except CasstoreError as error:
+            raise at(entry, error) from None
+        self._owner.count(Counts(size=sum(raw for _, raw in part.refs), written=written))
+
+    def _write_runs(self, target: Target, part: Part) -> int:
+        """Write the chunks of a part that are not there yet; returns the bytes that were written."""
+        pieces: list[tuple[int, bytes, int, Buffer | None]] = []
+        offset = part.offset
+        in_place = target.old == target.descriptor
+        sparse = target.entry.flags & Flag.SPARSE and not in_place
+        for chunk_id, raw in part.refs:
+            here, offset = offset, offset + raw
+            if sparse and raw <= MAX_RAW and chunk_id == zeros_id(raw):
+                continue
+            present = found(target.old, here, chunk_id, raw) if target.old >= 0 else None
+            if present is None or not in_place:
+                pieces.append((here, chunk_id, raw, present))
+        self._fetcher.load((chunk_id, raw) for _, chunk_id, raw, data in pieces if data is None)
+        run: list[Buffer] = []
+        start = end = written = 0
+        for here, chunk_id, raw, data in pieces:
+            if here != end or len(run) >= _VECTORS:
+                write_all(target.descriptor, run, start)
+                start, run = here, []
+            run.append(self._fetcher.take(chunk_id, raw) if data is None else data)
+            end = here + raw
+            written += raw
+        write_all(target.descriptor, run, start)
+        if written:
+            target.changed = True
+        return written
