@@ -240,9 +240,9 @@ class _Upload:
             if waiting is None:
                 continue
             waiting.closes = item is items[-1]
-            if waiting.job is not None or item.status is not None:
+            if item.status is not None and stat.S_ISREG(item.status.st_mode):
                 files += 1
-                size += item.status.st_size if item.status and stat.S_ISREG(item.status.st_mode) else 0
+                size += item.status.st_size
             self._waiting.append(waiting)
         self._progress.expect(files, size)
         while self._waiting and (self._is_done(self._waiting[0]) or len(self._waiting) > MAX_WAITING):
