@@ -128,9 +128,7 @@ class Meter:
             parts.append(f"[{'#' * filled}{'.' * (_BAR - filled)}] {share:4.0%}")
             parts.append(f"{done} of {output.size(self._expected_size)}")
         else:
-            parts.append(
-                f"{done} of {output.size(self._expected_size)} so far (listing)" if not self._final else done
-            )
+            parts.append(f"{done} of {output.size(self._expected_size)} so far (listing)" if not self._final else done)
         parts.append(f"{self.files}/{self._expected_files} files")
         parts.append(f"{output.size(int(rate))}/s")
         if self._final and rate > 0:
@@ -138,7 +136,7 @@ class Meter:
         parts.append(output.escape(self._current.rpartition(b"/")[2]))
         return "  ".join(parts)
 
-    def write_benchmark(self, folder: str | None, name: str, *, transferred: int) -> None:
+    def write_benchmark(self, folder: str | None, name: str, *, files: int, transferred: int) -> None:
         """With ``--benchmark-out``: write the measurements as JSON to ``folder/name``; makes the folder.
 
         ``transferred`` is what really went to the store or to the disk, in bytes.
@@ -154,7 +152,7 @@ class Meter:
             "duration_ms": int(elapsed * 1000),
             "average_mbps": round(transferred * 8 / 1e6 / elapsed, 3),
             "total_bytes_transferred": transferred,
-            "total_number_of_files": self.files,
+            "total_number_of_files": files,
         }
         os.makedirs(folder, exist_ok=True)
         with open(os.path.join(folder, name), "w", encoding="ascii") as file:

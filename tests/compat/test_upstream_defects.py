@@ -320,6 +320,13 @@ def test_16_benchmarks_are_written(osmo: Osmo, source: Path, tmp_path: Path, com
     assert report["total_number_of_files"] >= 1
 
 
+def test_16_benchmarks_count_files_that_did_not_have_to_be_read(osmo: Osmo, source: Path, tmp_path: Path) -> None:
+    for name in ("ONE", "TWO", "THREE"):
+        osmo("upload", name, source, "--benchmark-out", tmp_path)
+    report = json.loads((tmp_path / "upload-THREE.json").read_text())
+    assert (report["total_number_of_files"], report["total_bytes_transferred"]) == (3, 0)
+
+
 def test_17_a_deleted_version_stays_deleted(osmo: Osmo, source: Path) -> None:
     osmo("upload", "DS", source)
     osmo("upload", "DS", source, "--force-new-version")

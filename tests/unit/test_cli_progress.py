@@ -77,7 +77,7 @@ def test_benchmark(tmp_path: Path) -> None:
     meter = Meter("Uploading", draw=False)
     meter.advance(1000)
     meter.file_done(b"a")
-    meter.write_benchmark(str(tmp_path / "new/dir"), "x.json", transferred=400)
+    meter.write_benchmark(str(tmp_path / "new/dir"), "x.json", files=1, transferred=400)
     report = json.loads((tmp_path / "new/dir/x.json").read_text())
     assert set(report) == {
         "start_time_ms",
@@ -90,7 +90,7 @@ def test_benchmark(tmp_path: Path) -> None:
     assert report["total_bytes_transferred"] == 400
     assert report["total_number_of_files"] == 1
     assert report["start_time_ms"] <= report["end_time_ms"]
-    meter.write_benchmark(None, "x.json", transferred=0)
+    meter.write_benchmark(None, "x.json", files=0, transferred=0)
 
 
 @pytest.mark.parametrize(

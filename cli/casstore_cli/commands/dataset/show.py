@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 _LIST = ("Bucket", "Name", "ID", "Created Date", "Last Version Created", "Last Version", "Storage Size", "Type")
 _VERSIONS = ("Version", "Status", "Created By", "Created Date", "Last Used", "Size", "Checksum")
-_MOST = 1000
 
 
 @click.command("list", cls=Command)
@@ -56,14 +55,14 @@ def list_(
             with open_bucket(bucket_name, config=config) as opened:
                 found += [
                     (summary, opened.store.url)
-                    for summary in opened.list(name=name, users=users, count=min(count, _MOST), order="desc")
+                    for summary in opened.list(name=name, users=users, count=count, order="desc")
                 ]
         except NotFoundError as error:
             if bucket:
                 raise
             output.warn(output.escape(error.message))  # one missing disk must not hide the other buckets
     found.sort(key=lambda item: item[0].last_created_at, reverse=True)
-    del found[min(count, _MOST) :]
+    del found[count:]
     if order == "asc":
         found.reverse()
     if format_type == "json":

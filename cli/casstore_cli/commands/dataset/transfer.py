@@ -102,7 +102,9 @@ def upload(
                 **options,
             )
         _tell(bucket, result, meter, format_type)
-        meter.write_benchmark(benchmark_out, f"upload-{ref.name}.json", transferred=result.new_bytes)
+        meter.write_benchmark(
+            benchmark_out, f"upload-{ref.name}.json", files=result.files, transferred=result.new_bytes
+        )
         _compare(result, expected)
 
 
@@ -169,7 +171,9 @@ def update(
                 **options,
             )
         _tell(bucket, result, meter, format_type)
-        meter.write_benchmark(benchmark_out, f"update-{ref.name}.json", transferred=result.new_bytes)
+        meter.write_benchmark(
+            benchmark_out, f"update-{ref.name}.json", files=result.files, transferred=result.new_bytes
+        )
         _compare(result, expected)
 
 
@@ -215,7 +219,9 @@ def download(
                 threads=workers(processes, threads),
                 progress=meter,
             )
-        meter.write_benchmark(benchmark_out, f"download-{ref.name}.json", transferred=result.new_bytes)
+        meter.write_benchmark(
+            benchmark_out, f"download-{ref.name}.json", files=result.files, transferred=result.new_bytes
+        )
         if format_type == "json":
             output.document(
                 {
