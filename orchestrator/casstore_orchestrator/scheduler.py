@@ -30,6 +30,7 @@ from .events import (
     Effect,
     Event,
     FinishWorkflow,
+    GroupFailed,
     GroupPlaced,
     QueueGroup,
     ServerRestarted,
@@ -124,11 +125,14 @@ class Scheduler:
     def recover(self) -> None:
         """Tell every unfinished workflow that its processes are gone; part of ``start``."""
         for workflow_id in self._store.unfinished():
-            record = self._store.load(workflow_id)
-            self._begin(record)
-            for task in record.spec.tasks:
-                self._services.homes.remove_attempts(record.id, task.name)
-            self.post(workflow_id, ServerRestarted())
+            try:
+                record = self._store.load(workflow_id)
+                self._begin(record)
+                for task in record.spec.tasks:
+                    self._services.homes.remove_attempts(record.id, task.name)
+                self.post(workflow_id, ServerRestarted())
+            except Exception:  # noqa: BLE001 - one damaged record must not keep the others from running
+                _log.exception("workflow %s can't be taken up", workflow_id)
 
     def stop(self) -> None:
         """End all tasks and give up their groups. Records stay as they are: the next start takes them up."""
@@ -201,10 +205,23 @@ class Scheduler:
                 return after
 
             after = self._store.change(workflow_id, change)
-            self._observe(before[0], after)
-            for effect in effects:
-                self._dispatch(after, effect)
+            self._follow_up(before[0], after, effects)
         return after
+
+    def _follow_up(self, before: WorkflowRecord, after: WorkflowRecord, effects: list[Effect]) -> None:
+        """Everything after an event is stored. It is not taken back any more, so nothing here may fail it."""
+        try:
+            self._observe(before, after)
+        except Exception:  # noqa: BLE001 - what people are told is worth less than the work itself
+            _log.exception("a change of %s could not be told", after.id)
+        for effect in effects:
+            try:
+                self._dispatch(after, effect)
+            except Exception as error:  # noqa: BLE001 - a group that can't be started must not wait for ever
+                _log.exception("%s of %s could not be ordered", effect, after.id)
+                if isinstance(effect, StartGroup):
+                    message = f"The group can't be started: {type(error).__name__}: {error}"
+                    self.post(after.id, GroupFailed(effect.group, message, TaskStatus.FAILED_SERVER_ERROR))
 
     def _report(self, workflow_id: str, event: Event) -> None:
         """``post`` for the threads of a runner: an event is not lost because the store fails for a while."""
@@ -248,6 +265,7 @@ class Scheduler:
         for group in after.groups:
             if group.status is not GroupStatus.SCHEDULING:
                 self._placer.drop(after.id, group.name)
+        for group in after.groups:
             for task in _changed(before, group):
                 self._store.add_event(
                     after.id, task.name, task.retry_id, task.status.value, task.failure_message or "", now
@@ -276,15 +294,19 @@ class Scheduler:
 
     def _start_group(self, record: WorkflowRecord, effect: StartGroup) -> None:
         holding = self._placer.take(record.id, effect.group)
-        runner = GroupRunner(
-            self._services,
-            record,
-            effect.group,
-            holding.limits,
-            report=partial(self._report, record.id),
-            freed=partial(self._freed, holding),
-            ended=partial(self._ended, record.id, effect.group),
-        )
+        try:
+            runner = GroupRunner(
+                self._services,
+                record,
+                effect.group,
+                holding.limits,
+                report=partial(self._report, record.id),
+                freed=partial(self._freed, holding),
+                ended=partial(self._ended, record.id, effect.group),
+            )
+        except BaseException:
+            self._freed(holding)
+            raise
         with self._lock:
             self._live[record.id].runners += 1
             self._runners[record.id, effect.group] = runner
@@ -319,28 +341,36 @@ class Scheduler:
 
     # Time and free nodes.
 
-    def tick(self) -> None:
-        """End what has passed its deadline, and place what fits; one step of the loop."""
+    def tick(self) -> bool:
+        """End what has passed its deadline, and place what fits; one step of the loop.
+
+        False when something could not be stored: it is tried again by the next step.
+        """
         with self._ticking:
             if self._stopping.is_set():
-                return
+                return True
             now = self._clock.time()
             with self._lock:
                 due = [(key, event) for key, (at, event) in self._deadlines.items() if at <= now]
-            for workflow_id, event in due:
-                self.post(workflow_id, event)
+            stored = [self._try_post(workflow_id, event) for workflow_id, event in due]
             for waiting, placement in self._placer.place():
                 key = f"{waiting.workflow_id}/{waiting.group}"
                 hosts = {
                     name: place._replace(host=self._services.executor.host(key, name))
                     for name, place in placement.items()
                 }
-                try:
-                    self.post(waiting.workflow_id, GroupPlaced(waiting.group, hosts))
-                except BaseException:
-                    self._placer.undo(waiting)
-                    raise
-                self._placer.settle(waiting)
+                done = self._try_post(waiting.workflow_id, GroupPlaced(waiting.group, hosts))
+                (self._placer.settle if done else self._placer.undo)(waiting)
+                stored.append(done)
+            return all(stored)
+
+    def _try_post(self, workflow_id: str, event: Event) -> bool:
+        try:
+            self.post(workflow_id, event)
+        except Exception:  # noqa: BLE001 - one workflow must not hold up the others
+            _log.exception("event %s of %s could not be stored", event, workflow_id)
+            return False
+        return True
 
     def _loop(self) -> None:
         while not self._stopping.is_set():
@@ -349,10 +379,13 @@ class Scheduler:
                     self._news.wait(self._pause())
                 self._woken = False
             try:
-                self.tick()
+                done = self.tick()
             except Exception:  # noqa: BLE001 - the loop must not end
                 _log.exception("the scheduler's step failed; it is tried again")
+                done = False
+            if not done:
                 self._stopping.wait(_RETRY)
+                self.wake()
 
     def _pause(self) -> float:
         with self._lock:

@@ -931,6 +931,34 @@ def test_a_placement_survives_a_state_store_that_fails_for_a_while(world: World)
     assert world.finished(second).status is WorkflowStatus.COMPLETED
 
 
+def test_events_that_can_not_be_told_do_not_stop_the_work(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise ServiceError("no room for events")
+
+    monkeypatch.setattr(world.store, "add_event", refuse)
+    wf = world.submit(group("g", task("a", lead=True)))
+    world.started(wf, "g", "a").exit(0)
+    assert world.finished(wf).status is WorkflowStatus.COMPLETED
+
+
+def test_a_group_whose_runner_can_not_be_made_fails_and_frees_its_place(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_pool(world)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scheduler_module, "GroupRunner", refuse)
+        record = world.finished(world.submit(group("g", task("a", lead=True))))
+    assert record.status is WorkflowStatus.FAILED_SERVER_ERROR
+    assert "can't start new thread" in (record.failure_message or "")
+    wf = world.submit(group("g", task("a", lead=True)))
+    world.started(wf, "g", "a").exit(0)
+    assert world.finished(wf).status is WorkflowStatus.COMPLETED
+
+
 def test_nothing_is_taken_once_it_stops(world: World) -> None:
     world.scheduler.stop()
     with pytest.raises(ServiceError):
