@@ -235,6 +235,10 @@ def find_pool(pools: Mapping[str, Pool], name: str, *, submitting: bool = False)
     return pools[name]
 
 
+# On a machine that nobody divided up, tasks that ask for nothing share all of it without limits, so that a group of
+# three runs on two cores. Declared platforms have OSMO's defaults.
+_UNDECLARED: Final = {"defaults": {"cpu": 0, "memory": 0, "storage": 0, "gpu": 0}}
+
 _POOL_KEYS: Final = (
     "description",
     "status",
@@ -270,7 +274,9 @@ _PLATFORM_KEYS: Final = (
 def _pool(name: str, raw: dict[str, Any], machine: Machine) -> Pool:
     where = f"pools.{name}"
     _known(raw, _POOL_KEYS, where)
-    declared = _mapping(raw.get("platforms"), f"{where}.platforms") or {"default": {"nodes": [machine.name]}}
+    declared = _mapping(raw.get("platforms"), f"{where}.platforms") or {
+        "default": _UNDECLARED | {"nodes": [machine.name]}
+    }
     platforms: dict[str, Platform] = {}
     taken: set[str] = set()
     for key, body in declared.items():

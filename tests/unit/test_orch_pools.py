@@ -24,6 +24,7 @@ def test_nothing_declared_is_this_machine() -> None:
     pool = default_pools(MACHINE)["default"]
     assert pool.default_platform == "default"
     assert [(node.name, node.capacity) for node in pool.nodes] == [("laptop", MACHINE.capacity)]
+    assert pool.platforms["default"].defaults == Resources()
 
 
 def test_a_declaration() -> None:
@@ -62,6 +63,7 @@ def test_a_declaration() -> None:
     assert a40.defaults.cpu == 2
     assert orin.nodes[0].capacity.memory == 32 * GIB
     assert orin.nodes[0].capacity.amount("camera") == 2
+    assert orin.defaults == Resources(cpu=1, memory=GIB, storage=GIB)
     assert orin.mounts == {"/data"}
     assert orin.privileged_allowed
     assert not a40.privileged_allowed
