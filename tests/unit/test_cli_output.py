@@ -91,7 +91,12 @@ def test_escaped_names_are_one_harmless_line(name: bytes) -> None:
     shown.encode("utf-8")
 
 
-@given(st.lists(st.dictionaries(st.text(), st.integers() | st.text()), max_size=4))
+@given(
+    st.lists(
+        st.dictionaries(st.text(), st.none() | st.booleans() | st.integers() | st.text() | st.lists(st.text())),
+        max_size=4,
+    )
+)
 def test_array_is_what_json_would_write(values: list[dict[str, object]]) -> None:
     stream, sys.stdout = sys.stdout, io.StringIO()
     try:
