@@ -18,5 +18,9 @@ WORKFLOWS_FOLDER = "workflows"
 READY = b"ready\n"
 """What the server writes to the descriptor it was given once it answers requests."""
 
+ERROR_PREFIX = "ERROR: "
+HINT_PREFIX = "HINT: "
+"""How the last lines in the log of a server begin that could not start."""
+
 MAX_SOCKET_PATH = 107
 """Bytes in the path of a unix socket (``sun_path`` without its terminator)."""

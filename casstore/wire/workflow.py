@@ -147,7 +147,7 @@ class WorkflowReply(msgspec.Struct, kw_only=True):
     app_owner: str | None = None
     app_name: str | None = None
     app_version: int | None = None
-    plugins: dict[str, Any] = {"rsync": False}
+    plugins: dict[str, Any] = msgspec.field(default_factory=lambda: {"rsync": False})
     priority: str
     failure_message: str | None = None
     warnings: list[str] = []

@@ -23,12 +23,22 @@ from typing import NamedTuple
 from casstore import __version__
 from casstore.errors import ConflictError, ServiceError, UsageError
 from casstore.wire.cluster import ServerReply
-from casstore.wire.local import LOG_FILE, MAX_SOCKET_PATH, PID_FILE, READY, START_LOCK_FILE
+from casstore.wire.local import ERROR_PREFIX, HINT_PREFIX, LOG_FILE, MAX_SOCKET_PATH, PID_FILE, READY, START_LOCK_FILE
 from casstore_cli import output
 from casstore_cli.client import Client, Target
 from casstore_cli.config import Config, Paths
 
-__all__ = ["Place", "ensure", "find_place", "running_pid", "start", "stop"]
+__all__ = [
+    "Place",
+    "command_line",
+    "connect",
+    "ensure",
+    "find_place",
+    "log_tail",
+    "running_pid",
+    "start",
+    "stop",
+]
 
 START_TIMEOUT_S = 30.0
 """A start takes about a second; on a busy machine it may take several."""
@@ -80,7 +90,7 @@ def ensure(config: Config) -> Client:
     if version is None:
         start(config)
     elif version != __version__:
-        _replace(config, client, version)
+        _replace(config, client)
     return client
 
 
@@ -202,23 +212,33 @@ def _spawn(config: Config, place: Place, port: int | None) -> None:
     grown = os.path.exists(place.log_file) and os.path.getsize(place.log_file) > log_start
     tail = log_tail(place) if grown else []
     state = "ended while it started" if ready else f"did not answer within {START_TIMEOUT_S:g} s"
+    told = [line.removeprefix(ERROR_PREFIX) for line in tail if line.startswith(ERROR_PREFIX)]
+    hints = [line.removeprefix(HINT_PREFIX) for line in tail if line.startswith(HINT_PREFIX)]
+    reason = (told or [line.strip() for line in tail] or [""])[-1]
     raise ServiceError(
-        f"The server {state}" + (f": {tail[-1].strip()}" if tail else ""),
-        hint=f"Its log is {place.log_file}",
+        f"The server {state}" + (f": {reason}" if reason else ""),
+        hint=" ".join([*hints[-1:], f"Its log is {place.log_file}"]),
     )
 
 
-def _replace(config: Config, client: Client, version: str) -> None:
-    state = client.get("api/v1/server", ServerReply)
-    if state.running or state.pending:
-        output.warn(
-            f"the running server is version {version} and this command {__version__}; "
-            "run 'osmo server stop' when your workflows are done"
-        )
-        return
-    output.message(f"Restarting the server: it is version {version}, this command {__version__}.")
-    stop(config, force=True)
-    start(config)
+def _replace(config: Config, client: Client) -> None:
+    """Replace a server of another version, under the lock: another command may be about to do the same."""
+    place = find_place(config)
+    with _locked(os.path.join(place.state_dir, START_LOCK_FILE)):
+        version = client.probe()
+        if version == __version__:
+            return
+        if version is not None:
+            state = client.get("api/v1/server", ServerReply)
+            if state.running or state.pending:
+                output.warn(
+                    f"the running server is version {version} and this command {__version__}; "
+                    "run 'osmo server stop' when your workflows are done"
+                )
+                return
+            output.message(f"Restarting the server: it is version {version}, this command {__version__}.")
+            stop(config, force=True)
+        _spawn(config, place, None)
 
 
 def _check_installed() -> None:

@@ -101,7 +101,7 @@ def _tell(message: str, code: int, kind: str, hint: str | None, *, as_json: bool
         return
     lines = [f"Error message: {output.escape(message)}", f"Error code: {code}"]
     if hint:
-        lines.append(f"Hint: {output.escape(hint)}")
+        lines.append("Hint: " + "\n".join(output.escape(line) for line in hint.split("\n")))  # a hint may be a table
     stream.write("\n".join(lines) + "\n")
 
 

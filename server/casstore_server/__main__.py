@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from casstore.errors import CasstoreError, ConflictError
+from casstore.wire.local import ERROR_PREFIX, HINT_PREFIX
 from casstore_server.settings import Settings, parse
 
 _LOCK_ATTEMPTS = 10
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         finally:
             os.close(lock)
     except CasstoreError as exc:
-        sys.stderr.write(f"{exc.message}\n" + (f"{exc.hint}\n" if exc.hint else ""))
+        sys.stderr.write(f"{ERROR_PREFIX}{exc.message}\n" + (f"{HINT_PREFIX}{exc.hint}\n" if exc.hint else ""))
         return exc.exit_code
     return 0
 

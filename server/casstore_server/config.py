@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ class BucketConfig:
     url: str
     description: str = ""
     mode: str = "read-write"
+    declared: bool = True
 
     @property
     def writable(self) -> bool:
@@ -59,6 +60,11 @@ class Watched:
         self._stamp: object = ()
         self._config: ServerConfig | None = None
         self._problem: UsageError | None = None
+        self._listeners: list[Callable[[], None]] = []
+
+    def on_change(self, told: Callable[[], None]) -> None:
+        """Call ``told`` whenever a changed file was read; it must be quick and not ask for the configuration."""
+        self._listeners.append(told)
 
     def current(self) -> ServerConfig:
         """What the file says now. Raises ``UsageError`` when it is wrong."""
@@ -92,6 +98,8 @@ class Watched:
         try:
             self._config = self._parse(self._read())
             self._problem = None
+            for told in self._listeners:
+                told()
         except UsageError as exc:
             self._problem = exc
 
@@ -106,14 +114,19 @@ class Watched:
         return _mapping(_mapping(raw, "the file", self._path).get("casstore"), "casstore", self._path)
 
     def _parse(self, own: dict[str, Any]) -> ServerConfig:
-        store = BucketConfig(DEFAULT_BUCKET, "file://" + quote(str(self._data_dir / "store")))
+        url = "file://" + quote(str(self._data_dir / "store"))
+        store = BucketConfig(DEFAULT_BUCKET, url, declared=False)
         buckets = {store.name: store}
         for name, value in _mapping(own.get("buckets"), "casstore.buckets", self._path).items():
             fields = _mapping(value, f"casstore.buckets.{name}", self._path)
             if not isinstance(fields.get("url"), str):
                 raise UsageError(f"{self._path}: casstore.buckets.{name}.url must be a URL")
-            known = {key: str(fields[key]) for key in ("url", "description", "mode") if key in fields}
-            buckets[str(name)] = BucketConfig(str(name), **known)
+            buckets[str(name)] = BucketConfig(
+                str(name),
+                fields["url"],
+                description=str(fields.get("description", "")),
+                mode=str(fields.get("mode", "read-write")),
+            )
         default = own.get("default_bucket", DEFAULT_BUCKET)
         if default not in buckets:
             raise UsageError(f"{self._path}: casstore.default_bucket names {default!r}, which is not declared")

@@ -13,23 +13,32 @@ import os
 import signal
 import socket
 import sys
+import threading
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from casstore.errors import ServiceError
 from casstore.wire.local import READY
+from casstore_orchestrator.credentials import NoCredentials
+from casstore_orchestrator.data import BucketData
 from casstore_orchestrator.pools import this_machine
+from casstore_orchestrator.scheduler import Scheduler
 from casstore_server.api.app import create_app
 from casstore_server.api.connection import CheckedProtocol
 from casstore_server.config import Watched
 from casstore_server.db.engine import open_database
 from casstore_server.db.store import Database
+from casstore_server.executor import LocalExecutor
 from casstore_server.services.context import Services
 from casstore_server.settings import Settings
+from casstore_server.stores import Stores
 
-__all__ = ["serve"]
+__all__ = ["answering", "serve"]
 
 DRAIN_S = 2
 """How long open replies (followed logs, mostly) may go on once the server is told to end."""
@@ -54,27 +63,15 @@ class _Server(uvicorn.Server):
 def serve(settings: Settings) -> None:
     """Run the server; returns after SIGTERM or SIGINT, with everything stopped."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     with contextlib.ExitStack() as stack:
         database = Database(open_database(settings.database))
         stack.callback(database.close)
-        services = stack.enter_context(_parts(settings, database))
-        sockets = [_unix_socket(settings.socket_path)]
-        stack.callback(_remove_socket, settings.socket_path, os.stat(settings.socket_path).st_ino)
+        sockets = stack.enter_context(_listening(settings.socket_path, settings.port))
         if settings.port is not None:
-            sockets.append(_loopback_socket(settings.port))
-        config = uvicorn.Config(
-            create_app(services),
-            http=CheckedProtocol,
-            ws="none",
-            loop="asyncio",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=DRAIN_S,
-            timeout_keep_alive=5,
-        )
-        server = _Server(config)
+            settings = replace(settings, port=sockets[1].getsockname()[1])
+        app = create_app(stack.enter_context(_parts(settings, database)))
+        server = _Server(_config(app))
         server.ready_fd = settings.ready_fd
         # uvicorn raises the signal that ended it once more when it is done: that must not end us before the rest.
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -85,11 +82,81 @@ def serve(settings: Settings) -> None:
 
 
 @contextlib.contextmanager
+def answering(app: ASGIApp, socket_path: Path, port: int | None = None) -> Iterator[int]:
+    """Answer requests from a thread for the length of the block; gives the port (0 without one)."""
+    with _listening(socket_path, port) as sockets:
+        server = _Server(_config(app))
+        thread = threading.Thread(target=asyncio.run, args=(server.serve(sockets=sockets),), daemon=True)
+        thread.start()
+        try:
+            yield 0 if port is None else sockets[1].getsockname()[1]
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def _config(app: ASGIApp) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http=CheckedProtocol,
+        ws="none",
+        loop="asyncio",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=DRAIN_S,
+        timeout_keep_alive=5,
+    )
+
+
+@contextlib.contextmanager
+def _listening(path: Path, port: int | None) -> Iterator[list[socket.socket]]:
+    """The sockets; requests wait in them until somebody answers."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(_unix_socket(path))]
+        stack.callback(_remove_socket, path, path.stat().st_ino)
+        if port is not None:
+            sockets.append(stack.enter_context(_loopback_socket(port)))
+        for listener in sockets:
+            listener.listen(128)
+        yield sockets
+
+
+@contextlib.contextmanager
 def _parts(settings: Settings, database: Database) -> Iterator[Services]:
     """Everything below the routes, started; stopped at the end."""
     settings.workflows.mkdir(mode=0o700, exist_ok=True)
     watched = Watched(settings.config_file, settings.data_dir, this_machine(settings.state_dir))
-    raise NotImplementedError
+    stores = Stores(watched, settings)
+    data = BucketData(stores.open)
+    watched.on_change(data.forget)
+    executor = LocalExecutor(settings, watched)
+    credentials = NoCredentials()
+    scheduler = Scheduler(
+        database,
+        data,
+        executor,
+        watched.pools,
+        settings.workflows,
+        credentials=credentials,
+        file_urls=True,
+    )
+    with contextlib.ExitStack() as stack:
+        stack.callback(stores.close)
+        stack.callback(scheduler.stop)
+        scheduler.start()
+        yield Services(
+            settings=settings,
+            database=database,
+            scheduler=scheduler,
+            logs=scheduler.logs,
+            data=data,
+            credentials=credentials,
+            config=watched,
+            isolation=executor.describe(),
+            started=time.time(),
+        )
 
 
 def _unix_socket(path: Path) -> socket.socket:

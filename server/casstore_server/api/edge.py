@@ -42,6 +42,7 @@ _log = logging.getLogger(__name__)
 _OPEN = frozenset({"/health", "/api/version", "/client/version"})
 _USER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,127}", re.ASCII)
 _HOST = re.compile(r"(?:127\.0\.0\.1|localhost)(?::\d{1,5})?", re.ASCII)
+_MAX_DRAINED = 4 * MAX_REQUEST_BYTES
 _SLASHES = re.compile(r"/{2,}")
 
 
@@ -76,6 +77,7 @@ class Edge:
             await reply(error_body(exc), status=exc.http_status)(scope, receive, respond)
             return
         except _TooLarge:
+            await _drain(receive)
             await _too_large()(scope, receive, respond)
             return
         await self._app(scope, _counted(receive), respond)
@@ -129,10 +131,19 @@ def _counted(receive: Receive) -> Receive:
         message = await receive()
         total += len(message.get("body", b""))
         if total > MAX_REQUEST_BYTES:
+            await _drain(receive, message)
             raise _TooLarge
         return message
 
     return limited
+
+
+async def _drain(receive: Receive, message: Message | None = None) -> None:
+    """Read on, within reason: a client that is still sending does not read the reply."""
+    total = 0
+    while total < _MAX_DRAINED and (message is None or message.get("more_body", False)):
+        message = await receive()
+        total += len(message.get("body", b""))
 
 
 def handle_errors(app: FastAPI) -> None:

@@ -76,4 +76,5 @@ def event_lines(
 def _line(row: EventRow) -> str:
     moment = datetime.fromtimestamp(row.at, UTC)
     name = "" if not row.task else f"[{row.task}] " if not row.retry_id else f"[{row.task} retry-{row.retry_id}] "
-    return f"{moment:%Y/%m/%d %H:%M:%S} {name}{row.reason}: {' '.join(row.message.split())}"
+    message = " ".join(row.message.split())
+    return f"{moment:%Y/%m/%d %H:%M:%S} {name}{row.reason}" + (f": {message}" if message else "")

@@ -1,0 +1,68 @@
+"""The buckets that workflows read and write, opened as their declarations say.
+
+Decided here and only here: that the undeclared default bucket is made when first used while any other that is missing
+is an error (a disk that is not mounted must not look like an empty bucket), and that a store is opened once.
+"""
+
+from __future__ import annotations
+
+import threading
+from urllib.parse import unquote, urlsplit
+
+from casstore.backend.registry import open_backend
+from casstore.dataset import Bucket
+from casstore.errors import NotFoundError
+from casstore.repo.store import Store
+from casstore_server.config import DEFAULT_BUCKET, BucketConfig, Watched
+from casstore_server.settings import Settings
+
+__all__ = ["Stores", "local_folder"]
+
+
+class Stores:
+    """Open stores by URL; safe to use from any thread."""
+
+    def __init__(self, config: Watched, settings: Settings) -> None:
+        self._config = config
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._stores: dict[str, Store] = {}
+
+    def open(self, name: str | None, user: str) -> Bucket:
+        """The bucket ``name`` (the default one when None) for ``user``. Raises ``NotFoundError``."""
+        config = self._config.last_good()
+        wanted = config.default_bucket if name is None else name
+        declared = config.buckets.get(wanted)
+        if declared is None:
+            raise NotFoundError(f"there is no bucket '{wanted}'", hint=f"Declared: {', '.join(sorted(config.buckets))}")
+        return Bucket(
+            self._store(declared),
+            name=wanted,
+            user=user,
+            state_dir=str(self._settings.state_dir),
+            cache_dir=str(self._settings.cache_dir),
+        )
+
+    def close(self) -> None:
+        """Close every store."""
+        with self._lock:
+            for store in self._stores.values():
+                store.close()
+            self._stores.clear()
+
+    def _store(self, bucket: BucketConfig) -> Store:
+        with self._lock:
+            found = self._stores.get(bucket.url)
+            if found is None:
+                create = bucket.name == DEFAULT_BUCKET and not bucket.declared
+                if create:
+                    self._settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+                found = Store.open(open_backend(bucket.url, create=create), create=create)
+                self._stores[bucket.url] = found
+            return found
+
+
+def local_folder(url: str) -> str | None:
+    """The folder behind a ``file:`` URL, None for any other."""
+    parts = urlsplit(url)
+    return unquote(parts.path) if parts.scheme == "file" else None

@@ -1,0 +1,542 @@
+"""The wire as a stock OSMO client uses it: paths, parameters, replies, errors, streams."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+import yaml
+
+from casstore_orchestrator.credentials import NoCredentials
+from casstore_orchestrator.pools import this_machine
+from casstore_orchestrator.scheduler import Scheduler
+from casstore_orchestrator.testing import FakeData, FakeExecutor
+from casstore_server.api.app import create_app
+from casstore_server.config import Watched
+from casstore_server.db.engine import open_database
+from casstore_server.db.store import Database
+from casstore_server.run import answering
+from casstore_server.services.context import Services
+from casstore_server.settings import Settings
+
+HELLO = """
+workflow:
+  name: hello
+  tasks:
+  - name: one
+    image: ubuntu
+    command: [echo, hi]
+"""
+WORKFLOWS = Path(__file__).parent / "workflows"
+
+
+@dataclass
+class Reply:
+    status_code: int
+    headers: Mapping[str, str]
+    content: bytes
+
+    @property
+    def text(self) -> str:
+        return self.content.decode()
+
+    def json(self) -> Any:
+        return json.loads(self.content)
+
+
+class Http:
+    """A client that knows nothing of ours: HTTP over a unix socket, or a port of this machine."""
+
+    def __init__(self, address: str | int, headers: Mapping[str, str] | None = None) -> None:
+        self.address = address
+        self.headers = dict(headers or {})
+
+    def get(self, path: str, params: Mapping[str, Any] | None = None) -> Reply:
+        return self.ask("GET", path, params)
+
+    def post(
+        self,
+        path: str,
+        params: Mapping[str, Any] | None = None,
+        json: Any = None,
+        content: bytes | Iterable[bytes] | None = None,
+    ) -> Reply:
+        body = globals()["json"].dumps(json).encode() if json is not None else content
+        return self.ask("POST", path, params, body)
+
+    def ask(self, method: str, path: str, params: Mapping[str, Any] | None = None, body: Any = None) -> Reply:
+        with self.open(method, path, params, body) as response:
+            return Reply(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
+
+    def open(
+        self, method: str, path: str, params: Mapping[str, Any] | None = None, body: Any = None
+    ) -> http.client.HTTPResponse:
+        connection = http.client.HTTPConnection("127.0.0.1", timeout=60)
+        if isinstance(self.address, str):
+            connection.sock = socket.socket(socket.AF_UNIX)
+            connection.sock.connect(self.address)
+        else:
+            connection.port = self.address
+        url = path + (f"?{urlencode(params, doseq=True)}" if params else "")
+        headers = {"Content-Type": "application/json", "Connection": "close"} | self.headers
+        try:
+            connection.request(method, url, body=body, headers=headers)
+            return connection.getresponse()
+        except OSError:
+            connection.close()
+            raise
+
+
+@dataclass
+class Server:
+    client: Http
+    port: int
+    executor: FakeExecutor
+    data: FakeData
+    services: Services
+    scheduler: Scheduler
+    config_file: Path
+
+    def submit(self, text: str = HELLO, *, status: int = 200, pool: str = "default", **query: Any) -> dict[str, Any]:
+        reply = self.client.post(f"/api/pool/{pool}/workflow", params=query, json={"file": text})
+        assert reply.status_code == status, reply.text
+        found: dict[str, Any] = reply.json()
+        return found
+
+    def get(self, path: str, *, status: int = 200, **query: Any) -> Any:
+        reply = self.client.get(path, params=query)
+        assert reply.status_code == status, reply.text
+        return reply.json()
+
+    def finish(self, workflow_id: str, group: str = "one-group", code: int = 0) -> None:
+        gang = self.gang(workflow_id, group)
+        for task in gang.tasks.values():
+            assert task.started.wait(30)
+            task.exit(code)
+        self.wait(workflow_id)
+
+    def gang(self, workflow_id: str, group: str = "one-group") -> Any:
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            for key, gangs in list(self.executor.gangs.items()):
+                if workflow_id in key and group in key:
+                    return gangs[0]
+            time.sleep(0.01)
+        raise AssertionError(f"no gang of {workflow_id} among {list(self.executor.gangs)}")
+
+    def wait(self, workflow_id: str) -> None:
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            if self.services.database.load(workflow_id).status.finished:
+                return
+            time.sleep(0.01)
+        raise AssertionError(f"{workflow_id} does not end")
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    config_file = tmp_path / "config.yaml"
+    settings = Settings(
+        socket_path=tmp_path / "s",
+        state_dir=tmp_path,
+        config_file=config_file,
+        data_dir=tmp_path / "data",
+        cache_dir=tmp_path / "cache",
+        user="ada",
+    )
+    settings.workflows.mkdir()
+    database = Database(open_database(settings.database))
+    executor, data = FakeExecutor(), FakeData()
+    watched = Watched(config_file, settings.data_dir, this_machine())
+    scheduler = Scheduler(database, data, executor, watched.pools, settings.workflows, file_urls=True)
+    services = Services(
+        settings=settings,
+        database=database,
+        scheduler=scheduler,
+        logs=scheduler.logs,
+        data=data,
+        credentials=NoCredentials(),
+        config=watched,
+        isolation=executor.describe(),
+        started=time.time(),
+    )
+    scheduler.start()
+    with answering(create_app(services), settings.socket_path, port=0) as port:
+        client = Http(str(settings.socket_path))
+        yield Server(client, port, executor, data, services, scheduler, config_file)
+    for gangs in list(executor.gangs.values()):
+        for gang in gangs:
+            gang.close()
+    scheduler.stop()
+    database.close()
+
+
+def test_version_and_health_need_no_user(server: Server) -> None:
+    stranger = Http(server.port)
+    assert stranger.get("/api/version").json().keys() >= {"major", "minor", "revision", "hash"}
+    assert stranger.get("/health").json() == {"status": "OK"}
+    refused = stranger.get("/api/workflow")
+    assert refused.status_code == 403
+    assert refused.json()["error_code"] == "CREDENTIAL"
+    named = Http(server.port, {"x-osmo-user": "bob"})
+    assert named.get("/api/workflow").json() == {"workflows": [], "more_entries": False}
+    assert Http(server.port, {"x-osmo-user": "b/../b"}).get("/api/workflow").status_code == 400
+
+
+def test_a_page_of_another_site_is_refused_on_the_port(server: Server) -> None:
+    rebound = Http(server.port, {"x-osmo-user": "bob", "Host": "evil.example"})
+    reply = rebound.get("/api/workflow")
+    assert reply.status_code == 403
+    assert "evil.example" in reply.json()["message"]
+
+
+def test_double_slashes_are_collapsed(server: Server) -> None:
+    assert server.client.get("//api/pool").json() == server.client.get("/api/pool").json()
+    assert "default" in server.client.get("//api/pool_quota", params={"all_pools": "True"}).text
+
+
+def test_submit_query_list_and_finish(server: Server) -> None:
+    made = server.submit(priority="low")
+    assert made["name"] == "hello-1"
+    assert made.keys() == {"name", "overview", "logs", "spec", "dashboard_url"}
+    server.finish("hello-1")
+    found = server.get("/api/workflow/hello-1", verbose="True")
+    assert (found["status"], found["submitted_by"], found["pool"], found["priority"]) == (
+        "COMPLETED",
+        "ada",
+        "default",
+        "LOW",
+    )
+    (task,) = found["groups"][0]["tasks"]
+    assert task["name"] == "one"
+    assert task["status"] == "COMPLETED"
+    assert (task["exit_code"], task["retry_id"], task["lead"]) == (0, 0, True)
+    assert server.get(f"/api/workflow/{found['uuid']}")["name"] == "hello-1"
+    listed = server.get("/api/workflow", order="DESC", limit=20, offset=0, all_pools="True")
+    (entry,) = listed["workflows"]
+    assert entry["name"] == "hello-1"
+    assert listed["more_entries"] is False
+    for key in ("submit_time", "start_time", "end_time"):
+        assert len(entry[key]) == len("2026-01-01T00:00:00.000000")
+    assert server.get("/api/workflow/hello-1/task/one")["status"] == "COMPLETED"
+    assert server.get("/api/workflow", app="x")["workflows"] == []
+
+
+def test_a_low_priority_is_warned_about_in_a_header(server: Server) -> None:
+    reply = server.client.post("/api/pool/default/workflow", params={"priority": "LOW"}, json={"file": HELLO})
+    assert base64.b64decode(reply.headers["x-osmo-warning"]).decode() == "LOW priority can be preempted during the run."
+
+
+def test_lenient_forms_are_warned_about(server: Server) -> None:
+    text = HELLO.replace("command: [echo, hi]", "command: echo")
+    reply = server.client.post("/api/pool/default/workflow", json={"file": text})
+    assert reply.status_code == 200
+    assert "command" in base64.b64decode(reply.headers["x-osmo-warning"]).decode()
+
+
+def test_dry_run_renders_and_needs_no_pool(server: Server) -> None:
+    text = (WORKFLOWS / "template_hello_world.yaml").read_text()
+    request = {"file": text, "set_variables": ["ubuntu_version=22.04"], "set_string_variables": []}
+    reply = server.client.post("/api/pool/nowhere/workflow", params={"dry_run": "True"}, json=request)
+    assert reply.status_code == 200
+    body = reply.json()
+    assert body["name"] is None
+    assert "22.04" in body["spec"]
+    assert "default-values" not in body["spec"]
+    assert server.get("/api/workflow")["workflows"] == []
+
+
+def test_validation_only_checks_and_runs_nothing(server: Server) -> None:
+    reply = server.submit(validation_only="True")
+    assert reply["logs"] == "Workflow validation succeeded."
+    assert server.get("/api/workflow")["workflows"] == []
+    refused = server.submit(HELLO.replace("command: [echo, hi]", "comand: [x]"), status=400, validation_only="True")
+    assert refused["error_code"] == "USAGE"
+    assert "comand" in refused["message"]
+
+
+@pytest.mark.parametrize(
+    ("text", "status", "code", "words"),
+    [
+        ("", 400, "USER", "workflow"),
+        ("workflow: [", 400, "USAGE", "workflow"),
+        ("workflow: {name: x, tasks: []}", 400, "USAGE", "at least one"),
+        (HELLO + "    resource: big\n", 400, "USAGE", "big"),
+        (HELLO + "    inputs: [{dataset: {name: nothing}}]\n", 400, "USAGE", "nothing"),
+        (HELLO + "    inputs: [{dataset: {name: nowhere/x}}]\n", 400, "USAGE", "nowhere"),
+        (HELLO + "    files: [{path: /tmp/x, localpath: x.sh}]\n", 400, "USAGE", "localpath"),
+        (HELLO + "    credentials: {token: {T: t}}\n", 403, "CREDENTIAL", "token"),
+        (HELLO.replace("name: hello", "name: '../../x'"), 400, "USAGE", "name"),
+    ],
+)
+def test_what_is_wrong_with_a_specification_is_one_line(
+    server: Server, text: str, status: int, code: str, words: str
+) -> None:
+    refused = server.submit(text, status=status)
+    assert refused["error_code"] == code
+    assert words in refused["message"]
+    assert "\n" not in refused["message"]
+    assert server.get("/api/workflow")["workflows"] == []
+
+
+def test_resources_that_no_node_has_are_refused(server: Server) -> None:
+    text = HELLO.replace("  tasks:", "  resources: {default: {gpu: 1000}}\n  tasks:")
+    refused = server.submit(text, status=400)
+    assert refused["error_code"] == "USAGE"
+    assert "gpu" in refused["message"].lower()
+
+
+def test_an_unknown_pool_or_priority_is_refused(server: Server) -> None:
+    assert "nowhere" in server.submit(status=404, pool="nowhere")["message"]
+    assert "URGENT" in server.submit(status=400, priority="urgent")["message"]
+
+
+def test_a_dataset_that_an_earlier_task_makes_may_be_missing(server: Server) -> None:
+    text = """
+workflow:
+  name: chain
+  tasks:
+  - name: read
+    image: ubuntu
+    command: [cat]
+    inputs: [{task: write}, {dataset: {name: made}}]
+  - name: write
+    image: ubuntu
+    command: [echo]
+    outputs: [{dataset: {name: made}}]
+"""
+    assert server.submit(text)["name"] == "chain-1"
+    warned = server.client.post(
+        "/api/pool/default/workflow",
+        params={"validation_only": "True"},
+        json={"file": HELLO + "    inputs: [{dataset: {name: nothing}}]\n"},
+    )
+    assert warned.status_code == 200
+    assert "nothing" in base64.b64decode(warned.headers["x-osmo-warning"]).decode()
+
+
+def test_environment_reaches_every_task_whole(server: Server) -> None:
+    server.submit(env_vars=["A=b=c", "D="])
+    task = server.gang("hello-1").tasks["one"]
+    assert task.launch.environment["A"] == "b=c"
+    assert task.launch.environment["D"] == ""
+
+
+def test_logs_stream_until_the_end(server: Server) -> None:
+    server.submit()
+    task = server.gang("hello-1").tasks["one"]
+    assert task.started.wait(30)
+    lines: list[str] = []
+
+    def follow() -> None:
+        with server.client.open("GET", "/api/workflow/hello-1/logs", {"task_name": "one"}) as reply:
+            assert (reply.getheader("content-type") or "").startswith("text/plain")
+            lines.extend(line.decode() for line in reply)
+
+    thread = threading.Thread(target=follow)
+    thread.start()
+    task.log.line("one", b"first")
+    task.log.line("one", "zwölf {{x}}".encode())
+    server.finish("hello-1")
+    thread.join(30)
+    assert not thread.is_alive()
+    texts = [line.partition("[one] ")[2].rstrip("\n") for line in lines if "[one] " in line]
+    assert texts == ["first", "zwölf {{x}}"]
+    last = server.client.get("/api/workflow/hello-1/logs", params={"last_n_lines": 1, "task_name": "one"}).text
+    assert last.count("\n") == 1
+
+
+def test_events_tell_the_life_of_a_task(server: Server) -> None:
+    server.submit()
+    server.finish("hello-1", code=3)
+    text = server.client.get("/api/workflow/hello-1/events", params={"task_name": "one"}).text
+    assert "RUNNING" in text
+    assert text.strip().splitlines()[-1].partition("[one] ")[2].startswith("FAILED")
+    errors = server.client.get("/api/workflow/hello-1/error_logs", params={"task_name": "one", "retry_id": 0})
+    assert errors.status_code == 200
+
+
+def test_logs_of_what_does_not_exist(server: Server) -> None:
+    assert server.get("/api/workflow/none-1/logs", status=404)["error_code"] == "NOTFOUND"
+    server.submit()
+    assert "no task two" in server.get("/api/workflow/hello-1/logs", status=404, task_name="two")["message"]
+    assert "attempt 7" in server.get("/api/workflow/hello-1/logs", status=404, task_name="one", retry_id=7)["message"]
+    assert server.get("/api/workflow/hello-1/logs", status=400, retry_id=1)["error_code"] == "USER"
+    assert server.get("/api/workflow/..%2f..%2fetc", status=404)["error_code"] == "NOTFOUND"
+    assert server.get("/api/workflow/a;b", status=422)["error_code"] == "SCHEMA"
+
+
+def test_spec_and_template(server: Server) -> None:
+    server.submit()
+    assert yaml.safe_load(server.client.get("/api/workflow/hello-1/spec").text)["workflow"]["name"] == "hello"
+    assert server.get("/api/workflow/hello-1/spec", status=404, use_template="True")["error_code"] == "NOTFOUND"
+    text = (WORKFLOWS / "template_hello_world.yaml").read_text()
+    name = server.submit(text)["name"]
+    assert server.client.get(f"/api/workflow/{name}/spec", params={"use_template": "True"}).text == text
+
+
+def test_a_rendered_file_is_not_rendered_again(server: Server) -> None:
+    text = HELLO.replace("hi", '"{{ not_a_variable }}"')
+    request = {"file": text, "rendered": True, "uploaded_templated_spec": "the original"}
+    reply = server.client.post("/api/pool/default/workflow", json=request)
+    assert reply.status_code == 200, reply.text
+    assert server.gang("hello-1").tasks["one"].launch.argv[-1] == "{{ not_a_variable }}"
+    assert server.client.get("/api/workflow/hello-1/spec", params={"use_template": "1"}).text == "the original"
+
+
+def test_cancel_tag_resubmit_and_restart(server: Server) -> None:
+    server.submit()
+    server.gang("hello-1")
+    cancelled = server.client.post("/api/workflow/hello-1/cancel", params={"message": "enough", "force": "False"})
+    assert cancelled.json() == {"name": "hello-1"}
+    server.wait("hello-1")
+    found = server.get("/api/workflow/hello-1")
+    assert (found["status"], found["cancelled_by"]) == ("FAILED_CANCELED", "ada")
+    again = server.client.post("/api/workflow/hello-1/cancel")
+    assert again.status_code == 409
+    assert "ended already" in again.json()["message"]
+    assert server.client.post("/api/workflow/hello-1/cancel", params={"force": "True"}).status_code == 200
+
+    assert server.client.post("/api/workflow/hello-1/tag", params={"add": ["x", "y"]}).status_code == 200
+    assert server.client.post("/api/workflow/hello-1/tag", params={"remove": ["x"]}).status_code == 200
+    assert server.client.post("/api/workflow/hello-1/tag", params={"add": "a b"}).status_code == 400
+    assert server.get("/api/tag") == {"tags": ["y"]}
+    assert [flow["name"] for flow in server.get("/api/workflow", tags="y")["workflows"]] == ["hello-1"]
+
+    resubmitted = server.client.post("/api/pool/default/workflow", params={"workflow_id": "hello-1"})
+    assert resubmitted.json()["name"] == "hello-2"
+    restarted = server.client.post("/api/pool/default/workflow/hello-1/restart")
+    assert restarted.json()["name"] == "hello-3"
+    found = server.get("/api/workflow/hello-3")
+    assert (found["parent_name"], found["parent_job_id"]) == ("hello", 1)
+    server.finish("hello-3")
+    assert server.client.post("/api/pool/default/workflow/hello-3/restart").status_code == 409
+
+
+def test_lists_of_tasks(server: Server) -> None:
+    server.submit()
+    assert server.gang("hello-1").tasks["one"].started.wait(30)
+    (task,) = server.get("/api/task")["tasks"]
+    assert (task["workflow_id"], task["task_name"], task["status"], task["user"]) == (
+        "hello-1",
+        "one",
+        "RUNNING",
+        "ada",
+    )
+    assert server.get("/api/task", users="bob")["tasks"] == []
+    (row,) = server.get("/api/task", summary="True", aggregate_by_workflow="True")["summaries"]
+    assert (row["workflow_id"], row["cpu"]) == ("hello-1", 1)
+    assert server.get("/api/task", statuses="NONSENSE", status=400)["error_code"] == "USER"
+    server.finish("hello-1")
+    assert server.get("/api/task")["tasks"] == []
+    assert len(server.get("/api/task", statuses="COMPLETED", workflow_id="hello-1")["tasks"]) == 1
+
+
+def test_pools_and_resources_follow_the_configuration(server: Server) -> None:
+    declared = {"robots": {"description": "dry run", "platforms": {"ovx": {"gpu": 2, "nodes": 2, "memory": "8Gi"}}}}
+    server.config_file.write_text(yaml.safe_dump({"casstore": {"pools": declared}}))
+    assert server.get("/api/pool", all_pools="True")["pools"].keys() == {"default", "robots"}
+    (node_set,) = server.get("/api/pool_quota", pools="robots")["node_sets"]
+    (pool,) = node_set["pools"]
+    assert pool["resource_usage"]["total_capacity"] == "4"
+    nodes = server.get("/api/resources", pools="robots", platforms="ovx")["resources"]
+    assert [node["hostname"] for node in nodes] == ["ovx-1", "ovx-2"]
+    assert nodes[0]["allocatable_fields"]["memory"] == f"{8 * 2**20}Ki"
+    assert nodes[0]["exposed_fields"]["pool/platform"] == ["robots/ovx"]
+    assert nodes[0]["usage_fields"]["memory"] == "0Ki"
+    text = HELLO.replace("  tasks:", "  resources: {default: {gpu: 2, platform: ovx}}\n  tasks:")
+    server.submit(text, pool="robots")
+    server.gang("hello-1")
+    used = [node["usage_fields"]["gpu"] for node in server.get("/api/resources", pools="robots")["resources"]]
+    assert sorted(used) == ["0", "2"]
+    assert server.get("/api/pool_quota", pools="robots")["resource_sum"]["total_usage"] == "2"
+    assert server.get("/api/resources/ovx-1")["resources"][0]["config_fields"].keys() == {"robots"}
+    assert server.get("/api/resources/none", status=404)["error_code"] == "NOTFOUND"
+
+
+def test_a_wrong_configuration_is_told_and_stops_nothing(server: Server) -> None:
+    server.submit()
+    server.config_file.write_text("casstore: {pools: {robots: {platform: {}}}}")
+    refused = server.submit(status=400)
+    assert "config.yaml: casstore.pools.robots" in refused["message"]
+    server.finish("hello-1")
+    assert server.get("/api/workflow/hello-1")["status"] == "COMPLETED"
+
+
+def test_profile_and_buckets(server: Server) -> None:
+    server.config_file.write_text(
+        "casstore: {buckets: {lab: {url: 'file:///tmp/lab', mode: read-only}}, pools: {p: {}}}"
+    )
+    profile = server.get("/api/profile/settings")
+    assert profile["profile"] | {} == {
+        "username": "ada",
+        "email_notification": False,
+        "slack_notification": False,
+        "bucket": "default",
+        "pool": "default",
+    }
+    assert profile["pools"] == ["default", "p"]
+    assert server.client.post("/api/profile/settings", json={"pool": "p"}).status_code == 200
+    assert server.client.post("/api/profile/settings", json={"bucket": "lab"}).status_code == 200
+    assert server.client.post("/api/profile/settings", json={"pool": "q"}).status_code == 404
+    changed = server.get("/api/profile/settings")["profile"]
+    assert (changed["pool"], changed["bucket"]) == ("p", "lab")
+    buckets = server.get("/api/bucket")
+    assert buckets["default"] == "lab"
+    assert buckets["buckets"]["lab"] == {
+        "path": "file:///tmp/lab",
+        "description": "",
+        "mode": "read-only",
+        "default_cred": False,
+    }
+    refused = server.submit(HELLO + "    outputs: [{dataset: {name: x}}]\n", status=400)
+    assert "read-only" in refused["message"]
+
+
+def test_a_body_that_is_too_large_is_refused(server: Server) -> None:
+    reply = server.client.post("/api/pool/default/workflow", content=b"x" * (10 * 2**20 + 1))
+    assert reply.status_code == 413
+    assert reply.json()["error_code"] == "USER"
+
+    def pieces() -> Iterator[bytes]:
+        for _ in range(12):
+            yield b"x" * 2**20
+
+    assert server.client.post("/api/pool/default/workflow", content=pieces()).status_code == 413
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"file": 3}', b"\xff\xfe"])
+def test_a_body_that_is_not_a_request_is_refused(server: Server, body: bytes) -> None:
+    reply = server.client.post("/api/pool/default/workflow", content=body)
+    assert reply.status_code == 400
+    assert json.loads(reply.content).keys() >= {"message", "error_code", "workflow_id"}
+
+
+def test_unknown_routes_and_wrong_parameters(server: Server) -> None:
+    assert server.get("/api/nothing", status=404)["error_code"] == "NOTFOUND"
+    assert server.get("/api/workflow", status=422, limit="many")["error_code"] == "SCHEMA"
+    assert server.get("/api/workflow", status=400, submitted_after="yesterday")["error_code"] == "USER"
+
+
+def test_an_unexpected_failure_tells_nothing_of_the_inside(
+    server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("the secret")
+
+    monkeypatch.setattr(server.services.database, "load", fail)
+    reply = server.client.get("/api/workflow/hello-1")
+    assert reply.status_code == 500
+    assert "secret" not in reply.text
+    assert reply.json()["error_code"] == "SERVER"
+    assert "the secret" in caplog.text
