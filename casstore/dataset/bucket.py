@@ -18,6 +18,7 @@ from casstore.dataset import attributes, query
 from casstore.dataset.catalog import Catalog, require_dataset
 from casstore.dataset.collections import Collections
 from casstore.dataset.commit import Commit
+from casstore.dataset.deletion import delete
 from casstore.dataset.diff import Diff, diff_trees
 from casstore.dataset.ref import check_name, check_tag, parse_ref
 from casstore.dataset.sources import Select, matcher, parse_additions, parse_sources
@@ -32,7 +33,7 @@ from casstore.dataset.summary import (
     Version,
 )
 from casstore.errors import CasstoreError, ConflictError, NotFoundError, SourceError, UsageError
-from casstore.model import DatasetType, Entry, Head, Member, VersionState
+from casstore.model import DatasetType, Entry, Head, VersionState
 from casstore.repo.refs import Refs, now
 from casstore.repo.store import Store
 from casstore.repo.tree import Tree
@@ -464,38 +465,9 @@ class Bucket:
         a ``ConflictError``, unless ``force`` takes it out of the collection first. The space comes back when
         garbage is collected.
         """
-        head = self.refs.find(name)
-        if head.type == DatasetType.COLLECTION:
-            if tag is not None:
-                raise UsageError(f"{name!r} is a collection: it has no versions to delete")
-            self.refs.delete_dataset(head.id)
-            return DeleteResult(name, head.type, (), dropped=True, collections=())
-        if all_versions and tag is not None:
-            raise UsageError(f"all versions of {name!r}, or the one called {tag!r}? Choose one")
-        chosen = self._catalog.ready(head) if all_versions else [self._catalog.number_of(head, tag)[0]]
-        members = [Member(head.id, number) for number in chosen]
-        containing = self._catalog.containing()
-        affected = {found.id: found for member in members for found in containing.get(member, ())}
-        if affected and not force:
-            names = ", ".join(sorted(repr(found.name) for found in affected.values()))
-            raise ConflictError(
-                f"a version of {name!r} that is to be deleted is in a collection: {names}",
-                hint="take it out with `osmo dataset recollect`, or delete with --force",
-            )
-        changes = [self._collections.drop_members(found, members) for found in affected.values()]
-        done: set[int] = set()
-
-        def choose(_: Head, active: Sequence[int]) -> Sequence[int]:
-            # All means all: a version that was committed since the look is among them.
-            numbers = active if all_versions else [number for number in chosen if number in active]
-            if not numbers and not all_versions:
-                raise NotFoundError(f"version {chosen[0]} of {name!r} was deleted by somebody else meanwhile")
-            done.clear()
-            done.update(numbers)
-            return numbers
-
-        after = self.refs.delete_versions(head.id, choose)
-        return DeleteResult(name, head.type, tuple(sorted(done)), after.deleted, tuple(changes))
+        return delete(
+            self.refs, self._catalog, self._collections, name, tag=tag, all_versions=all_versions, force=force
+        )
 
     def collect(self, name: str, members: Sequence[str]) -> builtins.list[MemberInfo]:
         """Create a collection of versions (``name[:tag]``, or other collections) and return its members."""

@@ -118,6 +118,14 @@ def test_unchanged_content_makes_no_version(bucket: Bucket, write: Write) -> Non
     assert bucket.upload("ds", [src]).version.number == 5
 
 
+def test_where_it_came_from_is_no_reason_for_a_version(bucket: Bucket, write: Write) -> None:
+    src = write(a="1")
+    first = bucket.upload("ds", [src], metadata={"m": 1}, origin={"m": 0, "from": "here"}).version
+    assert first.metadata == {"m": 1, "from": "here"}
+    assert not bucket.upload("ds", [src], origin={"from": "there"}).created
+    assert bucket.resolve("ds").metadata == {"m": 1, "from": "here"}
+
+
 def test_unchanged_means_like_the_latest(bucket: Bucket, write: Write) -> None:
     src = write(a="1")
     bucket.upload("ds", [src])
