@@ -1,30 +1,36 @@
 """The rules of a workflow: strict data into a specification.
 
-Decided here and only here: what is legal in a workflow beyond the types of its fields. Names, uniqueness,
-leads, files, exit actions and references inside one file. What depends on a pool is checked by ``gang``, the
-graph by ``plan``.
+Decided here and only here: how the parts of a workflow go together. Uniqueness of names, leads, the kinds of inputs
+and outputs, references inside one file, and how many tasks there may be. ``checks`` knows the legal values of single
+fields, ``gang`` what depends on a pool, ``plan`` the graph.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-import posixpath
-import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
-import msgspec
 from msgspec.structs import replace
 
 from casstore.errors import SpecError, UsageError
 
+from .checks import (
+    TASK_REFERENCE,
+    VARIABLE,
+    check_credentials,
+    check_dataset,
+    check_files,
+    check_inside,
+    check_mounts,
+    check_name,
+    check_regex,
+    check_url,
+)
 from .exit_actions import parse_exit_actions
 from .spec import (
     Checkpoint,
     DatasetInput,
     DatasetOutput,
-    FileSpec,
     GroupSpec,
     Input,
     Output,
@@ -42,16 +48,10 @@ from .units import parse_duration, parse_quantity
 
 __all__ = ["build_workflow", "normal_name"]
 
-MAX_NAME: Final = 64
-_NAME: Final = re.compile(r"[a-zA-Z](?:[a-zA-Z0-9_-]*[a-zA-Z0-9])?", re.ASCII)
-_TASK_REFERENCE: Final = re.compile(r"(?:[a-zA-Z0-9][a-zA-Z0-9_-]*:)?[a-zA-Z](?:[a-zA-Z0-9_-]*[a-zA-Z0-9])?", re.ASCII)
-_DATASET: Final = re.compile(r"(?:[A-Za-z0-9_{}-]+/)?[A-Za-z0-9_{}-]+(?::[A-Za-z0-9_{}-]*)?", re.ASCII)
-_URL: Final = re.compile(r"(?:s3|gs|azure|tos|swift|file)://\S+")
-_VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*", re.ASCII)
 _RESERVED_TASK: Final = "osmo-ctrl"
 _TASK_FORM_SUFFIX: Final = "-group"
-
-T = TypeVar("T", bound=msgspec.Struct)
+MAX_TASKS: Final = 1000
+"""Tasks in one workflow."""
 
 
 def normal_name(name: str) -> str:
@@ -87,7 +87,9 @@ def build_workflow(raw: Any, environment: Mapping[str, str] | None = None) -> Wo
     reduced = {key: value for key, value in raw.items() if key not in {"tasks", "resources", "timeout"}}
     spec = convert({**reduced, "groups": []}, WorkflowSpec, path)
     spec = replace(spec, groups=built, resources=resources, timeout=timeout)
-    _check_name(spec.name, f"{path}.name")
+    check_name(spec.name, f"{path}.name")
+    if len(spec.tasks) > MAX_TASKS:
+        raise SpecError(f"{path}: {len(spec.tasks)} tasks are more than the {MAX_TASKS} that a workflow may have")
     _check_names(spec, by_task=bool(tasks))
     _check_resources(spec, by_task=bool(tasks))
     return spec
@@ -107,7 +109,7 @@ def _group(raw: Any, path: str) -> GroupSpec:
     if not items:
         raise SpecError(f"{path}.tasks: a group needs at least one task")
     group = convert({**raw, "tasks": []}, GroupSpec, path)
-    _check_name(group.name, f"{path}.name")
+    check_name(group.name, f"{path}.name")
     tasks = tuple(_task(item, f"{path}.tasks[{index}]") for index, item in enumerate(items))
     if len(tasks) == 1:
         tasks = (replace(tasks[0], lead=True),)
@@ -143,11 +145,11 @@ def _task(raw: Any, path: str) -> TaskSpec:
     task = convert({key: value for key, value in raw.items() if key not in taken}, TaskSpec, path)
     if "cacheSize" in raw:
         task = replace(task, cache_size=_quantity(raw["cacheSize"], f"{path}.cacheSize"))
-    _check_name(task.name, f"{path}.name")
+    check_name(task.name, f"{path}.name")
     if normal_name(task.name)[:63] == _RESERVED_TASK:
         raise SpecError(f"{path}.name: '{task.name}' is reserved")
     for name, value in task.environment.items():
-        if not _VARIABLE.fullmatch(name):
+        if not VARIABLE.fullmatch(name):
             raise SpecError(f"{path}.environment: {name!r} is not a name for a variable")
         if "\0" in value:
             raise SpecError(f"{path}.environment.{name}: contains a null character")
@@ -155,15 +157,15 @@ def _task(raw: Any, path: str) -> TaskSpec:
         for index, word in enumerate(words):
             if "\0" in word:
                 raise SpecError(f"{path}.{key}[{index}]: contains a null character")
-    _check_files(task.files, f"{path}.files")
-    _check_mounts(task.volume_mounts, f"{path}.volumeMounts")
-    _check_credentials(task.credentials, f"{path}.credentials")
+    check_files(task.files, f"{path}.files")
+    check_mounts(task.volume_mounts, f"{path}.volumeMounts")
+    check_credentials(task.credentials, f"{path}.credentials")
     try:
         parse_exit_actions(task.exit_actions)
     except UsageError as error:
         raise SpecError(f"{path}.exitActions: {error.message}", hint=error.hint) from None
     for index, kpi in enumerate(task.kpis):
-        _inside(kpi.path, f"{path}.kpis[{index}].path")
+        check_inside(kpi.path, f"{path}.kpis[{index}].path")
     return replace(task, inputs=inputs, outputs=outputs, checkpoint=checkpoints)
 
 
@@ -192,47 +194,47 @@ def _input(raw: Any, path: str) -> Input:
     kind = _kind(raw, ("task", "url", "dataset"), {"task": ("regex",), "url": ("regex",)}, path)
     if kind == "task":
         task = convert(raw, TaskInput, path)
-        if not _TASK_REFERENCE.fullmatch(task.task):
+        if not TASK_REFERENCE.fullmatch(task.task):
             raise SpecError(
                 f"{path}.task: {task.task!r} is not the name of a task",
                 hint="write the name of a task, or <workflow id>:<task>",
             )
-        return replace(task, regex=_regex(task.regex, path))
+        return replace(task, regex=check_regex(task.regex, path))
     if kind == "url":
         url = convert(raw, UrlInput, path)
-        _check_url(url.url, f"{path}.url")
-        return replace(url, regex=_regex(url.regex, path))
+        check_url(url.url, f"{path}.url")
+        return replace(url, regex=check_regex(url.regex, path))
     where = f"{path}.dataset"
     dataset = convert(raw["dataset"], DatasetInput, where)
-    _check_dataset(dataset.name, f"{where}.name")
+    check_dataset(dataset.name, f"{where}.name")
     if dataset.localpath is not None and ":" in dataset.name:
         raise SpecError(f"{where}.name: a dataset with a localpath can't have a tag", hint="remove the ':...'")
-    return replace(dataset, regex=_regex(dataset.regex, where))
+    return replace(dataset, regex=check_regex(dataset.regex, where))
 
 
 def _output(raw: Any, path: str) -> Output:
     kind = _kind(raw, ("url", "dataset", "update_dataset"), {"url": ("regex",)}, path)
     if kind == "url":
         url = convert(raw, UrlOutput, path)
-        _check_url(url.url, f"{path}.url")
-        return replace(url, regex=_regex(url.regex, path))
+        check_url(url.url, f"{path}.url")
+        return replace(url, regex=check_regex(url.regex, path))
     where = f"{path}.{kind}"
     if kind == "update_dataset":
         update = convert(raw[kind], UpdateDatasetOutput, where)
-        _check_dataset(update.name, f"{where}.name")
+        check_dataset(update.name, f"{where}.name")
         for index, item in enumerate(update.paths):
             source, _, target = item.partition(":")
-            _inside(source, f"{where}.paths[{index}]")
-            _inside(target, f"{where}.paths[{index}]")
+            check_inside(source, f"{where}.paths[{index}]")
+            check_inside(target, f"{where}.paths[{index}]")
         return update
     dataset = convert(raw[kind], DatasetOutput, where)
-    _check_dataset(dataset.name, f"{where}.name")
+    check_dataset(dataset.name, f"{where}.name")
     if dataset.path is not None:
-        _inside(dataset.path, f"{where}.path")
+        check_inside(dataset.path, f"{where}.path")
     for key, files in (("metadata", dataset.metadata), ("labels", dataset.labels)):
         for index, item in enumerate(files):
-            _inside(item, f"{where}.{key}[{index}]")
-    return replace(dataset, regex=_regex(dataset.regex, where))
+            check_inside(item, f"{where}.{key}[{index}]")
+    return replace(dataset, regex=check_regex(dataset.regex, where))
 
 
 def _checkpoint(raw: Any, path: str) -> Checkpoint:
@@ -241,9 +243,9 @@ def _checkpoint(raw: Any, path: str) -> Checkpoint:
     frequency = _duration(raw["frequency"], f"{path}.frequency") if "frequency" in raw else None
     prepared = {**raw} if frequency is None else {**raw, "frequency": frequency}
     checkpoint = convert(prepared, Checkpoint, path)
-    _check_url(checkpoint.url, f"{path}.url")
+    check_url(checkpoint.url, f"{path}.url")
     folder = checkpoint.path if checkpoint.path.startswith(("/", "{{")) else f"/{checkpoint.path}"
-    return replace(checkpoint, path=folder, regex=_regex(checkpoint.regex, path))
+    return replace(checkpoint, path=folder, regex=check_regex(checkpoint.regex, path))
 
 
 def _resource(raw: Any, path: str) -> ResourceSpec:
@@ -274,16 +276,6 @@ def _timeout(raw: Any, path: str) -> Timeout:
         if seconds <= 0:
             raise SpecError(f"{path}.{key}: must be more than 0")
     return Timeout(**found)
-
-
-def _check_name(name: str, path: str) -> None:
-    if not _NAME.fullmatch(name):
-        raise SpecError(
-            f"{path}: {name!r} is not a name",
-            hint="letters, digits, '_' and '-'; the first is a letter, the last a letter or a digit",
-        )
-    if len(name) > MAX_NAME:
-        raise SpecError(f"{path}: {len(name)} characters are more than {MAX_NAME}")
 
 
 def _check_names(spec: WorkflowSpec, *, by_task: bool) -> None:
@@ -318,83 +310,6 @@ def _check_resources(spec: WorkflowSpec, *, by_task: bool) -> None:
                     f"workflow.{place}.resource: undefined resource '{task.resource}'",
                     hint=nearest(task.resource, spec.resources),
                 )
-
-
-def _check_files(files: tuple[FileSpec, ...], path: str) -> None:
-    taken: dict[str, int] = {}
-    for index, file in enumerate(files):
-        where = f"{path}[{index}]"
-        if not file.path or "\0" in file.path or file.path.endswith("/"):
-            raise SpecError(f"{where}.path: {file.path!r} is not the path of a file")
-        target = posixpath.normpath("/" + file.path.lstrip("/"))
-        if target == "/osmo" or target.startswith("/osmo/"):
-            raise SpecError(f"{where}.path: adding file to /osmo is forbidden", hint="use /tmp, for example")
-        if target in taken:
-            raise SpecError(f"{where}.path: '{file.path}' is already the path of files[{taken[target]}]")
-        taken[target] = index
-        if file.contents is not None and file.localpath is not None:
-            raise SpecError(f"{where}: only one of 'contents' and 'localpath' may be given")
-        if file.contents is None and file.localpath is None:
-            raise SpecError(f"{where}.contents: missing", hint="give 'contents' or 'localpath'")
-        if file.base64:
-            try:
-                base64.b64decode("".join((file.contents or "").split()), validate=True)
-            except (binascii.Error, ValueError):
-                raise SpecError(f"{where}.contents: not base64, although 'base64' is set") from None
-
-
-def _check_mounts(mounts: tuple[str, ...], path: str) -> None:
-    for index, mount in enumerate(mounts):
-        source, *rest = mount.split(":")
-        if not source.startswith("/") or len(rest) > 1 or (rest and not rest[0].startswith("/")):
-            raise SpecError(
-                f"{path}[{index}]: invalid task volume mount {mount!r}", hint="write /path, or /source:/target"
-            )
-
-
-def _check_credentials(credentials: Mapping[str, str | dict[str, str]], path: str) -> None:
-    for name, use in credentials.items():
-        if isinstance(use, str) and not use.startswith("/"):
-            raise SpecError(
-                f"{path}.{name}: {use!r} is not an absolute path",
-                hint=f"write the folder for its files, or a mapping: {name}: {{VARIABLE: key}}",
-            )
-        if isinstance(use, dict):
-            for variable in use:
-                if not _VARIABLE.fullmatch(variable):
-                    raise SpecError(f"{path}.{name}: {variable!r} is not a name for a variable")
-
-
-def _check_dataset(name: str, path: str) -> None:
-    if not _DATASET.fullmatch(name):
-        raise SpecError(
-            f"{path}: {name!r} does not name a dataset",
-            hint="write [bucket/]name[:tag] with letters, digits, '_' and '-'",
-        )
-
-
-def _check_url(url: str, path: str) -> None:
-    if not _URL.fullmatch(url):
-        raise SpecError(
-            f"{path}: {url!r} is not a storage URL",
-            hint="it begins with one of s3:// gs:// azure:// tos:// swift:// file://",
-        )
-
-
-def _inside(path_text: str, where: str) -> None:
-    """A path relative to the output folder that stays inside it."""
-    if path_text.startswith("/") or "\0" in path_text or ".." in path_text.split("/"):
-        raise SpecError(f"{where}: {path_text!r} leads out of the output folder", hint="give a relative path")
-
-
-def _regex(pattern: str | None, path: str) -> str | None:
-    if not pattern:
-        return None
-    try:
-        re.compile(pattern)
-    except (re.error, RecursionError, OverflowError) as error:
-        raise SpecError(f"{path}.regex: {pattern!r} is not a regular expression ({error})") from None
-    return pattern
 
 
 def _quantity(value: Any, path: str) -> int:

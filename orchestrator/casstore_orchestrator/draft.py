@@ -48,9 +48,11 @@ class Draft:
     # --- parts
 
     def group(self, name: str) -> GroupRecord:
+        """The group as it is now."""
         return self.record.group(name)
 
     def put_group(self, group: GroupRecord) -> None:
+        """Replace the group of this name."""
         self.record = replace(
             self.record, groups=tuple(group if old.name == group.name else old for old in self.record.groups)
         )

@@ -21,7 +21,7 @@ from .lenient import relax
 from .plan import make_plan
 from .spec import WorkflowSpec
 from .template import Protected, is_template, merge_values, parse_assignments, render
-from .typed import nearest
+from .typed import nearest, one_line
 
 __all__ = ["Loaded", "Rendered", "Sections", "load", "render_text", "split"]
 
@@ -157,8 +157,11 @@ def load(
     document = protected.restore_tree(document)
     raw = document.get("workflow") if isinstance(document, dict) else None
     warnings = list(rendered.warnings)
-    spec = build_workflow(relax(raw, warnings), variables)
-    make_plan(spec)
+    try:
+        spec = build_workflow(relax(raw, warnings), variables)
+        make_plan(spec)
+    except SpecError as error:
+        raise SpecError(one_line(error.message), hint=error.hint) from None
     return Loaded(spec=spec, rendered=rendered.text.strip("\n") + "\n", warnings=warnings, templated=rendered.templated)
 
 

@@ -7,6 +7,7 @@ what is left of a workflow when it is restarted.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -78,20 +79,27 @@ def make_plan(spec: WorkflowSpec) -> Plan:
 
 
 def _order(upstream: Mapping[str, list[str]]) -> list[str]:
+    downstream: dict[str, list[str]] = {name: [] for name in upstream}
+    for name, before in upstream.items():
+        for other in before:
+            downstream[other].append(name)
+    position = {name: index for index, name in enumerate(upstream)}
+    names = list(upstream)
     waiting = {name: len(before) for name, before in upstream.items()}
+    free = [position[name] for name, count in waiting.items() if count == 0]  # sorted, so a heap already
     order: list[str] = []
-    while len(order) < len(upstream):
-        free = next((name for name in upstream if waiting.get(name) == 0), None)
-        if free is None:
-            raise SpecError(
-                f"groups wait for each other: {' -> '.join(_cycle(upstream, set(order)))}",
-                hint="remove one of these 'task:' inputs",
-            )
-        order.append(free)
-        del waiting[free]
-        for name, before in upstream.items():
-            if free in before:
-                waiting[name] -= 1
+    while free:
+        name = names[heapq.heappop(free)]
+        order.append(name)
+        for other in downstream[name]:
+            waiting[other] -= 1
+            if waiting[other] == 0:
+                heapq.heappush(free, position[other])
+    if len(order) < len(upstream):
+        raise SpecError(
+            f"groups wait for each other: {' -> '.join(_cycle(upstream, set(order)))}",
+            hint="remove one of these 'task:' inputs",
+        )
     return order
 
 

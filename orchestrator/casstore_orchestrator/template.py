@@ -21,6 +21,8 @@ from typing import Any, Final
 
 from casstore.errors import ServiceError, SpecError, UsageError
 
+from .typed import one_line
+
 __all__ = ["Protected", "is_template", "merge_values", "parse_assignments", "render"]
 
 CPU_SECONDS: Final = 2
@@ -130,7 +132,7 @@ def render(text: str, values: Mapping[str, Any], *, what: str = "workflow") -> s
     line = reply.get("line")
     place = f"{what}, line {line}: " if line else f"{what}: "
     raise SpecError(
-        place + protected.restore(str(reply["message"])),
+        one_line(place + protected.restore(str(reply["message"]))),
         hint=_hint(str(reply["kind"]), str(reply["message"]), values),
     )
 

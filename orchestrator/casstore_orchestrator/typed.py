@@ -10,15 +10,17 @@ import difflib
 import types
 from collections.abc import Iterable, Mapping
 from functools import cache
-from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, Final, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import msgspec
 
 from casstore.errors import SpecError
 
-__all__ = ["convert", "kind_of", "nearest"]
+__all__ = ["convert", "kind_of", "nearest", "one_line"]
 
 T = TypeVar("T")
+
+_MAX_MESSAGE: Final = 500
 
 
 def convert(value: object, model: type[T], path: str, *, skip: Iterable[str] = ()) -> T:
@@ -49,13 +51,21 @@ def convert(value: object, model: type[T], path: str, *, skip: Iterable[str] = (
 
 
 def nearest(name: str, legal: Iterable[str]) -> str:
-    """A hint that proposes the legal name nearest to ``name``, or lists them all."""
+    """A hint that proposes the legal name nearest to ``name``, or lists them all when there are few."""
     names = list(legal)
+    if len(name) > 100 or len(names) > 1000:
+        return "no such name is known here"
     lowered = {candidate.lower(): candidate for candidate in names}
     close = difflib.get_close_matches(name.lower(), lowered, n=1)
     if close:
         return f"did you mean '{lowered[close[0]]}'?"
-    return f"known here: {', '.join(names)}"
+    return f"known here: {', '.join(names[:30])}{', ...' if len(names) > 30 else ''}"
+
+
+def one_line(message: str) -> str:
+    """A message without line breaks or other control characters, and not endless, whatever it quotes."""
+    line = "".join(char if char.isprintable() else repr(char)[1:-1] for char in message[:_MAX_MESSAGE])
+    return line if len(message) <= _MAX_MESSAGE else f"{line}..."
 
 
 def kind_of(value: object) -> str:

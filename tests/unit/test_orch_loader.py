@@ -436,3 +436,17 @@ def test_missing_name_command_and_image() -> None:
 def test_empty_lists_from_a_loop_mean_nothing() -> None:
     task = one("inputs:\noutputs:\nfiles:\nenvironment:\n").spec.tasks[0]
     assert (task.inputs, task.outputs, task.files, task.environment) == ((), (), (), {})
+
+
+def test_hostile_names_do_not_make_hostile_messages() -> None:
+    with pytest.raises(SpecError) as caught:
+        one('"' + "\\n\\e[31m" * 2000 + '": 1\n')
+    assert "\n" not in caught.value.message
+    assert "\x1b" not in caught.value.message
+    assert len(caught.value.message) < 600
+
+
+def test_there_is_a_limit_on_tasks() -> None:
+    tasks = "".join(f"  - {{name: t{index}, image: i, command: [x]}}\n" for index in range(1001))
+    with pytest.raises(SpecError, match="1001 tasks are more than the 1000"):
+        load(f"workflow:\n  name: w\n  tasks:\n{tasks}")

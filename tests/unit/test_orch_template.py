@@ -135,3 +135,10 @@ def test_protection_is_undone_in_every_string() -> None:
     first, second = protected.text.split()
     assert "{" not in protected.text
     assert protected.restore_tree({first: [second, 1, None]}) == {"{{output}}": ["{{uuid}}", 1, None]}
+
+
+def test_what_a_message_quotes_is_made_harmless() -> None:
+    with pytest.raises(SpecError) as caught:
+        render("{{ ('\x1b[31m\n' * 1000)() }}{{ x['\x1b' * 1000] }}", {"x": {}})
+    assert caught.value.message.isprintable()
+    assert len(caught.value.message) < 600
