@@ -30,7 +30,7 @@ CPU_SECONDS: Final = 2
 WALL_SECONDS: Final = 30
 """Time after which the child is killed whatever it does; generous, because the machine may be busy."""
 MEMORY_BYTES: Final = 512 << 20
-"""Address space of the child. Python and Jinja take about 60 MiB of it."""
+"""Address space of the child. Python and Jinja take less than 40 MiB of it."""
 OUTPUT_CHARS: Final = 4 << 20
 """Longest text that a template may become."""
 
