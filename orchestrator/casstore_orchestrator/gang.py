@@ -143,8 +143,8 @@ def group_requests(
 def place(requests: Sequence[TaskRequest], nodes: Sequence[Node]) -> Placement | Pending:
     """Nodes for all requests, or why there are none.
 
-    The largest requests go first, each onto the first node that fits; when that fails, other arrangements are
-    tried (nodes that are alike count once) until the search has taken its share of steps.
+    The largest requests go first, each onto the first node that fits; when that fails, a small group tries other
+    arrangements (nodes that are alike count once) for a limited number of steps.
     """
     if not requests:
         return Placement(nodes={})

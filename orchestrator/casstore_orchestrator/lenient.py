@@ -1,4 +1,4 @@
-"""Forms of a workflow that documents, cookbooks and seeds use although OSMO's own validator rejects them.
+"""Forms of a workflow that documents and cookbooks use although OSMO's own validator rejects them.
 
 Decided here and only here: which of them are accepted, and what each one means. Every one that is met adds a
 line to ``warnings``; ``build`` then sees strict forms only. Nothing here raises: what can't be understood is
