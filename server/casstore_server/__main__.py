@@ -28,13 +28,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         if settings.background:
             _detach(settings)
-        lock = _lock(settings.pid_file)
-        try:
-            from casstore_server.run import serve  # noqa: PLC0415  # heavy: only once the lock is ours
+        _lock(settings.pid_file)
+        from casstore_server.run import serve  # noqa: PLC0415  # heavy: only once the lock is ours
 
-            serve(settings)
-        finally:
-            os.close(lock)
+        serve(settings)
     except CasstoreError as exc:
         sys.stderr.write(f"{ERROR_PREFIX}{exc.message}\n" + (f"{HINT_PREFIX}{exc.hint}\n" if exc.hint else ""))
         return exc.exit_code
@@ -56,8 +53,11 @@ def _detach(settings: Settings) -> None:
     os.close(null)
 
 
-def _lock(path: Path) -> int:
-    """Lock the pid file and write our id to it; the lock lasts as long as the process."""
+def _lock(path: Path) -> None:
+    """Lock the pid file and write our id to it.
+
+    The descriptor is never closed: the lock ends with the process, and whoever waits for it knows that we are gone.
+    """
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     for attempt in range(_LOCK_ATTEMPTS):
         try:
@@ -70,7 +70,6 @@ def _lock(path: Path) -> int:
             time.sleep(0.05)
     os.ftruncate(fd, 0)
     os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
-    return fd
 
 
 if __name__ == "__main__":

@@ -196,8 +196,11 @@ def _with_files(client: Client, source: _Source, *, render: bool, outside: bool)
 
 def _final(source: _Source, document: Document, *, render: bool) -> SubmitRequest:
     text = document.text()
-    if render:
-        return msgspec.structs.replace(source.request(text), uploaded_templated_spec=source.text)
+    if render:  # the server renders what was put in, with the same values
+        from casstore_orchestrator.loader import split
+
+        defaults = split(source.text).defaults_text or ""
+        return msgspec.structs.replace(source.request(text + defaults), uploaded_templated_spec=source.text)
     return SubmitRequest(file=text, rendered=True, uploaded_templated_spec=source.text)
 
 
