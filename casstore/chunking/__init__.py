@@ -1,7 +1,4 @@
-"""Content-defined chunking: ``FastCDCChunker`` cuts, ``ChunkerParams`` says how large."""
+"""Content-defined chunking: ``fastcdc.FastCDCChunker`` cuts, ``params.ChunkerParams`` says how large.
 
-from casstore.chunking.base import Chunker
-from casstore.chunking.fastcdc import FastCDCChunker
-from casstore.chunking.params import ChunkerParams
-
-__all__ = ["Chunker", "ChunkerParams", "FastCDCChunker"]
+Nothing is imported here: opening a store needs the parameters alone, and the library that cuts is slow to load.
+"""

@@ -1,12 +1,11 @@
 """Datasets, versions, tags and collections: the facade of the store.
 
-``Bucket`` has all operations; everything else here is what they take and return.
+``Bucket`` has all operations; everything else here is what they take and return. ``diff`` has what differences are.
 """
 
 from __future__ import annotations
 
 from casstore.dataset.bucket import Bucket
-from casstore.dataset.diff import Change, Diff
 from casstore.dataset.ref import LATEST, Ref, parse_ref
 from casstore.dataset.summary import (
     CollectionChange,
@@ -24,12 +23,10 @@ from casstore.dataset.summary import (
 __all__ = [
     "LATEST",
     "Bucket",
-    "Change",
     "CollectionChange",
     "DatasetInfo",
     "DatasetSummary",
     "DeleteResult",
-    "Diff",
     "DownloadResult",
     "MemberInfo",
     "QueryResult",

@@ -13,7 +13,6 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from casstore import safeyaml
 from casstore.errors import NotFoundError, UsageError
 
 __all__ = ["Attributes", "change", "check", "load", "load_keys", "merge", "parse_key", "parse_set"]
@@ -158,14 +157,14 @@ def load(texts: Iterable[tuple[str, str | bytes]], what: str) -> Attributes:
     """Return the merger, left to right, of YAML documents given as ``(name, text)``."""
     result: Attributes = {}
     for name, text in texts:
-        tree = safeyaml.load(text, what=name)
+        tree = _load_yaml(text, what=name)
         result = merge(result, check({} if tree is None else tree, f"{what} in {name}"))
     return result
 
 
 def load_keys(name: str, text: str | bytes) -> list[str]:
     """Return the dotted keys in a YAML document: a list of keys, one key, or a mapping whose leaves are meant."""
-    found = safeyaml.load(text, what=name)
+    found = _load_yaml(text, what=name)
     keys = _leaves(found, ()) if isinstance(found, dict) else [found] if isinstance(found, str) else found
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
         raise UsageError(f"{name} must be a list of keys")
@@ -184,3 +183,10 @@ def _leaves(tree: Mapping[Any, Any], path: tuple[str, ...]) -> list[str]:
 
 def _show(path: Sequence[str]) -> str:
     return repr(".".join(path)[:120]) if path else "the top level"
+
+
+def _load_yaml(text: str | bytes, *, what: str) -> Any:
+    # Slow to load, and only files of attributes need it.
+    from casstore import safeyaml  # noqa: PLC0415
+
+    return safeyaml.load(text, what=what)

@@ -10,16 +10,13 @@ import builtins
 import os
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from casstore.dataset import attributes, query
 from casstore.dataset.catalog import Catalog, require_dataset
 from casstore.dataset.collections import Collections
 from casstore.dataset.commit import Commit
-from casstore.dataset.deletion import delete
-from casstore.dataset.diff import Diff, diff_trees
 from casstore.dataset.ref import check_name, check_tag, parse_ref
 from casstore.dataset.sources import Select, matcher, parse_additions, parse_sources
 from casstore.dataset.summary import (
@@ -37,16 +34,20 @@ from casstore.model import DatasetType, Entry, Head, VersionState
 from casstore.repo.refs import Refs, now
 from casstore.repo.store import Store
 from casstore.repo.tree import Tree
-from casstore.repo.verify import Report, Watcher, verify_store, verify_tree
 from casstore.transfer import journal
-from casstore.transfer.download import download_tree
 from casstore.transfer.journal import Unfinished
 from casstore.transfer.progress import Progress, Silent
 from casstore.transfer.scan import Source
 from casstore.transfer.statcache import StatCache
-from casstore.transfer.upload import TreeResult, upload_tree
+
+if TYPE_CHECKING:
+    from casstore.dataset.diff import Diff
+    from casstore.repo.verify import Report, Watcher
+    from casstore.transfer.upload import TreeResult
 
 __all__ = ["Bucket"]
+
+# What one operation alone needs is imported by it: a command runs one of them, and starts as fast as that one loads.
 
 _STAMP_EVERY = timedelta(hours=1)
 
@@ -196,6 +197,8 @@ class Bucket:
     ) -> TreeResult:
         if resume and not any(self.unfinished()):
             progress.warn("there is no interrupted upload to continue: uploading from the start")
+        from casstore.transfer.upload import upload_tree
+
         cache = StatCache(self._cache_path(), self.store.id)
         try:
             return upload_tree(
@@ -244,6 +247,8 @@ class Bucket:
         ``dest`` must exist. ``regex`` is matched at the start of paths. See ``download_tree`` for what
         happens to a folder that is there already.
         """
+        from casstore.transfer.download import download_tree
+
         select = matcher(regex)
         versions = self._catalog.resolve_all(self.refs.find(name), tag)
         if not os.path.isdir(dest):
@@ -341,14 +346,20 @@ class Bucket:
 
     def query(self, text: str) -> QueryResult:
         """Return what fits a query; ``NotFoundError`` when nothing does. See ``casstore.dataset.query``."""
+        from casstore.dataset import query
+
         return query.run(query.parse(text), self._catalog, self.refs)
 
     def diff(self, old: Version, new: Version) -> Diff:
         """Return what was added, removed, changed and moved from one version to another, of any two datasets."""
+        from casstore.dataset.diff import diff_trees
+
         return diff_trees(self.tree(old), self.tree(new))
 
     def verify(self, name: str | None = None, *, tag: str | None = None, watcher: Watcher | None = None) -> Report:
         """Read every byte of the store, or of one version (all members of a collection), and report what is wrong."""
+        from casstore.repo.verify import Report, verify_store, verify_tree
+
         if name is None:
             return verify_store(self.store, watcher)
         total = Report()
@@ -412,6 +423,8 @@ class Bucket:
         """Delete dotted keys from the labels of a dataset or collection, merge ``set`` into them, return them."""
         what = f"the labels of {name!r}"
 
+        from casstore.dataset import attributes
+
         def change(head: Head) -> Head:
             labels = attributes.change(head.labels, what, delete=delete, set=set)
             return head if labels == head.labels else msgspec.structs.replace(head, labels=labels)
@@ -431,6 +444,7 @@ class Bucket:
             raise UsageError(f"name the version of {name!r} whose metadata is meant", hint=f"write {name}:TAG")
         version = self.resolve(name, tag)
         what = f"the metadata of {version}"
+        from casstore.dataset import attributes
 
         def change(head: Head) -> Head:
             state = head.versions.get(version.number, VersionState())
@@ -465,6 +479,8 @@ class Bucket:
         a ``ConflictError``, unless ``force`` takes it out of the collection first. The space comes back when
         garbage is collected.
         """
+        from casstore.dataset.deletion import delete
+
         return delete(
             self.refs, self._catalog, self._collections, name, tag=tag, all_versions=all_versions, force=force
         )

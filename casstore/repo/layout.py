@@ -7,8 +7,8 @@ tells what stands behind each.
 from __future__ import annotations
 
 import base64
+import os
 import re
-import uuid
 
 from casstore import hashing
 from casstore.errors import FormatError, UsageError
@@ -80,7 +80,7 @@ def name_of(key: str) -> str:
 def new_dataset_id() -> str:
     """Return a fresh random id: 22 characters of URL-safe base64, as OSMO's."""
     while True:
-        text = base64.urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode("ascii")
+        text = base64.urlsafe_b64encode(os.urandom(16)).rstrip(b"=").decode("ascii")
         if is_dataset_id(text):
             return text
 

@@ -31,7 +31,6 @@ import contextlib
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import msgspec
@@ -98,6 +97,8 @@ class Refs:
         """Return ``work(item)`` for all items, in parallel where the back end is far away."""
         if self._backend.capabilities.local or len(items) < 2:
             return [work(item) for item in items]
+        from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - slow to load, and local stores never need it
+
         with ThreadPoolExecutor(min(_PARALLEL, len(items)), thread_name_prefix="refs") as pool:
             return list(pool.map(work, items))
 

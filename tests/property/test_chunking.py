@@ -7,7 +7,9 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from casstore.chunking import Chunker, ChunkerParams, FastCDCChunker
+from casstore.chunking.base import Chunker
+from casstore.chunking.fastcdc import FastCDCChunker
+from casstore.chunking.params import ChunkerParams
 from casstore.chunking.reference import ReferenceChunker
 
 SMALL = ChunkerParams(min=64, avg=256, max=1024)

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 from blake3 import blake3
 
-from casstore.chunking import Chunker, ChunkerParams, FastCDCChunker
+from casstore.chunking.base import Chunker
+from casstore.chunking.fastcdc import FastCDCChunker
+from casstore.chunking.params import ChunkerParams
 from casstore.chunking.reference import ReferenceChunker, gear_table
 from casstore.errors import FormatError, UsageError
 from casstore.hashing import digest

@@ -19,7 +19,8 @@ from casstore_cli.commands.dataset.options import count_option, regex_option
 from casstore_cli.multi import Command
 
 if TYPE_CHECKING:
-    from casstore.dataset import Change, Diff, Version
+    from casstore.dataset import Version
+    from casstore.dataset.diff import Change, Diff
     from casstore.model import Entry
 
 
