@@ -6,7 +6,7 @@ is a cache of the packs' footers: losing it loses nothing.
     header   32 bytes   magic "CASIDX01", fan-out bits (u8), 7 zero bytes, packs (u32), records (u32), 8 zero bytes
     packs    32 each    ids of the packs that the records speak of
     fan-out  u32 each   2**bits + 1 numbers: how many records have an id that starts below each value of the first bits
-    records  52 each    sorted by id: chunk id (32), pack (u32), offset (u32), stored (u32), raw (u32), codec (u8), 3 zero
+    records  52 each    sorted by id: chunk id (32), pack, offset, stored, raw (u32 each), codec (u8), 3 zero
 
 A segment's id is the BLAKE3 of all of it. With about eight records a slot, a look-up is one comparison of a few hundred
 bytes in C, and needs no part of the segment in Python's memory. All integers are little endian.

@@ -3,8 +3,8 @@
 Decided here and only here: the bytes of the nodes of a manifest, how entries and chunk lists are cut into nodes, and
 what the checksum of a version covers. See ``docs/format/manifest.md``.
 
-Entries are sorted by ``casstore.model.sort_key``: the entries of a directory are adjacent. They are cut into *leaves* by
-their names (a hash of the path decides), so that a change in one place leaves the other leaves as they were. Leaves,
+Entries are sorted by ``casstore.model.sort_key``: the entries of a directory are adjacent. They are cut into *leaves*
+by their names (a hash of the path decides), so that a change in one place leaves the other leaves as they were. Leaves,
 the inner nodes above them and the nodes of long chunk lists are ordinary chunks, stored in metadata packs; the
 *root* is an object of its own, ``manifests/<id>``, and its BLAKE3 is the digest of the version.
 
@@ -63,7 +63,7 @@ class Group(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=
 
 
 class NodeRef(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
-    """A child of an inner node or of the root: its first entry, its chunk id, its length and how many entries it holds."""
+    """A child of an inner node or of the root: its first entry, chunk id and length, and how many entries it holds."""
 
     directory: bytes
     name: bytes
@@ -194,7 +194,7 @@ def decode_leaf(data: bytes) -> list[Group]:
             raise FormatError("the entries of a manifest are out of order")
         for row in group.rows:
             name = row.name
-            if not name or name == b"." or name == b".." or b"/" in name or b"\0" in name:
+            if not name or name in {b".", b".."} or b"/" in name or b"\0" in name:
                 _check_name(name)
             if last is not None and name <= last:
                 raise FormatError("the entries of a manifest are out of order")

@@ -7,6 +7,7 @@ another writer may have published it meanwhile. Small segments are merged so tha
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import threading
@@ -122,10 +123,8 @@ class Index:
     def _add(self, records: Iterable[tuple[bytes, Location]]) -> None:
         data = encode(records)
         key = layout.index_key(hashing.digest(data))
-        try:
+        with contextlib.suppress(PreconditionError):
             self._backend.put(key, [data], condition=Absent())
-        except PreconditionError:
-            pass
         self._segments[key] = self._open(key)
 
     def close(self) -> None:

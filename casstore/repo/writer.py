@@ -10,6 +10,7 @@ is committed after ``flush``, which waits for all of them.
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from collections.abc import Callable
@@ -168,10 +169,8 @@ class Writer:
                 self._idle.notify_all()
 
     def _store(self, sealed: Sealed) -> None:
-        try:
+        with contextlib.suppress(PreconditionError):  # the same chunks in the same order are there already
             self._backend.put(layout.pack_key(sealed.pack_id), sealed.parts, condition=Absent())
-        except PreconditionError:
-            pass  # the same chunks in the same order are there already
         if self._on_pack is not None:
             self._on_pack(sealed.pack_id)
         with self._lock:
@@ -212,10 +211,8 @@ class Writer:
         """Write the root of a manifest, after everything it refers to; returns its id."""
         self.flush()
         manifest_id = hashing.digest(data)
-        try:
+        with contextlib.suppress(PreconditionError):
             self._backend.put(layout.manifest_key(manifest_id), [data], condition=Absent())
-        except PreconditionError:
-            pass
         return manifest_id
 
     def close(self) -> None:
