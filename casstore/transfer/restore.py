@@ -8,6 +8,7 @@ marks a file as complete.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import threading
@@ -164,7 +165,8 @@ class Restorer:
         if landing.temporary is not None:
             old = -1
             if exists:
-                old = landing.root.open_file(entry.path)
+                with contextlib.suppress(OSError):  # whatever it is, it is replaced and not read
+                    old = landing.root.open_file(entry.path)
             descriptor, temporary = landing.temporary.create_temporary()
             target = Target(entry, descriptor, temporary, old)
         elif exists:

@@ -112,7 +112,7 @@ def test_no_method_goes_through_a_link(folder: Path) -> None:
                 lambda p=prefix: confined.set_times(p + b"/secret", 1),
                 lambda p=prefix: confined.set_mode(p + b"/secret", 0o777),
             ):
-                with pytest.raises(OSError) as caught:  # noqa: PT012 - one call, bound to its prefix
+                with pytest.raises(OSError) as caught:
                     action()
                 assert caught.value.errno in (errno.ENOTDIR, errno.ELOOP)
         with pytest.raises(OSError):
@@ -197,10 +197,10 @@ def open_descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-def test_very_deep_trees_with_a_bounded_number_of_descriptors(folder: Path) -> None:
+def test_very_deep_trees_with_a_bounded_number_of_descriptors(deep_path: Path) -> None:
     before = open_descriptors()
     depth = 3000
-    with Confined.open(str(folder)) as confined:
+    with Confined.open(str(deep_path)) as confined:
         path = b""
         for level in range(depth):
             path = path + b"/d%d" % (level % 7) if path else b"d0"
@@ -218,12 +218,12 @@ def test_very_deep_trees_with_a_bounded_number_of_descriptors(folder: Path) -> N
             confined.set_times(path, 5_000_000_000)
             path = path.rpartition(b"/")[0]
     assert open_descriptors() == before
-    assert (folder / "d0").stat().st_mtime_ns == 5_000_000_000
+    assert (deep_path / "d0").stat().st_mtime_ns == 5_000_000_000
 
 
-def test_long_components_beyond_path_max(folder: Path) -> None:
+def test_long_components_beyond_path_max(deep_path: Path) -> None:
     path = b"/".join([b"n" * 255] * 20)
-    with Confined.open(str(folder)) as confined:
+    with Confined.open(str(deep_path)) as confined:
         confined.makedirs(path)
         write(confined, path + b"/" + b"f" * 255, b"long")
         assert confined.stat(path + b"/" + b"f" * 255).st_size == 4
