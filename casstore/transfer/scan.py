@@ -384,7 +384,7 @@ def _stat(real: bytes, *, follow: bool) -> os.stat_result:
 
 
 def open_deep(path: bytes, flags: int, *, follow: bool = False) -> int:
-    """Open an absolute path of any length; ``OSError`` as ``os.open``. The last component is followed on request only."""
+    """Open an absolute path of any length; ``OSError`` as ``os.open``. The last component is followed if asked for."""
     flags |= os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
     if len(path) < PATH_LIMIT:
         return os.open(path, flags)
