@@ -115,6 +115,8 @@ class Client:
         connection, response = self._open(method, path, query, body, timeout=REPLY_TIMEOUT_S)
         try:
             data = response.read(_MAX_REPLY_BYTES)
+            if response.length:  # with a limit a short reply is no error for http.client
+                raise http.client.IncompleteRead(b"", response.length)
         except (OSError, http.client.HTTPException) as exc:
             raise ServiceError(f"The server at {self.target.display} broke off its reply: {exc}") from exc
         finally:
@@ -237,4 +239,4 @@ def _decode(data: bytes, reply: type[T], path: str) -> T:
 def _reason(exc: Exception) -> str:
     if isinstance(exc, OSError) and exc.errno:
         return os.strerror(exc.errno)
-    return str(exc) or type(exc).__name__
+    return " ".join(str(exc).split()) or type(exc).__name__
