@@ -59,9 +59,7 @@ def test_create_allots_numbers_by_name_and_load_finds_id_and_uuid(database: Data
 
 
 def test_everything_of_a_record_survives_another_process(database: Database, path: Path) -> None:
-    made = database.create(
-        record(template_text="{{ x }}", tags=("t",), warnings=("careful",), priority=Priority.LOW)
-    )
+    made = database.create(record(template_text="{{ x }}", tags=("t",), warnings=("careful",), priority=Priority.LOW))
     other = Database(open_database(path))
     try:
         assert other.load(made.id) == made
@@ -126,9 +124,7 @@ def test_unfinished_holds_what_has_not_ended(database: Database) -> None:
 
 def _ids(database: Database, *, oldest_first: bool = False, **filters: Any) -> list[str]:
     with database.reading() as connection:
-        rows = queries.workflows(
-            connection, WorkflowFilter(**filters), limit=100, offset=0, oldest_first=oldest_first
-        )
+        rows = queries.workflows(connection, WorkflowFilter(**filters), limit=100, offset=0, oldest_first=oldest_first)
     return [row.id for row in rows]
 
 
@@ -159,9 +155,7 @@ def test_tags_follow_the_record(database: Database) -> None:
 def _next_attempt(old: WorkflowRecord) -> WorkflowRecord:
     group = old.groups[0]
     first = _replace(group.tasks[0], status=TaskStatus.RESCHEDULED, node="n1", start_time=10.0, end_time=11.0)
-    second = TaskRecord(
-        name="one", uuid="c" * 32, retry_id=1, status=TaskStatus.RUNNING, node="n2", start_time=12.0
-    )
+    second = TaskRecord(name="one", uuid="c" * 32, retry_id=1, status=TaskStatus.RUNNING, node="n2", start_time=12.0)
     return _replace(old, groups=(_replace(group, tasks=(first, second)),))
 
 
