@@ -147,7 +147,7 @@ def running_pid(place: Place) -> int | None:
 def stop(config: Config, *, force: bool = False) -> bool:
     """End the server and wait until it is gone; False when none was running.
 
-    Raises ``ConflictError`` when workflows run in it, unless ``force``: they would fail with it.
+    Raises ``ConflictError`` when workflows run in it, unless ``force``: their tasks end with it.
     """
     place = find_place(config)
     pid = running_pid(place)
@@ -158,8 +158,8 @@ def stop(config: Config, *, force: bool = False) -> bool:
             state = connect(place).get("api/v1/server", ServerReply)
             if state.running:
                 raise ConflictError(
-                    f"{state.running} workflow(s) are running and would fail with the server",
-                    hint="Cancel them or wait; --force ends the server all the same.",
+                    f"{state.running} workflow(s) are running, and their tasks would end with the server",
+                    hint="Wait or cancel them; with --force they begin again when the server starts again.",
                 )
     for number, limit in ((signal.SIGTERM, STOP_TIMEOUT_S), (signal.SIGKILL, 5.0)):
         with contextlib.suppress(ProcessLookupError):

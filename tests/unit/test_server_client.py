@@ -36,7 +36,7 @@ from casstore.wire.protocol import (
     to_iso,
 )
 from casstore_cli import background, login
-from casstore_cli.client import Client, Target, quoted
+from casstore_cli.client import Client, Target, Value, quoted
 from casstore_cli.config import find_paths, load_config
 
 _HOLD = "import fcntl,sys; f=open(sys.argv[1]); fcntl.flock(f,2); print(flush=True); sys.stdin.read()"
@@ -98,7 +98,7 @@ def canned(path: Path) -> Iterator[Canned]:
 
 def test_lists_are_repeated_and_booleans_are_capitals(canned: Canned, path: Path) -> None:
     client = Client(Target("ada", socket_path=str(path)))
-    query = {"users": ["a", "b&c"], "force": True, "none": None, "empty": "", "limit": 3, "no": []}
+    query: dict[str, Value] = {"users": ["a", "b&c"], "force": True, "none": None, "empty": "", "limit": 3, "no": []}
     client.get("api/x", dict, query)
     line = canned.asked[0].split(b"\r\n")[0]
     assert line == b"GET /api/x?users=a&users=b%26c&force=True&empty=&limit=3 HTTP/1.1"

@@ -59,7 +59,7 @@ def start(port: int | None, foreground: bool) -> None:
 
 
 @cli.command("stop", cls=Command)
-@click.option("-f", "--force", is_flag=True, help="Even when workflows are running; they fail or are tried again.")
+@click.option("-f", "--force", is_flag=True, help="Even when workflows are running; they begin again later.")
 def stop(force: bool) -> None:
     """Stop the server."""
     output.text("The server was stopped." if background.stop(load_config(), force=force) else "No server is running.")

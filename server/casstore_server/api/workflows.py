@@ -39,7 +39,7 @@ Last = Annotated[int | None, Query()]
 
 
 @router.post("/pool/{pool}/workflow")
-def submit(  # noqa: PLR0917  # FastAPI passes parameters by name
+def submit(  # FastAPI passes parameters by name
     services: ServicesDep,
     caller: CallerDep,
     pool: str,
@@ -72,7 +72,7 @@ def restart(services: ServicesDep, caller: CallerDep, pool: str, workflow_id: Wo
 
 
 @router.get("/workflow")
-def list_workflows(  # noqa: PLR0917  # FastAPI passes parameters by name
+def list_workflows(  # FastAPI passes parameters by name
     services: ServicesDep,
     caller: CallerDep,
     users: Names = [],  # noqa: B006  # FastAPI copies defaults
@@ -218,7 +218,7 @@ def tags(services: ServicesDep) -> Response:
 
 
 @router.get("/task")
-def list_tasks(  # noqa: PLR0917  # FastAPI passes parameters by name
+def list_tasks(  # FastAPI passes parameters by name
     services: ServicesDep,
     caller: CallerDep,
     workflow_id: str | None = None,

@@ -149,7 +149,7 @@ class Database:
             )
             return list(rows.scalars())
 
-    def add_event(  # noqa: PLR0917  # the signature of the port
+    def add_event(  # the signature of the port
         self, workflow_id: str, task: str, retry_id: int, reason: str, message: str, at: float
     ) -> None:
         """Remember something that happened."""
