@@ -32,7 +32,7 @@ MAX_RAW = 16 * 1024 * 1024
 """No chunk is longer than this, in raw bytes."""
 
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
-_PROBE_FROM = 16384
+_PROBE_FROM = 8192
 _SAMPLE = 512
 
 

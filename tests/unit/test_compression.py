@@ -70,7 +70,7 @@ def test_probe_loses_nothing(make: Callable[[], bytes]) -> None:
     assert decode(codec, payload, len(data)) == data
 
 
-@pytest.mark.parametrize("size", [0, 1, 100, 4096, 16383, 16384, 16385, 65537, 262144])
+@pytest.mark.parametrize("size", [0, 1, 100, 4096, 8191, 8192, 8193, 16383, 16384, 16385, 65537, 262144])
 def test_incompressible_is_the_same_buffer(size: int) -> None:
     data = memoryview(random.Random(size).randbytes(size))
     codec, payload = Compressor().encode(data)
@@ -108,7 +108,7 @@ def test_small_saving_is_not_worth_it() -> None:
     assert len(payload) <= 4400 * 0.95
 
 
-@pytest.mark.parametrize("size", [16384, 16385, 16386, 16387, 20001, 70000])
+@pytest.mark.parametrize("size", [8192, 8193, 16384, 16385, 16386, 16387, 20001, 70000])
 def test_any_size_above_the_probe(size: int) -> None:
     data = (text() * 2)[:size]
     codec, payload = Compressor().encode(memoryview(data))
