@@ -14,10 +14,11 @@ bytes in C, and needs no part of the segment in Python's memory. All integers ar
 
 from __future__ import annotations
 
+import heapq
 import mmap
 import struct
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from casstore.compression import MAX_RAW, RAW, ZSTD
@@ -31,6 +32,7 @@ MAX_BITS = 16
 _MAGIC = b"CASIDX01"
 _HEADER = struct.Struct("<8sB7xII8x")
 _PLACE = struct.Struct("<IIIIB3x")
+_RAW = struct.Struct("<32sI16s")
 _PER_SLOT = 8
 
 
@@ -57,19 +59,52 @@ def encode(records: Iterable[tuple[bytes, Location]]) -> bytes:
             number = packs.setdefault(place.pack_id, len(packs))
             rows[chunk_id] = _PLACE.pack(number, place.offset, place.stored, place.raw, place.codec)
     ids = sorted(rows)
-    bits = _bits_for(len(ids))
+    body = bytearray()
+    for chunk_id in ids:
+        body += chunk_id
+        body += rows[chunk_id]
+    return _assemble(packs, body)
+
+
+def merge(segments: Sequence[Segment]) -> bytes:
+    """Return the segment that holds the chunks of all of these; of several locations of one the first is kept.
+
+    Takes memory for the result, and little more.
+    """
+    packs: dict[bytes, int] = {}
+    body = bytearray()
+    last = b""
+    # Of equal ids the one from the segment with the lower number comes first.
+    rows = heapq.merge(*(segment.rows(number) for number, segment in enumerate(segments)))
+    numbers = [[packs.setdefault(pack_id, len(packs)) for pack_id in segment.pack_ids()] for segment in segments]
+    for chunk_id, origin, pack, rest in rows:
+        if chunk_id == last:
+            continue
+        last = chunk_id
+        known = numbers[origin]
+        if pack >= len(known):
+            raise FormatError("an index segment names a pack that it does not list")
+        body += chunk_id
+        body += known[pack].to_bytes(4, "little")
+        body += rest
+    return _assemble(packs, body)
+
+
+def _assemble(packs: Iterable[bytes], body: bytearray) -> bytes:
+    """Return a segment from its packs, in order, and its sorted records."""
+    count = len(body) // RECORD_SIZE
+    bits = _bits_for(count)
     counts = array("I", bytes(4 * ((1 << bits) + 1)))
     shift = MAX_BITS - bits
-    for chunk_id in ids:
-        counts[(int.from_bytes(chunk_id[:2], "big") >> shift) + 1] += 1
+    for start in range(0, len(body), RECORD_SIZE):
+        counts[(((body[start] << 8) | body[start + 1]) >> shift) + 1] += 1
     total = 0
-    for slot, count in enumerate(counts):
-        total += count
+    for slot, number in enumerate(counts):
+        total += number
         counts[slot] = total
-    parts = [_HEADER.pack(_MAGIC, bits, len(packs), len(ids)), *packs, _little(counts).tobytes()]
-    for chunk_id in ids:
-        parts += (chunk_id, rows[chunk_id])
-    return b"".join(parts)
+    listed = b"".join(packs)
+    head = _HEADER.pack(_MAGIC, bits, len(listed) // DIGEST_SIZE, count)
+    return b"".join((head, listed, _little(counts).tobytes(), body))
 
 
 def _little(values: array[int]) -> array[int]:
@@ -132,9 +167,7 @@ class Segment:
         return None if found < 0 else self._location(found)
 
     def _location(self, found: int) -> Location:
-        pack, offset, stored, raw, codec = _PLACE.unpack(
-            self._data[found + DIGEST_SIZE : found + RECORD_SIZE]
-        )
+        pack, offset, stored, raw, codec = _PLACE.unpack(self._data[found + DIGEST_SIZE : found + RECORD_SIZE])
         if codec not in (RAW, ZSTD) or raw > MAX_RAW or stored > raw:
             raise FormatError("an index segment holds an impossible record")
         return Location(self._pack(pack), offset, stored, raw, codec)
@@ -144,6 +177,18 @@ class Segment:
         for number in range(self.records):
             start = self._base + number * RECORD_SIZE
             yield bytes(self._data[start : start + DIGEST_SIZE]), self._location(start)
+
+    def rows(self, origin: int) -> Iterator[tuple[bytes, int, int, bytes]]:
+        """Yield ``(chunk id, origin, number of the pack, the rest of the record)``, sorted by id, for ``merge``."""
+        block = RECORD_SIZE * 4096
+        end = self._base + self.records * RECORD_SIZE
+        last = b""
+        for start in range(self._base, end, block):
+            for chunk_id, pack, rest in _RAW.iter_unpack(self._data[start : min(start + block, end)]):
+                if chunk_id <= last:
+                    raise FormatError("the records of an index segment are out of order")
+                last = chunk_id
+                yield chunk_id, origin, pack, rest
 
     def close(self) -> None:
         """Release the memory map, if it is one."""

@@ -2,7 +2,9 @@
 
 Decided here and only here: how segments are opened, searched, written and merged. Segments are found by listing
 ``index/`` once, when the store is first asked; a reader that misses a chunk lists again before it gives up, because
-another writer may have published it meanwhile. Small segments are merged so that their number stays low.
+another writer may have published it meanwhile. Small segments are merged so that their number stays low; each merge
+takes segments of about the same size, so that a record is written a few times in all, and makes none larger than
+``MERGE_RECORDS``, so that its memory is bounded.
 """
 
 from __future__ import annotations
@@ -11,18 +13,23 @@ import contextlib
 import mmap
 import os
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from casstore import hashing
 from casstore.backend.base import Absent, Backend
-from casstore.errors import FormatError, NotFoundError, PreconditionError
-from casstore.format.index import Location, Segment, encode
+from casstore.errors import FormatError, NotFoundError, PreconditionError, StorageError
+from casstore.format.index import Location, Segment, encode, merge
 from casstore.repo import layout
+from casstore.repo.limits import bounded_get
 
 MERGE_ABOVE = 12
 """More segments than this are merged, the small ones, when a writer publishes one more."""
 MERGE_RECORDS = 1 << 20
-"""Segments with more records than this are left as they are."""
+"""Records of a merged segment, at most."""
+_STEP = 8
+"""A segment is merged with smaller ones unless it has more than this many times the records of all of them."""
+MAX_SEGMENT = 1 << 30
+"""Bytes of a segment, at most: a writer's are a twentieth of that."""
 
 
 class Index:
@@ -57,22 +64,25 @@ class Index:
         return bool(fresh)
 
     def _open(self, key: str) -> Segment:
+        segment_id = layout.id_of(key)
         path = self._backend.local_path(key)
         if path is None:
-            data = self._backend.get(key).data
-            if layout.id_of(key) != hashing.digest(data):
-                raise FormatError(
-                    f"{key} is damaged", hint="run `osmo dataset verify`; the index can be rebuilt"
-                )
+            data = bounded_get(self._backend, key, MAX_SEGMENT)
+            if segment_id != hashing.digest(data):
+                raise FormatError(f"{key} is damaged", hint="run `osmo dataset verify`; the index can be rebuilt")
             return Segment(data)
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except FileNotFoundError:
             raise NotFoundError(f"{key} is gone") from None
+        except OSError as error:
+            raise StorageError(f"{key}: {error.strerror or error}", hint="look at the disk of the store") from None
         try:
-            if os.fstat(descriptor).st_size == 0:
-                raise FormatError(f"{key} is empty")
+            if not 0 < os.fstat(descriptor).st_size <= MAX_SEGMENT:
+                raise FormatError(f"{key} has an impossible size")
             return Segment(mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ))
+        except OSError as error:
+            raise StorageError(f"{key}: {error.strerror or error}", hint="look at the disk of the store") from None
         finally:
             os.close(descriptor)
 
@@ -111,21 +121,38 @@ class Index:
         with self._lock:
             if not self._loaded:
                 self._load()
-            small = {k: s for k, s in self._segments.items() if s.records < MERGE_RECORDS}
-            merged = small if len(self._segments) >= MERGE_ABOVE else {}
-            self._add([*records, *(item for segment in merged.values() for item in segment.items())])
+            data = encode(records)
+            merged = self._to_merge(len(records))
+            if merged:
+                data = merge([Segment(data), *(self._segments[key] for key in merged)])
+            self._add(data)
             for key in merged:
                 self._segments.pop(key, None)
             self._publish()
             if merged:
                 self._backend.delete(merged)
 
-    def _add(self, records: Iterable[tuple[bytes, Location]]) -> None:
-        data = encode(records)
+    def _to_merge(self, total: int) -> list[str]:
+        """Return the keys of the segments to merge with ``total`` new records."""
+        if len(self._segments) < MERGE_ABOVE:
+            return []
+        keys: list[str] = []
+        for key, segment in sorted(self._segments.items(), key=lambda item: item[1].records):
+            if segment.records > _STEP * total or total + segment.records > MERGE_RECORDS:
+                break
+            total += segment.records
+            keys.append(key)
+        return keys
+
+    def _add(self, data: bytes) -> None:
         key = layout.index_key(hashing.digest(data))
         with contextlib.suppress(PreconditionError):
             self._backend.put(key, [data], condition=Absent())
-        self._segments[key] = self._open(key)
+        try:
+            self._segments[key] = self._open(key)
+        except NotFoundError:
+            # Another writer had the same, and merged it into a larger one already.
+            self._segments[key] = Segment(data)
 
     def close(self) -> None:
         """Forget the segments; their maps go when the last look-up has ended."""

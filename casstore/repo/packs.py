@@ -14,6 +14,7 @@ from casstore.format.index import Location
 from casstore.format.pack import (
     HEADER_SIZE,
     MAX_CHUNKS,
+    MAX_PACK_SIZE,
     RECORD_SIZE,
     TRAILER_SIZE,
     Footer,
@@ -26,6 +27,7 @@ from casstore.format.pack import (
     tail_size,
 )
 from casstore.repo import layout
+from casstore.repo.limits import check_size
 
 PACK_TARGET = 32 << 20
 """Bytes of frames at which a pack is full."""
@@ -94,7 +96,7 @@ class PackBuilder:
 def read_footer(backend: Backend, pack_id: bytes) -> Footer:
     """Read and verify the table of contents of a pack. ``NotFoundError``, ``IntegrityError``, ``StorageError``."""
     key = layout.pack_key(pack_id)
-    size = backend.stat(key).size
+    size = check_size(key, backend.stat(key).size, MAX_PACK_SIZE)
     trailer = backend.read(key, -min(TRAILER_SIZE, size), min(TRAILER_SIZE, size))
     length = tail_size(trailer)
     if length + HEADER_SIZE > size or length > MAX_CHUNKS * RECORD_SIZE + TRAILER_SIZE:

@@ -7,6 +7,7 @@ leaves this module was checked against its id.
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from collections.abc import Iterator, Sequence
 from types import TracebackType
@@ -24,16 +25,21 @@ from casstore.format.manifest import MAX_NODE, decode_root
 from casstore.format.pack import decode_frame
 from casstore.repo import layout
 from casstore.repo.index import Index
+from casstore.repo.limits import bounded_get
 from casstore.repo.tree import Tree
 from casstore.repo.writer import OnPack, Writer
 
 FORMAT = 1
 FEATURES: frozenset[str] = frozenset()
 """Features beyond format 1 that this version understands; a store that needs others is refused."""
+MAX_CONFIG = 64 << 10
+"""Bytes of ``store.json``, at most."""
 COALESCE_GAP = 64 << 10
 """Bytes between two wanted frames that are rather read than skipped."""
 COALESCE_MAX = 8 << 20
 """Bytes that one read covers at most."""
+
+_STORE_ID = re.compile(r"[0-9a-f]{32}\Z", re.ASCII)
 
 
 class StoreConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -71,7 +77,7 @@ class Store:
         ``NotFoundError`` when there is none and ``create`` is false; ``FormatError`` when it needs a newer version.
         """
         try:
-            data = backend.get(layout.STORE).data
+            data = bounded_get(backend, layout.STORE, MAX_CONFIG)
         except NotFoundError:
             if not create:
                 raise NotFoundError(
@@ -80,10 +86,14 @@ class Store:
             data = cls._create(backend)
         config = record.decode("store", data, StoreConfig)
         if config.format != FORMAT or not FEATURES.issuperset(config.features):
+            needs = ", ".join(sorted(set(config.features) - FEATURES))[:200] or "no features"
             raise FormatError(
-                f"the store at {backend.url} has format {config.format} {config.features}",
+                f"the store at {backend.url} has format {config.format} and needs {needs}",
                 hint="upgrade casstore",
             )
+        if not _STORE_ID.match(config.id):
+            # It becomes part of paths on this machine.
+            raise FormatError(f"the store at {backend.url} has an illegal id")
         return cls(backend, config)
 
     @staticmethod
@@ -98,7 +108,7 @@ class Store:
         try:
             backend.put(layout.STORE, [data], condition=Absent())
         except PreconditionError:
-            return backend.get(layout.STORE).data
+            return bounded_get(backend, layout.STORE, MAX_CONFIG)
         return data
 
     def writer(self, *, lanes: int | None = None, on_pack: OnPack | None = None) -> Writer:
@@ -109,11 +119,9 @@ class Store:
         """Open the tree of a version by the id of its manifest, reading its root alone."""
         key = layout.manifest_key(manifest_id)
         try:
-            data = self.backend.get(key).data
+            data = bounded_get(self.backend, key, MAX_NODE)
         except NotFoundError:
-            raise NotFoundError(
-                f"manifest {manifest_id.hex()} is gone", hint="run `osmo dataset verify`"
-            ) from None
+            raise NotFoundError(f"manifest {manifest_id.hex()} is gone", hint="run `osmo dataset verify`") from None
         if hashing.digest(data) != manifest_id:
             raise IntegrityError(f"{key} is damaged")
         return Tree(self, manifest_id, decode_root(data))
@@ -159,9 +167,7 @@ class Store:
                 yield self._decode(chunk_id, place, view[start : start + place.stored])
             at = stop
 
-    def _decode(
-        self, chunk_id: bytes, place: Location, payload: bytes | memoryview
-    ) -> bytes | bytearray | memoryview:
+    def _decode(self, chunk_id: bytes, place: Location, payload: bytes | memoryview) -> bytes | bytearray | memoryview:
         try:
             return decode_frame(chunk_id, place.codec, payload, place.raw)
         except IntegrityError as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Container, Iterable, Iterator, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol, TypeAlias
 
 from casstore.errors import FormatError, NotFoundError
 from casstore.format.manifest import (
@@ -18,10 +18,14 @@ from casstore.format.manifest import (
     LIST_MAX,
     LIST_MIN,
     MAX_NODE,
+    MAX_PATH,
+    NODE_BYTES,
     NODE_REF,
     Group,
     NodeRef,
     Root,
+    check_list,
+    check_row,
     checksum_bytes,
     decode_inner,
     decode_leaf,
@@ -39,8 +43,8 @@ from casstore.hashing import Hasher
 from casstore.model import Content, Entry, Kind, Totals, sort_key
 
 _CACHED_NODES = 64
-_LEAF_BYTES = 1 << 20
-"""A leaf ends when paths and chunk lists in it reach this, whatever their number."""
+
+_Key: TypeAlias = tuple[bytes, bytes]
 
 
 class NodeSink(Protocol):
@@ -53,6 +57,15 @@ class NodeSink(Protocol):
     def put_manifest(self, data: bytes) -> bytes:
         """Store the root after everything below it and return its id."""
         ...
+
+
+class _Node(NamedTuple):
+    """A parsed node, its first entry, the sort key of its last one, and how many entries it stands for."""
+
+    below: list[NodeRef] | list[Group]
+    first: tuple[bytes, bytes]
+    last: tuple[bytes, bytes]
+    entries: int
 
 
 class NodeSource(Protocol):
@@ -158,10 +171,14 @@ class TreeBuilder:
         key = sort_key(entry.path)
         if self._last is not None and key <= self._last:
             raise FormatError(f"entry {entry.path[:200]!r} is out of order")
+        if len(entry.path) > MAX_PATH:
+            raise FormatError(f"the path {_show(entry.path[:200])}... is longer than {MAX_PATH} bytes")
         self._last = key
         self._leaf.append(entry)
         self._leaf_size += len(entry.path) + len(entry.content.refs) + len(entry.target)
-        if len(self._leaf) >= LEAF_MAX or self._leaf_size >= _LEAF_BYTES or ends_leaf(entry.path):
+        if entry.xattrs:
+            self._leaf_size += sum(len(name) + len(value) for name, value in entry.xattrs.items())
+        if len(self._leaf) >= LEAF_MAX or self._leaf_size >= NODE_BYTES or ends_leaf(entry.path):
             self._emit()
 
     def _emit(self) -> None:
@@ -171,7 +188,9 @@ class TreeBuilder:
             directory = entry.parent
             if not groups or groups[-1].directory != directory:
                 groups.append(Group(directory, []))
-            groups[-1].rows.append(row_of(entry))
+            row = row_of(entry)
+            check_row(row)
+            groups[-1].rows.append(row)
         self._sums.add(entries)
         data = encode_leaf(groups)
         if len(data) > MAX_NODE:
@@ -184,7 +203,7 @@ class TreeBuilder:
         if self._leaf:
             self._emit()
         depth, children = 0, self._children
-        while len(children) > LEAF_MAX:
+        while len(children) > LEAF_MAX or sum(map(_width_of, children)) > NODE_BYTES:
             children = [self._inner(run) for run in _runs(children)]
             depth += 1
         self.checksum, self.totals = self._sums.checksum(), self._sums.totals()
@@ -197,13 +216,19 @@ class TreeBuilder:
         return NodeRef(first.directory, first.name, node_id, len(data), sum(child.count for child in children))
 
 
+def _width_of(child: NodeRef) -> int:
+    return len(child.directory) + len(child.name)
+
+
 def _runs(children: Sequence[NodeRef]) -> Iterator[list[NodeRef]]:
     run: list[NodeRef] = []
+    size = 0
     for child in children:
         run.append(child)
-        if len(run) >= LEAF_MAX or ends_inner(child.chunk_id):
+        size += _width_of(child)
+        if len(run) >= LEAF_MAX or size >= NODE_BYTES or ends_inner(child.chunk_id):
             yield run
-            run = []
+            run, size = [], 0
     if run:
         yield run
 
@@ -214,7 +239,7 @@ class Tree:
     def __init__(self, source: NodeSource, manifest_id: bytes, root: Root) -> None:
         self._source = source
         self._root = root
-        self._nodes: OrderedDict[bytes, list[NodeRef] | list[Group]] = OrderedDict()
+        self._nodes: OrderedDict[tuple[bytes, bool], _Node] = OrderedDict()
         self.id = manifest_id
         self.checksum = root.checksum
         self.totals = Totals(*root.totals)
@@ -284,12 +309,13 @@ class Tree:
 
     def nodes(self) -> Iterator[bytes]:
         """Yield the ids of the nodes that the entries are kept in, the root excepted."""
-        pending = [(self._root.depth, child) for child in reversed(self._root.children)]
-        while pending:
-            depth, child = pending.pop()
+        yield from self._nodes_below(self._root.children, self._root.depth, None)
+
+    def _nodes_below(self, children: Sequence[NodeRef], depth: int, end: _Key | None) -> Iterator[bytes]:
+        for child, before in _bounded(children, end):
             yield child.chunk_id
             if depth:
-                pending += [(depth - 1, below) for below in reversed(self._inner_node(child))]
+                yield from self._nodes_below(self._inner_node(child, before), depth - 1, before)
 
     def _records(self, depth: int, refs: bytes) -> Iterator[tuple[bytes, int]]:
         if depth == 0:
@@ -300,8 +326,7 @@ class Tree:
 
     def _list_node(self, depth: int, node_id: bytes, length: int) -> bytes:
         refs = self._source.read_chunk(node_id)
-        if sum(size for _, size in list_records(depth, refs)) != length:
-            raise FormatError("a chunk list does not add up to its length")
+        check_list(depth, refs, length)
         return refs
 
     def _from(self, key: tuple[bytes, bytes], skip: Container[bytes] = ()) -> Iterator[Entry]:
@@ -318,49 +343,66 @@ class Tree:
 
     def _leaves(self, key: tuple[bytes, bytes], skip: Container[bytes] = ()) -> Iterator[list[Group]]:
         """Yield the leaves from the one that may hold ``key`` on."""
-        yield from self._below(self._root.children, self._root.depth, key, skip)
+        yield from self._below(self._root.children, self._root.depth, key, skip, None)
 
     def _below(
-        self, children: Sequence[NodeRef], depth: int, key: tuple[bytes, bytes], skip: Container[bytes]
+        self, children: Sequence[NodeRef], depth: int, key: _Key, skip: Container[bytes], end: _Key | None
     ) -> Iterator[list[Group]]:
-        for child in children[_last_at_most(children, key) :]:
+        for child, before in _bounded(children[_last_at_most(children, key) :], end):
             if child.chunk_id in skip:
                 continue
             if depth == 0:
-                yield self._leaf_node(child)
+                yield self._leaf_node(child, before)
             else:
-                yield from self._below(self._inner_node(child), depth - 1, key, skip)
+                yield from self._below(self._inner_node(child, before), depth - 1, key, skip, before)
 
-    def _leaf_node(self, child: NodeRef) -> list[Group]:
-        found = self._cached(child)
-        if found is None:
-            found = decode_leaf(self._source.read_chunk(child.chunk_id, child.length))
-            self._check(child, found[0].directory, found[0].rows[0].name, sum(len(group.rows) for group in found))
-            self._keep(child, found)
-        return found  # type: ignore[return-value]  # a node is a leaf or not by its depth, checked when decoded
+    def _leaf_node(self, child: NodeRef, end: _Key | None) -> list[Group]:
+        node = self._nodes.get((child.chunk_id, True))
+        if node is None:
+            groups = decode_leaf(self._source.read_chunk(child.chunk_id, child.length))
+            first, last = groups[0], groups[-1]
+            node = _Node(
+                groups,
+                (first.directory, first.rows[0].name),
+                (last.directory.replace(b"/", b"\0"), last.rows[-1].name),
+                sum(len(group.rows) for group in groups),
+            )
+            self._keep(child, node, leaf=True)
+        _check(node, child, end)
+        return node.below  # type: ignore[return-value]  # what is kept as a leaf was decoded as one
 
-    def _inner_node(self, child: NodeRef) -> list[NodeRef]:
-        found = self._cached(child)
-        if found is None:
-            found = decode_inner(self._source.read_chunk(child.chunk_id, child.length))
-            self._check(child, found[0].directory, found[0].name, sum(below.count for below in found))
-            self._keep(child, found)
-        return found  # type: ignore[return-value]  # see _leaf_node
+    def _inner_node(self, child: NodeRef, end: _Key | None) -> list[NodeRef]:
+        node = self._nodes.get((child.chunk_id, False))
+        if node is None:
+            below = decode_inner(self._source.read_chunk(child.chunk_id, child.length))
+            first = below[0].directory, below[0].name
+            node = _Node(below, first, below[-1].key, sum(one.count for one in below))
+            self._keep(child, node, leaf=False)
+        _check(node, child, end)
+        return node.below  # type: ignore[return-value]  # what is kept as an inner node was decoded as one
 
-    def _check(self, child: NodeRef, directory: bytes, name: bytes, count: int) -> None:
-        if (directory, name, count) != (child.directory, child.name, child.count):
-            raise FormatError("a node of a manifest is not what its parent says")
-
-    def _cached(self, child: NodeRef) -> list[NodeRef] | list[Group] | None:
-        return self._nodes.get(child.chunk_id)
-
-    def _keep(self, child: NodeRef, node: list[NodeRef] | list[Group]) -> None:
-        self._nodes[child.chunk_id] = node
+    def _keep(self, child: NodeRef, node: _Node, *, leaf: bool) -> None:
+        self._nodes[child.chunk_id, leaf] = node
         while len(self._nodes) > _CACHED_NODES:
             try:
                 self._nodes.popitem(last=False)
             except KeyError:  # another reader was faster
                 return
+
+
+def _bounded(children: Sequence[NodeRef], end: _Key | None) -> Iterator[tuple[NodeRef, _Key | None]]:
+    """Yield each child with the key that all entries below it must be before: that of the next one."""
+    for number, child in enumerate(children, 1):
+        yield child, children[number].key if number < len(children) else end
+
+
+def _check(node: _Node, child: NodeRef, end: _Key | None) -> None:
+    # At every use, not only when it was read: one node may be named by several parents, who could say different things.
+    # Nodes that may not overlap can't be shared within a tree, so that it is never larger than what is stored of it.
+    if (*node.first, node.entries) != (child.directory, child.name, child.count):
+        raise FormatError("a node of a manifest is not what its parent says")
+    if end is not None and node.last >= end:
+        raise FormatError("the nodes of a manifest overlap")
 
 
 def _last_at_most(children: Sequence[NodeRef], key: tuple[bytes, bytes]) -> int:

@@ -1,0 +1,28 @@
+"""How much of a bucket is taken into memory.
+
+Decided here and only here: that no object is read whole before its size was looked at. A bucket is not trusted, and
+``Backend.get`` has no bound of its own.
+"""
+
+from __future__ import annotations
+
+from casstore.backend.base import Backend
+from casstore.errors import FormatError
+
+__all__ = ["bounded_get", "check_size"]
+
+
+def bounded_get(backend: Backend, key: str, limit: int) -> bytes:
+    """Return the whole object, at most ``limit`` bytes long; ``FormatError`` for a longer one, before it is read."""
+    size = check_size(key, backend.stat(key).size, limit)
+    return backend.read(key, 0, size)
+
+
+def check_size(key: str, size: int, limit: int) -> int:
+    """Return ``size`` if an object may be so long; ``FormatError`` otherwise."""
+    if size > limit:
+        raise FormatError(
+            f"{key} has {size} bytes; the limit is {limit}",
+            hint="the store is damaged, or was written by something else: run `osmo dataset verify`",
+        )
+    return size
