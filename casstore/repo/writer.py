@@ -49,19 +49,26 @@ class Lane:
     def add(self, data: Buffer) -> bytes:
         """Store one chunk unless it is known; returns its id. The buffer may be reused at once."""
         chunk_id = hashing.digest(data)
-        writer = self._writer
-        if writer.claim(chunk_id):
+        if self._writer.claim(chunk_id):
             codec, payload = self._compressor.encode(data)
-            builder = self._builder
-            if builder is None:
-                builder = self._builder = writer.take_builder(self._kind)
-            builder.append(chunk_id, len(data), codec, payload)
-            self.new_bytes += len(payload)
-            self.new_chunks += 1
-            if builder.full:
-                self._builder = None
-                writer.submit(builder)
+            self._append(chunk_id, len(data), codec, payload)
         return chunk_id
+
+    def add_encoded(self, chunk_id: bytes, raw: int, codec: int, payload: Buffer) -> None:
+        """Store one chunk that was hashed and encoded elsewhere, unless it is known."""
+        if self._writer.claim(chunk_id):
+            self._append(chunk_id, raw, codec, payload)
+
+    def _append(self, chunk_id: bytes, raw: int, codec: int, payload: Buffer) -> None:
+        builder = self._builder
+        if builder is None:
+            builder = self._builder = self._writer.take_builder(self._kind)
+        builder.append(chunk_id, raw, codec, payload)
+        self.new_bytes += len(payload)
+        self.new_chunks += 1
+        if builder.full:
+            self._builder = None
+            self._writer.submit(builder)
 
     def release(self) -> PackBuilder | None:
         """Give up the pack under construction, for the writer to finish."""
@@ -81,9 +88,7 @@ class Writer:
         self._places: list[tuple[bytes, Location]] = []
         self._lock = threading.Lock()
         self._lanes: list[Lane] = []
-        self._free: dict[PackKind, queue.SimpleQueue[PackBuilder]] = {
-            k: queue.SimpleQueue() for k in PackKind
-        }
+        self._free: dict[PackKind, queue.SimpleQueue[PackBuilder]] = {k: queue.SimpleQueue() for k in PackKind}
         for _ in range(lanes + 1):
             self._free[PackKind.DATA].put(PackBuilder(PackKind.DATA))
         for _ in range(2):
@@ -93,8 +98,7 @@ class Writer:
         self._idle = threading.Condition(self._lock)
         self._error: BaseException | None = None
         self._threads = [
-            threading.Thread(target=self._write_packs, name=f"casstore-pack-{n}", daemon=True)
-            for n in range(WRITERS)
+            threading.Thread(target=self._write_packs, name=f"casstore-pack-{n}", daemon=True) for n in range(WRITERS)
         ]
         for thread in self._threads:
             thread.start()

@@ -2,7 +2,8 @@
 
 Decided here and only here: how the work of an upload is spread over threads. Every worker does the whole way of a file
 (read, cut, hash, compress, pack), so that many files need no hand-over. Cutting a single large file is sequential: the
-worker that cuts it hands segments to workers that have nothing to do. Buffers are made once and reused.
+worker that cuts it hands segments to workers that have nothing to do. Where there are very many small files, each
+worker has a process do all but the packing. Buffers are made once and reused.
 
 A file counts as read only if it was the same before and after: otherwise it is read again, a few times, and refused
 in the end.
@@ -11,6 +12,7 @@ in the end.
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -23,6 +25,8 @@ from casstore.model import Content
 from casstore.repo.tree import ListBuilder
 from casstore.repo.writer import Lane, Writer
 from casstore.transfer.progress import Progress
+from casstore.transfer.reader import READ_FLAGS
+from casstore.transfer.readers import Reader
 from casstore.transfer.scan import State, describe, open_deep, show, state_of
 
 SEGMENT = 8 << 20
@@ -31,10 +35,10 @@ SMALL = 1 << 20
 """Files up to this size are read whole, several of them in one job."""
 BATCH_BYTES = 4 << 20
 BATCH_FILES = 256
+READERS_FROM = 4096
+"""Small files after which an upload starts reader processes: fewer are done before those have started."""
 ATTEMPTS = 3
 """How often a file that changes while it is read is tried."""
-
-_FLAGS = os.O_RDONLY | os.O_NONBLOCK
 
 
 class Job:
@@ -95,10 +99,10 @@ class Pipeline:
         self._spare = [bytearray(SEGMENT + chunker.params.max) for _ in range(2)]
         self._idle = 0
         self._closed = False
+        self._small = 0
         self._error: BaseException | None = None
         self._threads = [
-            threading.Thread(target=self._run, name=f"casstore-upload-{n}", daemon=True)
-            for n in range(threads)
+            threading.Thread(target=self._run, name=f"casstore-upload-{n}", daemon=True) for n in range(threads)
         ]
         for thread in self._threads:
             thread.start()
@@ -108,6 +112,7 @@ class Pipeline:
         with self._condition:
             self._raise_error()
             self._jobs.append(jobs)
+            self._small += len(jobs)
             self._condition.notify()
 
     def wait(self, job: Job) -> None:
@@ -139,27 +144,38 @@ class Pipeline:
     def _run(self) -> None:
         lane = self._writer.lane()
         buffer = bytearray(SEGMENT + self._chunker.params.max)
-        while True:
-            with self._condition:
-                self._idle += 1
-                while not (self._segments or self._jobs or self._closed):
-                    self._condition.wait()
-                self._idle -= 1
-                if self._closed:
-                    return
-                segment = self._segments.popleft() if self._segments else None
-                jobs = [] if segment else self._jobs.popleft()
-            try:
-                if segment is not None:
-                    self._store_segment(lane, segment)
-                elif len(jobs) == 1 and jobs[0].size > SMALL:
-                    buffer = self._store_large(lane, jobs[0], buffer)
-                else:
-                    self._store_small(lane, jobs, memoryview(buffer))
-            except BaseException as error:  # noqa: BLE001 - handed to the thread that waits for the file
-                with self._condition:
-                    self._error = self._error or error
-                    self._condition.notify_all()
+        reader: Reader | None = None
+        try:
+            while (task := self._next()) is not None:
+                try:
+                    if isinstance(task, _Segment):
+                        self._store_segment(lane, task)
+                    elif len(task) == 1 and task[0].size > SMALL:
+                        buffer = self._store_large(lane, task[0], buffer)
+                    else:
+                        if reader is None and self._small > READERS_FROM:
+                            reader = self._start_reader()
+                        if reader is not None:
+                            task = self._store_read(lane, task, reader)
+                        self._store_small(lane, task, memoryview(buffer))
+                except BaseException as error:  # noqa: BLE001 - handed to the thread that waits for the file
+                    with self._condition:
+                        self._error = self._error or error
+                        self._condition.notify_all()
+        finally:
+            if reader is not None:
+                reader.close()
+
+    def _next(self) -> _Segment | list[Job] | None:
+        """Wait for something to do; None when there will be nothing more."""
+        with self._condition:
+            self._idle += 1
+            while not (self._segments or self._jobs or self._closed):
+                self._condition.wait()
+            self._idle -= 1
+            if self._closed:
+                return None
+            return self._segments.popleft() if self._segments else self._jobs.popleft()
 
     def _finished(self, jobs: Sequence[Job]) -> None:
         with self._condition:
@@ -167,7 +183,39 @@ class Pipeline:
                 job.done = True
             self._condition.notify_all()
 
-    # Small files: read whole into the worker's buffer.
+    # Small files: read whole by a process, or into the worker's buffer.
+
+    def _start_reader(self) -> Reader | None:
+        reader = Reader.start(self._chunker.params)
+        if reader is None:
+            self._small = -sys.maxsize  # not here: don't try again
+        return reader
+
+    def _store_read(self, lane: Lane, jobs: list[Job], reader: Reader) -> list[Job]:
+        """Store what the process reads of these files; returns those that are still to be done."""
+        reply = reader.read([(job.path, job.state) for job in jobs])
+        if reply is None:
+            return jobs
+        before, handled = lane.new_bytes, 0
+        done: list[Job] = []
+        rest: list[Job] = []
+        for job, chunks in zip(jobs, reply, strict=True):
+            if chunks is None:
+                rest.append(job)
+                continue
+            for chunk_id, raw, codec, offset, stored in chunks:
+                lane.add_encoded(chunk_id, raw, codec, reader.view[offset : offset + stored])
+            if len(chunks) == 1:
+                job.content = Content(0, CHUNK_REF.pack(chunks[0][0], chunks[0][1]))
+            elif chunks:
+                records = ListBuilder(self._writer)
+                records.extend((chunk[0], chunk[1]) for chunk in chunks)
+                job.content = records.finish()
+            handled += job.size
+            done.append(job)
+        self._progress.advance(handled, new=lane.new_bytes - before)
+        self._finished(done)
+        return rest
 
     def _store_small(self, lane: Lane, jobs: Sequence[Job], view: memoryview) -> None:
         handled = 0
@@ -245,9 +293,7 @@ class Pipeline:
         self._finished([job])
         return buffer
 
-    def _read_segments(
-        self, lane: Lane, job: Job, descriptor: int, file: _File, buffer: bytearray
-    ) -> bytearray:
+    def _read_segments(self, lane: Lane, job: Job, descriptor: int, file: _File, buffer: bytearray) -> bytearray:
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
         number = carried = total = 0
         while True:
@@ -322,7 +368,7 @@ def _fill(descriptor: int, buffer: bytearray, start: int) -> tuple[int, bool]:
 def _open(job: Job) -> int:
     """Open a file, never through a link; -1 if it is gone."""
     try:
-        return open_deep(job.path, _FLAGS)
+        return open_deep(job.path, READ_FLAGS)
     except FileNotFoundError:
         job.gone = True
         return -1
