@@ -31,6 +31,10 @@ from casstore.repo.limits import check_size
 
 PACK_TARGET = 32 << 20
 """Bytes of frames at which a pack is full."""
+PACK_MEMORY = 192 << 20
+"""Bytes that the data packs under construction take together: with many lanes each becomes smaller."""
+PACK_LEAST = 8 << 20
+"""No pack is planned smaller than this, however many lanes there are."""
 META_TARGET = 8 << 20
 """The same for metadata packs: they are read whole more often, and there is one buffer more for them."""
 

@@ -23,7 +23,7 @@ from casstore.compression import Compressor
 from casstore.errors import PreconditionError
 from casstore.format.index import Location
 from casstore.format.pack import PackKind
-from casstore.repo import layout
+from casstore.repo import layout, packs
 from casstore.repo.index import Index
 from casstore.repo.packs import PackBuilder, Sealed
 
@@ -89,8 +89,9 @@ class Writer:
         self._lock = threading.Lock()
         self._lanes: list[Lane] = []
         self._free: dict[PackKind, queue.SimpleQueue[PackBuilder]] = {k: queue.SimpleQueue() for k in PackKind}
+        target = min(packs.PACK_TARGET, max(packs.PACK_LEAST, packs.PACK_MEMORY // (lanes + 1)))
         for _ in range(lanes + 1):
-            self._free[PackKind.DATA].put(PackBuilder(PackKind.DATA))
+            self._free[PackKind.DATA].put(PackBuilder(PackKind.DATA, target))
         for _ in range(2):
             self._free[PackKind.META].put(PackBuilder(PackKind.META))
         self._full: queue.SimpleQueue[PackBuilder | None] = queue.SimpleQueue()

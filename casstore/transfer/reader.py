@@ -2,7 +2,7 @@
 
 Decided here and only here: what such a process does, and how it talks. For a small file the interpreter costs more than
 the C libraries, and one interpreter runs on one core: an upload of many small files hands them to a few of these
-(``docs/adr/0005-reader-processes.md``). It decides nothing: which chunks are new, and where they go, is up to the upload.
+(``docs/adr/0005-reader-processes.md``). It decides nothing: which chunks are new, and where they go, the upload says.
 
 Requests and replies are MessagePack behind a length (u32, little endian), on standard input and output. A request is a
 list of ``(path, state)``; a reply has for each file the list of its chunks ``(id, raw, codec, offset, stored)``, or nil
