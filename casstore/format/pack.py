@@ -16,6 +16,7 @@ bit of the pack, and no byte of data is hashed twice to get it. All integers are
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
@@ -134,12 +135,16 @@ def decode_frame(
     return data
 
 
-def verify_frames(footer: Footer, pack: bytes | memoryview) -> list[bytes]:
-    """Return the ids of the chunks whose frames are damaged in this whole pack, every stored bit considered."""
+def verify_frames(records: Iterable[Record], part: bytes | memoryview, *, start: int = 0) -> list[bytes]:
+    """Return the ids of the chunks whose frames are damaged, every stored bit considered.
+
+    ``part`` holds the frames of these records; ``start`` is where in the pack it begins.
+    """
     damaged: list[bytes] = []
-    view = memoryview(pack)
-    for record in footer.records:
-        payload = view[record.offset : record.offset + record.stored]
+    view = memoryview(part)
+    for record in records:
+        at = record.offset - start
+        payload = view[at : at + record.stored]
         try:
             if check_of(record.codec, payload) != record.check:
                 raise IntegrityError("stored bytes")

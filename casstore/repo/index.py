@@ -110,6 +110,11 @@ class Index:
         self.load()
         return {pack_id for segment in self._search for pack_id in segment.pack_ids()}
 
+    def segments(self) -> list[Segment]:
+        """Return all segments, listed anew."""
+        self.load(again=True)
+        return list(self._search)
+
     def publish(self, records: Sequence[tuple[bytes, Location]]) -> None:
         """Make these chunks known to everybody: write a segment, and merge small ones when there are many.
 

@@ -305,7 +305,7 @@ class Tree:
             if depth:
                 for node_id, length in list_records(depth, refs):
                     yield node_id
-                    pending.append((depth - 1, self._list_node(depth - 1, node_id, length)))
+                    pending.append((depth - 1, self.list_node(depth - 1, node_id, length)))
 
     def nodes(self) -> Iterator[bytes]:
         """Yield the ids of the nodes that the entries are kept in, the root excepted."""
@@ -322,9 +322,10 @@ class Tree:
             yield from list_records(0, refs)
             return
         for node_id, length in list_records(depth, refs):
-            yield from self._records(depth - 1, self._list_node(depth - 1, node_id, length))
+            yield from self._records(depth - 1, self.list_node(depth - 1, node_id, length))
 
-    def _list_node(self, depth: int, node_id: bytes, length: int) -> bytes:
+    def list_node(self, depth: int, node_id: bytes, length: int) -> bytes:
+        """Return the records of a node of a chunk list, checked against what the level above says of it."""
         refs = self._source.read_chunk(node_id)
         check_list(depth, refs, length)
         return refs

@@ -45,7 +45,7 @@ def test_a_pack_gives_back_its_chunks() -> None:
     for record, chunk in zip(footer.records, CHUNKS, strict=True):
         payload = pack[record.offset : record.offset + record.stored]
         assert decode_frame(record.chunk_id, record.codec, payload, record.raw) == chunk
-    assert verify_frames(footer, pack) == []
+    assert verify_frames(footer.records, pack) == []
 
 
 def test_random_data_is_stored_raw_and_text_is_not() -> None:
@@ -73,7 +73,7 @@ def test_every_flipped_bit_is_found() -> None:
             broken = bytearray(pack)
             broken[position] ^= 1 << bit
             try:
-                found = bool(verify_frames(parse(pack_id, bytes(broken)), bytes(broken)))
+                found = bool(verify_frames(parse(pack_id, bytes(broken)).records, bytes(broken)))
             except CasstoreError as error:
                 found = isinstance(error, IntegrityError)
             assert found, (position, bit)
