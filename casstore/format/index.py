@@ -147,10 +147,10 @@ class Segment:
         return bytes(self._data[start : start + DIGEST_SIZE])
 
     def _position(self, chunk_id: bytes) -> int:
-        slot = int.from_bytes(chunk_id[:2], "big") >> self._shift
-        base = self._base
-        start = base + self._fanout[slot] * RECORD_SIZE
-        end = base + self._fanout[slot + 1] * RECORD_SIZE
+        slot = (chunk_id[0] << 8 | chunk_id[1]) >> self._shift
+        base, fanout = self._base, self._fanout
+        start = base + fanout[slot] * RECORD_SIZE
+        end = base + fanout[slot + 1] * RECORD_SIZE
         while True:
             found = self._data.find(chunk_id, start, end)
             if found < 0 or (found - base) % RECORD_SIZE == 0:

@@ -22,7 +22,7 @@ from casstore.repo.store import Store, workers
 from casstore.repo.tree import Tree
 from casstore.transfer.links import leads_out
 from casstore.transfer.progress import Progress, Silent
-from casstore.transfer.restore import Item, Restorer
+from casstore.transfer.restore import Restorer
 from casstore.transfer.safefs import local_error, show
 from casstore.transfer.stage import Landing
 
@@ -31,6 +31,7 @@ __all__ = ["MEMORY", "DownloadStats", "download_tree"]
 MEMORY = 128 << 20
 """Bytes in flight, by default."""
 THREADS_LOCAL, THREADS_REMOTE = 8, 16
+_FILE, _DIRECTORY = int(Kind.FILE), int(Kind.DIRECTORY)  # plain numbers compare faster, once for each entry
 _SPECIAL = stat.S_ISUID | stat.S_ISGID
 _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
 
@@ -146,6 +147,8 @@ class _Download:
         self._landing = landing
         self._root = landing.root
         self._restorer = restorer
+        self._fresh = landing.fresh
+        self._folds = landing.folds
         self._progress = progress
         self._select = select
         self._unsafe_links = unsafe_links
@@ -187,7 +190,8 @@ class _Download:
 
     def _take(self, entry: Entry) -> None:
         path = self._now = entry.path
-        if entry.kind == Kind.DIRECTORY:
+        kind = entry.kind
+        if kind == _DIRECTORY:
             self._directories[path] = entry
             if self._select is not None:
                 return  # made when something in it is wanted
@@ -196,12 +200,12 @@ class _Download:
         parent = path.rpartition(b"/")[0]
         if parent != self._parent:
             self._enter(parent)
-        if self._landing.folds:
+        if self._folds:
             self._check_folded(entry)
-        if entry.kind == Kind.DIRECTORY:
-            self._make_directory(path)
-        elif entry.kind == Kind.FILE:
+        if kind == _FILE:
             self._take_file(entry)
+        elif kind == _DIRECTORY:
+            self._make_directory(path)
         else:
             self._symlinks[path] = entry
 
@@ -256,8 +260,8 @@ class _Download:
         self._size += entry.size
         if self._files >= 1000:
             self._tell()
-        if self._landing.fresh:
-            self._restorer.add(Item(entry, exists=False))
+        if self._fresh:
+            self._restorer.add((entry, False))
             return
         status = self._root.stat(entry.path)
         if status is not None and stat.S_ISDIR(status.st_mode):
@@ -265,7 +269,7 @@ class _Download:
         if status is not None and self._landing.trusted and self._is_complete(status, entry):
             self._restorer.keep(entry)
         else:
-            self._restorer.add(Item(entry, exists=status is not None))
+            self._restorer.add((entry, status is not None))
 
     def _is_complete(self, status: os.stat_result, entry: Entry) -> bool:
         if not stat.S_ISREG(status.st_mode) or (status.st_size, status.st_mtime_ns) != (entry.size, entry.mtime_ns):
@@ -294,7 +298,7 @@ class _Download:
             self._now = entry.path
             if not self._make_link(first, entry):
                 copied += 1
-                self._restorer.add(Item(entry, exists=False))
+                self._restorer.add((entry, False))
         if copied:
             self._progress.warn(f"{copied} further names of files became copies: hard links are not possible here")
 

@@ -40,7 +40,7 @@ class _Extent:
         self.offset = place.offset
         self.end = place.offset + place.stored
         self.start = start
-        self.frames: list[tuple[bytes, Location]] = []
+        self.frames: list[tuple[Location, bytes]] = []
 
 
 class Fetcher:
@@ -102,15 +102,15 @@ class Fetcher:
             except NotFoundError as error:
                 # A pack may have been rewritten into another since the index was read.
                 if retry:
-                    again += [chunk_id for chunk_id, _ in extent.frames]
+                    again += [chunk_id for _, chunk_id in extent.frames]
                 self._refuse(extent, _missing(error))
             except IntegrityError as error:
                 self._refuse(extent, error)
             else:
-                base = extent.offset
-                for chunk_id, place in extent.frames:
-                    start = place.offset - base
-                    self._frames[chunk_id] = place, data[start : start + place.stored]
+                base, frames = extent.offset, self._frames
+                for place, chunk_id in extent.frames:
+                    start = place[1] - base
+                    frames[chunk_id] = place, data[start : start + place[2]]
         if again:
             self._read_again(again)
 
@@ -132,25 +132,32 @@ class Fetcher:
     def _plan(self, wanted: dict[bytes, Location]) -> tuple[list[_Extent], int]:
         """Return the reads, and the bytes of buffer that they fill; bytes read in vain are at most as many again."""
         rows = sorted(zip(wanted.values(), wanted, strict=True))
-        spare = sum(place.stored for place, _ in rows)
+        spare = sum([place[2] for place, _ in rows])
         most = GAP_LOCAL if self._local else GAP_REMOTE
         extents: list[_Extent] = []
         extent: _Extent | None = None
+        pack, limit, end = b"", 0, 0  # of the current read: its pack, and where it must end and does end
         total = 0
-        for place, chunk_id in rows:
-            end = place.offset + place.stored
-            if extent is not None and extent.pack_id == place.pack_id:
-                gap = place.offset - extent.end
-                if 0 <= gap <= most and gap <= spare and end - extent.offset <= READ_MAX:
-                    spare -= gap
-                    total += end - extent.end
-                    extent.end = end
-                    extent.frames.append((chunk_id, place))
-                    continue
-            extent = _Extent(place, total)
-            extent.frames.append((chunk_id, place))
+        for row in rows:
+            pack_id, offset, stored, _, _ = row[0]
+            gap = offset - end
+            if (
+                pack_id == pack
+                and 0 <= gap <= most
+                and gap <= spare
+                and offset + stored <= limit
+                and extent is not None
+            ):
+                spare -= gap
+                total += gap + stored
+                end = extent.end = offset + stored
+                extent.frames.append(row)
+                continue
+            extent = _Extent(row[0], total)
+            extent.frames.append(row)
             extents.append(extent)
-            total += place.stored
+            pack, limit, end = pack_id, offset + READ_MAX, offset + stored
+            total += stored
         return extents, total
 
     def _read_extent(self, extent: _Extent) -> memoryview:
@@ -189,7 +196,7 @@ class Fetcher:
         return descriptor
 
     def _refuse(self, extent: _Extent, error: CasstoreError) -> None:
-        for chunk_id, place in extent.frames:
+        for place, chunk_id in extent.frames:
             self._frames[chunk_id] = place, error
 
     def close(self) -> None:

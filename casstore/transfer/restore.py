@@ -12,13 +12,14 @@ import contextlib
 import os
 import queue
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
 from casstore.compression import MAX_RAW
 from casstore.errors import CancelledError, CasstoreError, FormatError
-from casstore.format.manifest import list_records
+from casstore.format.manifest import CHUNK_REF
 from casstore.model import Buffer, Entry, Flag
 from casstore.repo.store import Store
 from casstore.repo.tree import Tree
@@ -37,15 +38,16 @@ PART_MAX = 4 << 20
 """Raw bytes that one job is about, at most."""
 PART_MIN = 256 << 10
 _VECTORS = 512
+SLOW_FILE = 100e-6
+"""Seconds to write a small file from which on several threads write small files."""
+SLOW_BATCHES = 4
+"""Slow batches in a row that it takes: one may have been held up by something else."""
 
 Ref: TypeAlias = tuple[bytes, int]
 
 
-class Item(NamedTuple):
-    """A file to write. ``exists``: something is there that may have the right content already."""
-
-    entry: Entry
-    exists: bool
+Item: TypeAlias = tuple[Entry, bool]
+"""A file to write, and whether something is there that may have the right content already."""
 
 
 @dataclass(slots=True)
@@ -94,7 +96,10 @@ class Restorer:
         self.tree = tree
         self.landing = landing
         self.progress = progress
-        self._mode_mask = mode_mask
+        self.mode_mask = mode_mask
+        self.lost = landing.lost
+        self.turns = _Turns()
+        self._in_place = landing.in_place
         # What a job has in memory: frames, as much again read between them, and what was decoded.
         self.part_size = min(PART_MAX, max(PART_MIN, memory // (3 * threads)))
         self.counts = Counts()
@@ -117,14 +122,13 @@ class Restorer:
 
     def add(self, item: Item) -> None:
         """Have a file written."""
-        entry = item.entry
-        if (entry.size > SMALL or (entry.flags & Flag.SPARSE and entry.size)) and not (
-            item.exists and self.landing.in_place
-        ):
-            self.add_large(entry, exists=item.exists)
+        entry, exists = item
+        size = entry.size
+        if (size > SMALL or (entry.flags and entry.flags & Flag.SPARSE and size)) and not (exists and self._in_place):
+            self.add_large(entry, exists=exists)
             return
         self._batch.append(item)
-        self._batch_size += entry.size
+        self._batch_size += size
         if self._batch_size >= self.part_size or len(self._batch) >= BATCH_FILES:
             self._flush()
 
@@ -246,18 +250,16 @@ class Restorer:
         with self.lock:
             self.deferred.append(entry)
 
-    def complete(self, descriptor: int, entry: Entry, *, fresh: bool) -> None:
-        """Give a file its attributes, the modification time last. ``fresh``: it was created with its mode."""
-        mode = entry.mode & self._mode_mask
-        if not fresh or mode & self.landing.lost:
-            os.fchmod(descriptor, mode)
+    def complete(self, descriptor: int, entry: Entry) -> None:
+        """Give a file its attributes, the modification time last."""
+        os.fchmod(descriptor, entry.mode & self.mode_mask)
         if entry.xattrs:
             set_attributes(descriptor, entry, self.progress)
         os.utime(descriptor, ns=(entry.mtime_ns, entry.mtime_ns))
 
     def mode_of(self, entry: Entry) -> int:
         """Return the permission bits that an entry gets."""
-        return entry.mode & self._mode_mask
+        return entry.mode & self.mode_mask
 
     def finish_part(self, target: Target) -> None:
         """One holder of a large file less; the last one completes it."""
@@ -267,7 +269,7 @@ class Restorer:
                 return
         entry, landing = target.entry, self.landing
         try:
-            self.complete(target.descriptor, entry, fresh=False)
+            self.complete(target.descriptor, entry)
             target.close()
             if target.temporary is not None and landing.temporary is not None:
                 with landing.temporary.clone() as temporary, landing.root.clone() as root:
@@ -278,6 +280,30 @@ class Restorer:
             self._targets.discard(target)
         self.count(Counts(files=1, reused=0 if target.changed else 1))
         self.progress.file_done(entry.path)
+
+
+class _Turns:
+    """Whether several threads write small files at once.
+
+    Where creating a file takes less time than handing the interpreter from thread to thread, they only hinder each
+    other: one writes while the others read ahead. Where the file system is slow, all of them write.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._slow = 0
+
+    @contextlib.contextmanager
+    def take(self, files: int) -> Iterator[None]:
+        """Wait for the turn to write this many files, if there are turns."""
+        if self._slow >= SLOW_BATCHES:
+            yield
+            return
+        with self._lock:
+            start = time.perf_counter()
+            yield
+            slow = time.perf_counter() - start > files * SLOW_FILE
+            self._slow = self._slow + 1 if slow and files else 0
 
 
 class _Worker:
@@ -300,10 +326,11 @@ class _Worker:
     def write_batch(self, items: Sequence[Item]) -> None:
         """Write these files, those that exist only if their content is another."""
         counts = Counts()
-        todo: list[tuple[Item, list[Ref]]] = []
+        todo: list[tuple[Item, Sequence[Ref]]] = []
+        wanted: list[Ref] = []
         for item in items:
-            entry = item.entry
-            if item.exists and self._is_same(entry):
+            entry, exists = item
+            if exists and self._is_same(entry):
                 counts.files += 1
                 counts.reused += 1
                 counts.size += entry.size
@@ -311,53 +338,55 @@ class _Worker:
             elif entry.size > SMALL:
                 self._owner.defer(entry)
             else:
-                todo.append((item, self._refs(entry)))
-        self._fetcher.load(ref for _, refs in todo for ref in refs)
-        done = self._owner.progress.file_done
-        for item, refs in todo:
-            entry = item.entry
-            try:
-                self._write_small(item, refs)
-            except OSError as error:
-                raise local_error(error, entry.path) from None
-            except CasstoreError as error:
-                raise at(entry, error) from None
-            counts.size += entry.size
-            done(entry.path)
+                refs = self._refs(entry)
+                wanted += refs
+                todo.append((item, refs))
+        self._fetcher.load(wanted)
+        with self._owner.turns.take(len(todo)):
+            for item, refs in todo:
+                entry = item[0]
+                try:
+                    self._write_small(entry, item[1], refs)
+                except OSError as error:
+                    raise local_error(error, entry.path) from None
+                except CasstoreError as error:
+                    raise at(entry, error) from None
         counts.files += len(todo)
-        counts.written = sum(item.entry.size for item, _ in todo)
+        counts.written = sum(item[0].size for item, _ in todo)
+        counts.size += counts.written
         self._owner.count(counts)
 
-    def _refs(self, entry: Entry) -> list[Ref]:
-        content = entry.content
-        if content.depth:
-            return list(self._owner.tree.chunks(entry))
-        return list(list_records(0, content.refs))
+    def _refs(self, entry: Entry) -> Sequence[Ref]:
+        depth, refs = entry.content.depth, entry.content.refs
+        if depth == 0 and len(refs) == CHUNK_REF.size:
+            return (CHUNK_REF.unpack(refs),)  # most files have one chunk
+        return tuple(self._owner.tree.chunks(entry))
 
-    def _write_small(self, item: Item, refs: Sequence[Ref]) -> None:
-        entry = item.entry
+    def _write_small(self, entry: Entry, exists: bool, refs: Sequence[Ref]) -> None:
         # Everything is verified before the file is made: one that can't be right never appears.
         take = self._fetcher.take
         data = [take(chunk_id, raw) for chunk_id, raw in refs]
-        mode = self._owner.mode_of(entry)
+        owner, path = self._owner, entry.path
+        mode = entry.mode & owner.mode_mask
         if self._temporary is not None:
             descriptor, name = self._temporary.create_temporary(mode=mode)
         else:
-            if item.exists:
-                self._root.remove(entry.path)
-            descriptor, name = self._root.create(entry.path, mode), b""
+            if exists:
+                self._root.remove(path)
+            descriptor, name = self._root.create(path, mode), b""
         try:
-            if data:
-                if len(data) == 1:
-                    if os.write(descriptor, data[0]) != len(data[0]):
-                        write_all(descriptor, data, 0)
-                else:
-                    write_all(descriptor, data, 0)
-            self._owner.complete(descriptor, entry, fresh=True)
+            if len(data) != 1 or os.write(descriptor, data[0]) != len(data[0]):
+                write_all(descriptor, data, 0)
+            if mode & owner.lost or entry.xattrs:
+                owner.complete(descriptor, entry)
+            else:
+                mtime = entry.mtime_ns
+                os.utime(descriptor, ns=(mtime, mtime))
         finally:
             os.close(descriptor)
         if self._temporary is not None:
-            self._temporary.rename(name, self._root, entry.path)
+            self._temporary.rename(name, self._root, path)
+        owner.progress.file_done(path)
 
     def _is_same(self, entry: Entry) -> bool:
         """Whether a file with exactly this content is there; if so, it gets its times and mode."""
@@ -376,7 +405,7 @@ class _Worker:
                 offset += raw
             if offset != entry.size:
                 return False
-            self._owner.complete(descriptor, entry, fresh=False)
+            self._owner.complete(descriptor, entry)
         except OSError:
             return False
         finally:
