@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 from casstore.backend.base import Buffer
 from casstore.chunking.base import Chunker
-from casstore.errors import CasstoreError, SourceError
+from casstore.errors import CancelledError, CasstoreError, SourceError
 from casstore.format.manifest import CHUNK_REF
 from casstore.model import Content
 from casstore.repo.tree import ListBuilder
@@ -140,6 +140,8 @@ class Pipeline:
     def _raise_error(self) -> None:
         if self._error is not None:
             raise self._error
+        if self._closed:  # by an interrupt: what a worker is at is of no use any more
+            raise CancelledError("the upload was stopped")
 
     def _run(self) -> None:
         lane = self._writer.lane()
