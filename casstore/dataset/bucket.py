@@ -17,7 +17,7 @@ import msgspec
 from casstore.dataset.catalog import Catalog, require_dataset
 from casstore.dataset.collections import Collections
 from casstore.dataset.commit import Commit
-from casstore.dataset.ref import check_name, check_tag, parse_ref
+from casstore.dataset.ref import check_name, parse_ref
 from casstore.dataset.sources import Select, matcher, parse_additions, parse_sources
 from casstore.dataset.summary import (
     DatasetInfo,
@@ -29,7 +29,7 @@ from casstore.dataset.summary import (
     UploadResult,
     Version,
 )
-from casstore.errors import CasstoreError, ConflictError, NotFoundError, SourceError, UsageError
+from casstore.errors import CasstoreError, ConflictError, SourceError, UsageError
 from casstore.model import DatasetType, Entry, Head, VersionState
 from casstore.repo.refs import Refs, now
 from casstore.repo.store import Store
@@ -384,26 +384,9 @@ class Bucket:
 
         ``NotFoundError`` for a tag to delete that is not on this version.
         """
-        for text in [*set, *delete]:
-            check_tag(text)
-        head = require_dataset(self.refs.find(name), to="tag")
+        from casstore.dataset.tagging import change_tags
 
-        def change(head: Head) -> Head:
-            number, _ = self._catalog.number_of(head, tag)
-            tags = dict(head.tags)
-            for text in delete:
-                if tags.pop(text, None) != number:
-                    there = head.tags.get(text)
-                    raise NotFoundError(
-                        f"the tag {text!r} is not on version {number} of {name!r}",
-                        hint=f"it is on version {there}: name that one" if there else "no version has it",
-                    )
-            tags.update(dict.fromkeys(set, number))
-            return head if tags == head.tags else msgspec.structs.replace(head, tags=tags)
-
-        number, _ = self._catalog.number_of(head, tag)
-        head = self.refs.update_head(head.id, change)
-        return self._catalog.resolve(head, str(number))
+        return change_tags(self.refs, self._catalog, name, set=set, delete=delete, tag=tag)
 
     def set_tags(self, name: str, tags: Sequence[str], *, tag: str | None = None) -> Version:
         """Set tags on a version and return it."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 import pytest
+
 from casstore_cli.main import cli
 
 ROOT = Path(__file__).parents[2]
