@@ -15,6 +15,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: "slow" not in item.keywords)  # so that no worker is left with one of them in the end
     if config.getoption("--nightly"):
         return
     nightly = [item for item in items if "nightly" in item.keywords]
