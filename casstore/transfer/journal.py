@@ -3,7 +3,8 @@
 Decided here and only here: how a running upload leaves word of its packs, and how the next one finds it. Each upload
 has a file of its own in the state folder, locked for as long as it runs: first a line that says what it is, then the
 ids of the packs that are durable but perhaps not in the index yet. A file without a holder was left by a crash: the
-next upload to that store adopts its packs and removes it. Losing these files costs time, never data.
+next upload to that store adopts its packs and removes it. Losing these files costs time, never data: where they can't
+be written, nothing is remembered.
 """
 
 from __future__ import annotations
@@ -46,24 +47,33 @@ class Journal:
         self.path = path
 
     @classmethod
-    def create(cls, state_dir: str, store_id: str, dataset: str) -> Journal:
-        """Start a journal, held by this process until it is closed."""
+    def create(cls, state_dir: str, store_id: str, dataset: str) -> Journal | None:
+        """Start a journal, held by this process until it is closed. None where there can be none."""
         folder = _folder(state_dir, store_id)
-        os.makedirs(folder, mode=0o700, exist_ok=True)
         path = os.path.join(folder, f"{time.time_ns():020d}-{secrets.token_hex(4)}")
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
-        descriptor = os.open(path, flags, 0o600)
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.write(descriptor, msgspec.json.encode(Header(dataset, time.time())) + b"\n")
+        try:
+            os.makedirs(folder, mode=0o700, exist_ok=True)
+            descriptor = os.open(path, flags, 0o600)
+        except OSError:
+            return None
+        try:
+            # Another upload may be looking whether it is held, for a moment: wait.
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            os.write(descriptor, msgspec.json.encode(Header(dataset, time.time())) + b"\n")
+        except OSError:
+            os.close(descriptor)
+            return None
         return cls(descriptor, path)
 
     def add(self, pack_id: bytes) -> None:
         """Note a pack that is durable. One short append: whole or not there after a crash."""
-        os.write(self._descriptor, pack_id.hex().encode() + b"\n")
+        with contextlib.suppress(OSError):
+            os.write(self._descriptor, pack_id.hex().encode() + b"\n")
 
     def finish(self) -> None:
         """The upload is committed: remove the journal."""
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             os.unlink(self.path)
         self.close()
 
@@ -77,7 +87,7 @@ def unfinished(state_dir: str, store_id: str) -> Iterator[Unfinished]:
     folder = _folder(state_dir, store_id)
     try:
         names = sorted(os.listdir(folder), reverse=True)
-    except FileNotFoundError:
+    except OSError:
         return
     for name in names:
         found = _read(os.path.join(folder, name))
@@ -87,7 +97,7 @@ def unfinished(state_dir: str, store_id: str) -> Iterator[Unfinished]:
 
 def discard(upload: Unfinished) -> None:
     """Remove the journal of an interrupted upload whose packs were adopted."""
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(OSError):
         os.unlink(upload.path)
 
 
@@ -103,9 +113,9 @@ def _read(path: str) -> Unfinished | None:
     with os.fdopen(descriptor, "rb") as file:
         try:
             fcntl.flock(file.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return None  # running
-        first, *lines = file.read().split(b"\n")
+            first, *lines = file.read().split(b"\n")
+        except OSError:
+            return None  # running, or not to be read
     try:
         header = msgspec.json.decode(first, type=Header)
     except msgspec.MsgspecError:

@@ -127,7 +127,7 @@ class Pipeline:
         return len(self._jobs)
 
     def close(self) -> None:
-        """Stop the workers; jobs that were not begun are dropped."""
+        """Stop the workers; jobs that were not begun are dropped, and those that were are left off."""
         with self._condition:
             self._closed = True
             self._jobs.clear()
@@ -223,6 +223,7 @@ class Pipeline:
         handled = 0
         before = lane.new_bytes
         for job in jobs:
+            self._raise_error()
             for attempt in range(ATTEMPTS):
                 if self._store_small_file(lane, job, view):
                     break

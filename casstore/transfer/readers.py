@@ -46,7 +46,8 @@ class Reader:
             path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
             arguments = (descriptor, MEMORY, params.min, params.avg, params.max)
             process = subprocess.Popen(
-                [sys.executable, "-c", _CODE, *map(str, arguments)],
+                # -P: the folder of the data, which may be the current one, is no place to import modules from.
+                [sys.executable, "-P", "-c", _CODE, *map(str, arguments)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,

@@ -4,18 +4,22 @@ Decided here and only here: how several sources, and the version that an update 
 which order it is walked. The walk goes directory by directory in the order of ``casstore.model.sort_key``, keeps the
 names of one directory at a time, and never follows a symbolic link (except one that is named as a source itself).
 
-A *virtual directory* has any number of real directories behind it, in order of priority, names of single files put
-into it, and perhaps a directory of the base version. Directories of the same name merge; of anything else the first
-wins.
+A *virtual directory* has any number of real directories behind it, names of single files and folders put into it, and
+perhaps a directory of the base version. Directories of the same name merge; of anything else that of the earlier source
+wins, and the base comes last. Whatever they are made of, the names of one directory are all that is kept in memory.
 """
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import os
 import stat
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import NamedTuple, TypeAlias
 
 import msgspec
@@ -110,13 +114,35 @@ class Signature:
 _TAKEN = (stat.S_IFREG, stat.S_IFLNK)
 
 
+class _Candidate(NamedTuple):
+    """What one source, or the base, has under a name. ``rank`` is the place of the source in their order."""
+
+    name: bytes
+    rank: int
+    real: bytes = b""
+    status: os.stat_result | None = None
+    base: Entry | None = None
+    virtual: _Virtual | None = None
+
+    @property
+    def is_directory(self) -> bool:
+        if self.status is not None:
+            return stat.S_ISDIR(self.status.st_mode)
+        return self.base is None or self.base.kind == Kind.DIRECTORY
+
+
 @dataclass(slots=True)
 class _Virtual:
+    """A directory of the tree. ``reals`` and ``named`` come with the rank of their source."""
+
     path: bytes
-    reals: list[bytes] = field(default_factory=list)
-    named: dict[bytes, bytes] = field(default_factory=dict)
+    reals: list[tuple[int, bytes]] = field(default_factory=list)
+    named: list[tuple[bytes, int, bytes]] = field(default_factory=list)
     below: dict[bytes, _Virtual] = field(default_factory=dict)
     base: bool = False
+
+
+_BASE_RANK = sys.maxsize
 
 
 def describe(error: OSError, path: bytes) -> SourceError:
@@ -148,37 +174,42 @@ class Scanner:
         self._select = select
         self._root = _Virtual(b"", base=base is not None)
         self._wanted: set[bytes] | None = None
+        self._tops: set[bytes] = set()
         self.skipped: list[str] = []
-        for source in sources:
-            self._place(source)
+        for rank, source in enumerate(sources):
+            self._place(rank, source)
         if select is not None or (base is not None and keep is not None):
             self._wanted = self._directories_with_content()
 
-    def _place(self, source: Source) -> None:
+    def _place(self, rank: int, source: Source) -> None:
         node = self._root
         components = [part for part in source.dest.split(b"/") if part]
         for part in components if source.contents else components[:-1]:
             child = node.path + b"/" + part if node.path else part
             node = node.below.setdefault(part, _Virtual(child))
+        # A source that is a link itself is meant for what it points to; below it, no link is followed.
+        real = os.path.realpath(source.path)
+        self._tops.add(real)
         if source.contents:
-            node.reals.append(source.path)
+            node.reals.append((rank, real))
         else:
-            # A source that is a link itself is meant for what it points to.
-            node.named.setdefault(components[-1], os.path.realpath(source.path))
+            node.named.append((components[-1], rank, real))
 
     def walk(self) -> Iterator[Listing]:
         """Yield every directory, parents before children, in the order of the manifest."""
-        pending = [self._root]
+        pending = [iter([self._root])]
         while pending:
-            virtual = pending.pop()
-            below: list[_Virtual] = []
-            if self._is_pure(virtual):
-                yield Listing(virtual.path, self._list_real(virtual, below), virtual.reals[0])
+            virtual = next(pending[-1], None)
+            if virtual is None:
+                pending.pop()
+            elif self._is_pure(virtual):
+                names: list[bytes] = []
+                yield Listing(virtual.path, self._list_real(virtual, names), virtual.reals[0][1])
+                pending.append(_below(virtual, names))
             else:
-                items, below = self._merge(virtual)
-                yield Listing(virtual.path, items, None)
-            below.reverse()
-            pending += below
+                merged: list[_Virtual] = []
+                yield Listing(virtual.path, self._merge(virtual, merged), None)
+                pending.append(iter(merged))
 
     def _is_pure(self, virtual: _Virtual) -> bool:
         mixed = virtual.named or virtual.below or virtual.base or self._wanted is not None
@@ -197,106 +228,120 @@ class Scanner:
         signature = self.new_signature()
         if signature.spoilt:
             return None
-        pending = [self._root]
+        pending = [iter([self._root])]
         while pending:
-            virtual = pending.pop()
-            below: list[_Virtual] = []
-            if self._is_pure(virtual):
-                self._sign_real(virtual, below, signature)
+            virtual = next(pending[-1], None)
+            if virtual is None:
+                pending.pop()
+            elif self._is_pure(virtual):
+                names: list[bytes] = []
+                self._sign_real(virtual, names, signature)
+                pending.append(_below(virtual, names))
             else:
-                items, below = self._merge(virtual)
+                merged: list[_Virtual] = []
                 signature.begin(virtual.path)
-                for item in items:
+                for item in self._merge(virtual, merged):
                     if item.status is not None:
                         signature.add(item.path.rpartition(b"/")[2], item.status)
-            below.reverse()
-            pending += below
+                pending.append(iter(merged))
         return signature.digest()
 
-    def _sign_real(self, virtual: _Virtual, below: list[_Virtual], signature: Signature) -> None:
-        path, real = virtual.path, virtual.reals[0]
-        prefix = path + b"/" if path else b""
-        signature.begin(path)
+    def _sign_real(self, virtual: _Virtual, below: list[bytes], signature: Signature) -> None:
+        real = virtual.reals[0][1]
+        signature.begin(virtual.path)
         add = signature.add
-        for name, status in _scan(real):
+        for name, status in self._scan(real):
             kind = status.st_mode & 0o170000
             if kind == stat.S_IFDIR:
-                below.append(_Virtual(prefix + name, [real + b"/" + name]))
+                below.append(name)
             elif kind not in _TAKEN:
                 self._skip(real + b"/" + name)
                 continue
             add(name, status)
 
-    def _merge(self, virtual: _Virtual) -> tuple[list[Item], list[_Virtual]]:
+    def _list_real(self, virtual: _Virtual, below: list[bytes]) -> Iterator[Item]:
+        """Yield the children of a directory that is one real directory; ``below`` gets the names of its folders."""
+        real = virtual.reals[0][1]
         prefix = virtual.path + b"/" if virtual.path else b""
-        found: dict[bytes, Item] = {}
-        merged: dict[bytes, _Virtual] = {}
-        for name, deeper in virtual.below.items():
-            merged[name] = deeper
-            found[name] = Item(prefix + name, b"", None, None)
-        for name, real in virtual.named.items():
-            self._offer(found, merged, prefix, name, real, _stat(real, follow=True))
-        for real in virtual.reals:
-            for name, status in _scan(real):
-                self._offer(found, merged, prefix, name, real + b"/" + name, status)
-        if virtual.base and self._base is not None:
-            self._offer_base(self._base, virtual.path, found, merged)
-        items = [found[name] for name in sorted(found)]
-        return items, [merged[name] for name in sorted(merged)]
-
-    def _list_real(self, virtual: _Virtual, below: list[_Virtual]) -> Iterator[Item]:
-        real = virtual.reals[0]
-        prefix = virtual.path + b"/" if virtual.path else b""
-        for name, status in _scan(real):
+        for name, status in self._scan(real):
             path, child = prefix + name, real + b"/" + name
             kind = status.st_mode & 0o170000
             if kind == stat.S_IFDIR:
-                below.append(_Virtual(path, [child]))
+                below.append(name)
             elif kind not in _TAKEN:
                 self._skip(child)
                 continue
             yield Item(path, child, status, None)
 
+    def _merge(self, virtual: _Virtual, below: list[_Virtual]) -> Iterator[Item]:
+        """Yield the children of any other directory; ``below`` gets its folders."""
+        prefix = virtual.path + b"/" if virtual.path else b""
+        placed = [_Candidate(name, -1, virtual=deeper) for name, deeper in virtual.below.items()]
+        placed += [_Candidate(name, rank, real, _stat(real, follow=True)) for name, rank, real in sorted(virtual.named)]
+        streams = [iter(sorted(placed, key=_order)), *(self._candidates(rank, real) for rank, real in virtual.reals)]
+        if virtual.base and self._base is not None:
+            streams.append(_Candidate(e.name, _BASE_RANK, base=e) for e in self._base.listdir(virtual.path))
+        for name, candidates in itertools.groupby(heapq.merge(*streams, key=_order), key=itemgetter(0)):
+            item, folder = self._choose(prefix + name, candidates)
+            if item is not None:
+                yield item
+            if folder is not None:
+                below.append(folder)
+
+    def _candidates(self, rank: int, real: bytes) -> Iterator[_Candidate]:
+        for name, status in self._scan(real):
+            yield _Candidate(name, rank, real + b"/" + name, status)
+
+    def _choose(self, path: bytes, candidates: Iterable[_Candidate]) -> tuple[Item | None, _Virtual | None]:
+        """Return what stands under a path, and the directory that it is, from the candidates by their rank."""
+        item: Item | None = None
+        folder: _Virtual | None = None
+        for one in candidates:
+            if not self._is_taken(path, one):
+                continue
+            if item is not None and (folder is None or not one.is_directory):
+                if one.status is not None and (folder is not None) != one.is_directory:
+                    self.skipped.append(f"{show(one.real)} is left out: an earlier source has something else there")
+                continue
+            if not one.is_directory:
+                item = Item(path, one.real, one.status, one.base)
+                continue
+            if item is None or (item.status is None and item.base is None):
+                item = Item(path, one.real, one.status, one.base)
+            folder = folder or one.virtual or _Virtual(path)
+            if one.status is not None:
+                folder.reals.append((one.rank, one.real))
+            folder.base = folder.base or one.base is not None
+        return item, folder
+
+    def _is_taken(self, path: bytes, one: _Candidate) -> bool:
+        if one.is_directory:
+            return one.virtual is not None or self._wanted is None or path in self._wanted
+        if one.status is None:
+            return self._keep is None or self._keep(path)
+        if one.status.st_mode & 0o170000 not in _TAKEN:
+            self._skip(one.real)
+            return False
+        return self._select is None or self._select(path)
+
     def _skip(self, real: bytes) -> None:
         self.skipped.append(f"{show(real)} is neither a file, a folder nor a link: left out")
 
-    def _offer(
-        self,
-        found: dict[bytes, Item],
-        merged: dict[bytes, _Virtual],
-        prefix: bytes,
-        name: bytes,
-        real: bytes,
-        status: os.stat_result,
-    ) -> None:
-        path = prefix + name
-        if stat.S_ISDIR(status.st_mode):
-            if self._wanted is not None and path not in self._wanted:
-                return
-            if name not in found or (name in merged and found[name].status is None):
-                found[name] = Item(path, real, status, None)
-            if name in merged or found[name].real == real:
-                merged.setdefault(name, _Virtual(path)).reals.append(real)
+    def _scan(self, real: bytes) -> Iterator[tuple[bytes, os.stat_result]]:
+        """Yield names and states of the children of a directory, sorted by name; holds the names alone."""
+        try:
+            descriptor = open_deep(real, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError as error:
+            if real in self._tops:
+                raise describe(error, real) from None
+            self.skipped.append(f"{show(real)} was deleted during the upload: what was in it is left out")
             return
-        if not (stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode)):
-            self._skip(real)
-        elif name not in found and (self._select is None or self._select(path)):
-            found[name] = Item(path, real, status, None)
-
-    def _offer_base(
-        self, base: Tree, path: bytes, found: dict[bytes, Item], merged: dict[bytes, _Virtual]
-    ) -> None:
-        for entry in base.listdir(path):
-            name = entry.name
-            if entry.kind == Kind.DIRECTORY:
-                if self._wanted is not None and entry.path not in self._wanted:
-                    continue
-                if name not in found or (name in merged and found[name].status is None):
-                    found[name] = Item(entry.path, b"", None, entry)
-                if name in merged or found[name].base is entry:
-                    merged.setdefault(name, _Virtual(entry.path)).base = True
-            elif name not in found and (self._keep is None or self._keep(entry.path)):
-                found[name] = Item(entry.path, b"", None, entry)
+        except OSError as error:
+            raise describe(error, real) from None
+        try:
+            yield from _children(descriptor, real)
+        finally:
+            os.close(descriptor)
 
     def _directories_with_content(self) -> set[bytes]:
         """Return the directories that stay when files are left out: those that hold a file that stays.
@@ -318,23 +363,44 @@ class Scanner:
             pending += virtual.below.values()
             if virtual.path and (virtual.below or virtual.reals):
                 _add_parents(wanted, virtual.path, own=True)
-            for name, real in virtual.named.items():
+            for name, _, real in virtual.named:
                 self._want(wanted, virtual.path + b"/" + name if virtual.path else name, real)
-            for real in virtual.reals:
+            for _, real in virtual.reals:
                 self._want(wanted, virtual.path, real)
         return wanted
 
     def _want(self, wanted: set[bytes], path: bytes, real: bytes) -> None:
-        pending = [(path, real, _stat(real, follow=True))]
+        status = _stat(real, follow=True)
+        if not stat.S_ISDIR(status.st_mode):
+            self._want_file(wanted, path, status)
+            return
+        pending = [(path, real)]
         while pending:
-            path, real, status = pending.pop()
-            if stat.S_ISDIR(status.st_mode):
-                if self._select is None and path:
-                    _add_parents(wanted, path, own=True)
-                for name, child in _scan(real):
-                    pending.append((path + b"/" + name if path else name, real + b"/" + name, child))
-            elif self._select is None or self._select(path):
-                _add_parents(wanted, path, own=False)
+            path, real = pending.pop()
+            if self._select is None and path:
+                _add_parents(wanted, path, own=True)
+            prefix = path + b"/" if path else b""
+            for name, status in self._scan(real):
+                if stat.S_ISDIR(status.st_mode):
+                    pending.append((prefix + name, real + b"/" + name))
+                else:
+                    self._want_file(wanted, prefix + name, status)
+
+    def _want_file(self, wanted: set[bytes], path: bytes, status: os.stat_result) -> None:
+        if status.st_mode & 0o170000 in _TAKEN and (self._select is None or self._select(path)):
+            _add_parents(wanted, path, own=False)
+
+
+def _below(virtual: _Virtual, names: Sequence[bytes]) -> Iterator[_Virtual]:
+    """Yield the directories with these names in one that is one real directory, each made when it is its turn."""
+    rank, real = virtual.reals[0]
+    prefix = virtual.path + b"/" if virtual.path else b""
+    for name in names:
+        yield _Virtual(prefix + name, [(rank, real + b"/" + name)])
+
+
+def _order(candidate: _Candidate) -> tuple[bytes, int]:
+    return candidate.name, candidate.rank
 
 
 def _add_parents(wanted: set[bytes], path: bytes, *, own: bool) -> None:
@@ -346,18 +412,9 @@ def _add_parents(wanted: set[bytes], path: bytes, *, own: bool) -> None:
         parent = parent.rpartition(b"/")[0]
 
 
-def _scan(real: bytes) -> Iterator[tuple[bytes, os.stat_result]]:
-    """Yield names and states of the children of a directory, sorted by name; holds the names alone."""
+def _children(descriptor: int, real: bytes) -> Iterator[tuple[bytes, os.stat_result]]:
     try:
-        descriptor = open_deep(real, os.O_RDONLY | os.O_DIRECTORY, follow=True)
-    except OSError as error:
-        raise describe(error, real) from None
-    try:
-        names = (
-            os.listdir(real)
-            if len(real) < PATH_LIMIT
-            else [os.fsencode(name) for name in os.listdir(descriptor)]
-        )
+        names = os.listdir(real) if len(real) < PATH_LIMIT else [os.fsencode(name) for name in os.listdir(descriptor)]
         names.sort()
         status = os.stat
         for name in names:
@@ -367,8 +424,6 @@ def _scan(real: bytes) -> Iterator[tuple[bytes, os.stat_result]]:
                 continue  # deleted since it was listed: as if it had been deleted before
     except OSError as error:
         raise describe(error, real) from None
-    finally:
-        os.close(descriptor)
 
 
 def state_of(status: os.stat_result) -> State:

@@ -12,10 +12,12 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from casstore import hashing
 from casstore.chunking.fastcdc import FastCDCChunker
 from casstore.errors import CasstoreError, SourceError
-from casstore.format.manifest import list_records
+from casstore.format.manifest import MAX_FILE, check_list, list_records
 from casstore.model import Content, Entry, Flag, Kind, Totals
 from casstore.repo.packs import places_of, read_footer
 from casstore.repo.store import Store, workers
@@ -70,13 +72,23 @@ class _Slice:
 
 
 @dataclass(slots=True)
+class _Inode:
+    """A file with several names: its number in the manifest, the names not seen yet, and the entry of the first one."""
+
+    number: int
+    left: int
+    entry: Entry | None = None
+
+
+@dataclass(slots=True)
 class _Waiting:
     """An entry on its way into the manifest."""
 
     item: Item
     entry: Entry | None = None
     job: Job | None = None
-    same_as: _Waiting | None = None
+    inode: _Inode | None = None
+    first: bool = False
     link: int = 0
     folder: _Slice | None = None
     closes: bool = False
@@ -115,9 +127,7 @@ def upload_tree(
             progress.expect(totals.files, totals.size)
             progress.listed()
             progress.advance(totals.size)
-            return TreeResult(
-                known.manifest, known.checksum, totals, reused=totals.files, skipped=known.skipped
-            )
+            return TreeResult(known.manifest, known.checksum, totals, reused=totals.files, skipped=known.skipped)
     scanner = Scanner(sources, base=base, keep=keep, select=select)
     journal = Journal.create(state_dir, store.id, dataset) if state_dir else None
     try:
@@ -136,9 +146,7 @@ def upload_tree(
     if key is not None and upload.signature is not None:
         totals = result.totals
         sums = (totals.files, totals.directories, totals.symlinks, totals.size)
-        cache.keep_tree(
-            key, upload.signature, CachedTree(result.manifest, result.checksum, sums, result.skipped)
-        )
+        cache.keep_tree(key, upload.signature, CachedTree(result.manifest, result.checksum, sums, result.skipped))
     return result
 
 
@@ -182,15 +190,15 @@ class _Upload:
         self._waiting: deque[_Waiting] = deque()
         self._batch: list[Job] = []
         self._batch_size = 0
-        self._links: dict[tuple[int, int], _Waiting] = {}
+        self._inodes: dict[tuple[int, int], _Inode] = {}
+        self._base_links: dict[int, int] = {}
+        self._links = 0
         self._read = self._reused = 0
         self._signature = scanner.new_signature()
         self.signature: bytes | None = None
 
     def run(self) -> TreeResult:
-        self._pipeline = Pipeline(
-            self._writer, FastCDCChunker(self._store.chunker), self._progress, self._threads
-        )
+        self._pipeline = Pipeline(self._writer, FastCDCChunker(self._store.chunker), self._progress, self._threads)
         try:
             for listing in self._scanner.walk():
                 self._take(listing)
@@ -253,8 +261,7 @@ class _Upload:
     def _prepare(self, item: Item, folder: _Slice | None) -> _Waiting | None:
         status = item.status
         if status is None:
-            entry = item.base or Entry(item.path, Kind.DIRECTORY, 0o755)
-            return _Waiting(item, entry, folder=folder)
+            return _Waiting(item, self._base_entry(item), folder=folder)
         mode = status.st_mode & 0o7777
         kind = status.st_mode & 0o170000
         if kind == stat.S_IFDIR:
@@ -270,18 +277,30 @@ class _Upload:
             return _Waiting(item, entry, folder=folder)
         return self._prepare_file(item, status, folder)
 
+    def _base_entry(self, item: Item) -> Entry:
+        """Return an entry that comes from no local file."""
+        entry = item.base or Entry(item.path, Kind.DIRECTORY, 0o755)
+        if not entry.link:
+            return entry
+        # The base numbered its inodes for itself: its numbers may not meet those of the files that are added.
+        number = self._base_links.get(entry.link)
+        if number is None:
+            number = self._base_links[entry.link] = self._new_link()
+        return msgspec.structs.replace(entry, link=number)
+
+    def _new_link(self) -> int:
+        self._links += 1
+        return self._links
+
     def _prepare_file(self, item: Item, status: os.stat_result, folder: _Slice | None) -> _Waiting:
         waiting = _Waiting(item, folder=folder)
-        if status.st_nlink > 1:
-            first = self._links.setdefault((status.st_dev, status.st_ino), waiting)
-            if first is waiting:
-                waiting.link = len(self._links)
-            else:
-                waiting.link, waiting.same_as = first.link, first
-                self._progress.advance(status.st_size)
-                return waiting
+        if status.st_size > MAX_FILE:
+            raise SourceError(f"{show(item.real)} is too large: {status.st_size} bytes of at most {MAX_FILE}")
+        if status.st_nlink > 1 and self._is_another_name(waiting, status):
+            self._progress.advance(status.st_size)
+            return waiting
         known = folder.known.get(item.path.rpartition(b"/")[2]) if folder else None
-        if known is not None and known.state == state_of(status) and self._is_stored(known):
+        if known is not None and known.state == state_of(status) and self._is_stored(known, status.st_size):
             waiting.entry = _file_entry(item.path, status, Content(known.depth, known.refs), waiting.link)
             self._reused += 1
             self._progress.advance(status.st_size)
@@ -301,20 +320,38 @@ class _Upload:
                 self._submit()
         return waiting
 
+    def _is_another_name(self, waiting: _Waiting, status: os.stat_result) -> bool:
+        """Number an inode that has several names; whether another one of them came before this."""
+        key = status.st_dev, status.st_ino
+        inode = self._inodes.get(key)
+        first = inode is None
+        if inode is None:
+            inode = self._inodes[key] = _Inode(self._new_link(), status.st_nlink)
+        inode.left -= 1
+        if not inode.left:
+            del self._inodes[key]  # no name is left to come
+        waiting.inode, waiting.first, waiting.link = inode, first, inode.number
+        return not first
+
     def _submit(self) -> None:
         if self._batch:
             self._pipeline.submit(self._batch)
             self._batch, self._batch_size = [], 0
 
-    def _is_stored(self, known: Known) -> bool:
-        pending = [(known.depth, known.refs)]
-        while pending:
-            depth, refs = pending.pop()
-            for chunk_id, _ in list_records(depth, refs):
-                if not self._writer.known(chunk_id):
-                    return False
-                if depth:
-                    pending.append((depth - 1, self._store.read_chunk(chunk_id)))
+    def _is_stored(self, known: Known, size: int) -> bool:
+        """Whether the store has all chunks that the cache says, and the cache can be right."""
+        pending = [(known.depth, known.refs, size)] if size or known.refs else []
+        try:
+            while pending:
+                depth, refs, length = pending.pop()
+                check_list(depth, refs, length)
+                for chunk_id, part in list_records(depth, refs):
+                    if not self._writer.known(chunk_id):
+                        return False
+                    if depth:
+                        pending.append((depth - 1, self._store.read_chunk(chunk_id), part))
+        except CasstoreError:
+            return False
         return True
 
     @staticmethod
@@ -329,7 +366,8 @@ class _Upload:
         entry = waiting.entry or self._file_of(waiting)
         if entry is not None:
             self._builder.add(entry)
-            waiting.entry = entry
+            if waiting.inode is not None:
+                waiting.inode.entry = entry
             if entry.kind == Kind.FILE:
                 self._progress.file_done(entry.path)
         if waiting.closes and waiting.folder is not None:
@@ -338,14 +376,11 @@ class _Upload:
     def _file_of(self, waiting: _Waiting) -> Entry | None:
         job = waiting.job
         if job is None:
-            same = waiting.same_as.entry if waiting.same_as else None
-            status = waiting.item.status
-            if same is None or status is None:
-                raise SourceError(
-                    f"{show(waiting.item.real)} lost another of its names during the upload",
-                    hint="upload again",
-                )
-            return _file_entry(waiting.item.path, status, same.content, waiting.link)
+            same = waiting.inode.entry if waiting.inode else None
+            if same is not None:
+                # Everything from the first name: the file may have changed since this one was listed.
+                return msgspec.structs.replace(same, path=waiting.item.path)
+            job = self._read_now(waiting.item)
         if job.gone:
             self._signature.spoilt = True
             self._scanner.skipped.append(f"{show(job.path)} was deleted during the upload: left out")
@@ -357,6 +392,15 @@ class _Upload:
             name = waiting.item.path.rpartition(b"/")[2]
             waiting.folder.fresh[name] = Known(job.state, job.content.depth, job.content.refs)
         return _file_entry(waiting.item.path, job.status, job.content, waiting.link)
+
+    def _read_now(self, item: Item) -> Job:
+        """Read a file whose other name was deleted before it could be read."""
+        if item.status is None:
+            raise SourceError(f"{show(item.real)} can't be read", hint="upload again")
+        job = Job(item.real, item.status)
+        self._pipeline.submit([job])
+        self._pipeline.wait(job)
+        return job
 
     def _keep(self, folder: _Slice, last: Item) -> None:
         if folder.changed or len(folder.fresh) != len(folder.known):
