@@ -27,6 +27,8 @@ GAP_REMOTE = 256 << 10
 """The same where every read is a round trip."""
 READ_MAX = 8 << 20
 """Bytes that one read covers at most, unless one frame is longer."""
+BUFFER = 8 << 20
+"""Least size of a buffer: what is never used of it is never touched, and growing it would touch all of it again."""
 OPEN_PACKS = 16
 
 
@@ -94,7 +96,7 @@ class Fetcher:
     def _read(self, wanted: dict[bytes, Location], *, retry: bool) -> None:
         extents, total = self._plan(wanted)
         if self._local and total > len(self._buffer):
-            self._buffer = bytearray(total)
+            self._buffer = bytearray(max(total, BUFFER))
         again: list[bytes] = []
         for extent in extents:
             try:

@@ -34,8 +34,8 @@ __all__ = ["SMALL", "Counts", "Item", "Restorer"]
 SMALL = 1 << 20
 """Files up to this size are written whole, many of them in one batch."""
 BATCH_FILES = 512
-PART_MAX = 4 << 20
-"""Raw bytes that one job is about, at most."""
+PART_LOCAL, PART_REMOTE = 2 << 20, 4 << 20
+"""Raw bytes that one job is about, at most: what the caches of a core hold, or what is worth a round trip."""
 PART_MIN = 256 << 10
 _VECTORS = 512
 SLOW_FILE = 100e-6
@@ -101,7 +101,8 @@ class Restorer:
         self.turns = _Turns()
         self._in_place = landing.in_place
         # What a job has in memory: frames, as much again read between them, and what was decoded.
-        self.part_size = min(PART_MAX, max(PART_MIN, memory // (3 * threads)))
+        most = PART_LOCAL if store.backend.capabilities.local else PART_REMOTE
+        self.part_size = min(most, max(PART_MIN, memory // (3 * threads)))
         self.counts = Counts()
         self.deferred: list[Entry] = []
         self.lock = threading.Lock()
