@@ -7,7 +7,7 @@ import platform
 import tempfile
 from pathlib import Path
 
-from benchmarks import generate, kernels, peers
+from benchmarks import generate, peers
 
 
 def main() -> None:
@@ -27,12 +27,20 @@ def main() -> None:
     make.add_argument("target", type=Path)
     make.add_argument("--data", choices=generate.SETS, default="mixed")
     make.add_argument("--scale", type=float, default=1.0)
+    change = commands.add_parser("edit", help="change a data set into its second version")
+    change.add_argument("target", type=Path)
     arguments = parser.parse_args()
     if arguments.command == "generate":
         generate.make(arguments.data, arguments.target.absolute(), arguments.scale)
+    elif arguments.command == "edit":
+        generate.edit(arguments.target)
     elif arguments.command == "kernels":
+        from benchmarks import kernels
+
         print(kernels.kernels())
     elif arguments.command == "scaling":
+        from benchmarks import kernels
+
         print(kernels.scaling(arguments.folder))
     else:
         for name in arguments.data:
