@@ -1,18 +1,16 @@
 """Make a small robot dataset: episodes of a pick-and-place arm, the same bytes every time.
 
-Usage: python make_robot_dataset.py FOLDER [EPISODES]
-
 Each episode is a folder: ``joints.csv`` (six joint angles at 50 Hz), ``depth/*.pgm`` (16-bit depth images of a box on a
 table), ``camera.bin`` (stands in for video: bytes that do not compress) and ``meta.json`` (task, success, seed).
 """
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import math
 import random
-import sys
 from pathlib import Path
 
 STEPS = 300
@@ -59,8 +57,12 @@ def episode(folder: Path, seed: int) -> None:
 
 def main() -> None:
     """Write the dataset."""
-    root = Path(sys.argv[1])
-    for number in range(int(sys.argv[2]) if len(sys.argv) > 2 else 8):
+    parser = argparse.ArgumentParser(description="Make a small robot dataset, the same bytes every time.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("episodes", type=int, nargs="?", default=8)
+    arguments = parser.parse_args()
+    root: Path = arguments.folder
+    for number in range(arguments.episodes):
         episode(root / f"episode_{number:03d}", number)
     print(f"{sum(1 for path in root.rglob('*') if path.is_file())} files in {root}")
 

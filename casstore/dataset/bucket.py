@@ -18,7 +18,7 @@ from casstore.dataset.catalog import Catalog, require_dataset
 from casstore.dataset.collections import Collections
 from casstore.dataset.commit import Commit
 from casstore.dataset.ref import check_name, parse_ref
-from casstore.dataset.sources import Select, matcher, parse_additions, parse_sources
+from casstore.dataset.sources import Select, matcher, parse_additions, parse_sources, refuse_store
 from casstore.dataset.summary import (
     DatasetInfo,
     DatasetSummary,
@@ -199,6 +199,7 @@ class Bucket:
             progress.warn("there is no interrupted upload to continue: uploading from the start")
         from casstore.transfer.upload import upload_tree
 
+        refuse_store(sources, self.store.url)
         cache = StatCache(self._cache_path(), self.store.id)
         try:
             return upload_tree(
@@ -219,7 +220,10 @@ class Bucket:
     def _cache_path(self) -> str | None:
         if self._cache_dir is None:
             return None
-        os.makedirs(self._cache_dir, mode=0o700, exist_ok=True)
+        try:
+            os.makedirs(self._cache_dir, mode=0o700, exist_ok=True)
+        except OSError:
+            return None  # then every file is read
         return os.path.join(self._cache_dir, "files.sqlite")
 
     def unfinished(self, name: str | None = None) -> list[Unfinished]:

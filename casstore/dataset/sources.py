@@ -11,11 +11,12 @@ import os
 import re
 import stat
 from collections.abc import Callable, Sequence
+from urllib.parse import unquote_to_bytes
 
 from casstore.errors import SourceError, UsageError
 from casstore.transfer.scan import Source
 
-__all__ = ["compile_regex", "matcher", "parse_additions", "parse_sources"]
+__all__ = ["compile_regex", "matcher", "parse_additions", "parse_sources", "refuse_store"]
 
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _MAX_REGEX = 4096
@@ -26,6 +27,19 @@ Select = Callable[[bytes], bool]
 def parse_sources(arguments: Sequence[str]) -> list[Source]:
     """Return the sources that these arguments name, in their order. ``SourceError`` for one that does not exist."""
     return [_source(argument, b"") for argument in arguments]
+
+
+def refuse_store(sources: Sequence[Source], url: str) -> None:
+    """``UsageError`` for a folder that holds the store at ``url``: each upload of it would add to the next one."""
+    if not url.startswith("file://"):
+        return
+    store = unquote_to_bytes(url[len("file://") :])
+    for source in sources:
+        if (store + b"/").startswith(os.path.realpath(source.path).rstrip(b"/") + b"/"):
+            raise UsageError(
+                f"{os.fsdecode(source.path)} holds the store itself, at {os.fsdecode(store)}",
+                hint="upload the folders beside it, or keep the store elsewhere: osmo bucket add",
+            )
 
 
 def parse_additions(arguments: Sequence[str]) -> list[Source]:
@@ -81,9 +95,9 @@ def _source(argument: str, dest: bytes) -> Source:
     try:
         mode = os.stat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):
-        raise SourceError(f"{argument} does not exist", hint="check the path; nothing was uploaded") from None
+        raise SourceError(f"{argument} does not exist", hint="check the path; nothing was stored") from None
     except OSError as error:
-        raise SourceError(f"can't read {argument}: {error.strerror}", hint="nothing was uploaded") from None
+        raise SourceError(f"can't read {argument}: {error.strerror}", hint="nothing was stored") from None
     if contents and not stat.S_ISDIR(mode):
         raise SourceError(f"{argument}: {os.fsdecode(path)} is not a folder")
     if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):

@@ -210,8 +210,6 @@ class _Upload:
             self._pipeline.close()
         manifest = self._builder.finish()
         self.signature = self._signature.digest()
-        for message in self._scanner.skipped:
-            self._progress.warn(message)
         return TreeResult(
             manifest,
             self._builder.checksum,

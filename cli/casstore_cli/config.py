@@ -89,7 +89,9 @@ class Config:
 def find_paths() -> Paths:
     """The folders, from the environment. Relative XDG values are ignored, as the XDG specification asks."""
     env = os.environ
-    home = os.path.expanduser("~")
+    home = env.get("HOME", "")
+    if not os.path.isabs(home):
+        home = _home_of_user()
 
     def xdg(variable: str, fallback: str) -> str:
         value = env.get(variable, "")
@@ -106,6 +108,16 @@ def find_paths() -> Paths:
         runtime=os.path.join(runtime, "casstore") if os.path.isabs(runtime) else os.path.join(state, "casstore", "run"),
         logs=os.path.abspath(env["OSMO_LOG_FILE_DIR"]) if env.get("OSMO_LOG_FILE_DIR") else os.path.join(state, "osmo"),
     )
+
+
+def _home_of_user() -> str:
+    """The home folder that the system has for this user; ``UsageError`` without one."""
+    import pwd
+
+    try:
+        return pwd.getpwuid(os.getuid()).pw_dir
+    except KeyError:
+        raise UsageError("this user has no home folder", hint="set HOME to a folder that you may write to") from None
 
 
 def private_dir(path: str) -> str:
@@ -154,6 +166,8 @@ def change_config(change: Callable[[dict[str, Any]], None]) -> Config:
 
 def _read(path: str) -> dict[str, Any]:
     try:
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise UsageError(f"{path} is not a file")  # a pipe would never end
         with open(path, encoding="utf-8") as file:
             text = file.read()
     except FileNotFoundError:

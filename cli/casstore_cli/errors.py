@@ -63,7 +63,11 @@ def report(error: BaseException, *, as_json: bool = False, stream: TextIO | None
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 0 if error.code is None else 1
     if isinstance(error, click.UsageError):
-        error.show()
+        if not as_json:
+            error.show()
+        else:
+            where = error.ctx.command_path if error.ctx else "osmo"
+            tell(error.format_message(), 400, "usage", f"see: {where} --help")
         return EXIT_USAGE
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
         error = CancelledError("interrupted")
@@ -126,15 +130,15 @@ def _log(error: BaseException) -> str | None:
 
     from casstore_cli.config import find_paths
 
-    path = os.path.join(find_paths().logs, "client.log")
     entry = "".join(traceback.format_exception(error))
     try:
+        path = os.path.join(find_paths().logs, "client.log")
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
         _rotate(path)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         with open(descriptor, "a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(f"{datetime.now(UTC).isoformat()} pid {os.getpid()}\n{entry}\n")
-    except OSError:
+    except (OSError, CasstoreError):
         return None
     return path
 

@@ -81,6 +81,8 @@ def run(args: Sequence[str], *, program: str = "osmo") -> int:
     def invoke() -> int:
         with cli.make_context(program, list(args)) as ctx:
             root.append(ctx)
+            if output.asks_for_json(args):  # a wrong command line must be told in JSON, too
+                ctx.meta[output.FORMAT_KEY] = "json"
             result = cli.invoke(ctx)
         return result if isinstance(result, int) and not isinstance(result, bool) else 0
 

@@ -53,6 +53,23 @@ def is_json(ctx: click.Context | None = None) -> bool:
     return ctx is not None and ctx.meta.get(FORMAT_KEY) == "json"
 
 
+def asks_for_json(args: Sequence[str]) -> bool:
+    """Whether a command line asks for JSON, as far as can be told before it is parsed."""
+    before = ""
+    for word in args:
+        if word == "--":
+            return False
+        name, _, value = word.partition("=")
+        if name == "-tjson" or ((value or word) == "json" and _is_format(name if value else before)):
+            return True
+        before = word
+    return False
+
+
+def _is_format(word: str) -> bool:
+    return word == "-t" or (len(word) > len("--f") and "--format-type".startswith(word))
+
+
 def text(line: str = "") -> None:
     """Print one line of a result. The caller escapes what came from outside."""
     sys.stdout.write(line + "\n")

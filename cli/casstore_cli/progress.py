@@ -154,10 +154,14 @@ class Meter:
             "total_bytes_transferred": transferred,
             "total_number_of_files": files,
         }
-        os.makedirs(folder, exist_ok=True)
-        with open(os.path.join(folder, name), "w", encoding="ascii") as file:
-            json.dump(report, file, indent=2)
-            file.write("\n")
+        path = os.path.join(folder, name)
+        try:
+            os.makedirs(folder, exist_ok=True)
+            with open(path, "w", encoding="ascii") as file:
+                json.dump(report, file, indent=2)
+                file.write("\n")
+        except OSError as error:  # the work itself is done
+            output.warn(output.escape(f"can't write {path}: {error.strerror}"))
 
 
 def duration(seconds: float) -> str:

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from casstore.errors import NotFoundError, UsageError
+from casstore.errors import IntegrityError, NotFoundError, UsageError
 from casstore_cli.config import DEFAULT_BUCKET, BucketConfig, Config, load_config, private_dir
 
 if TYPE_CHECKING:
@@ -51,6 +51,11 @@ def open_store(bucket: BucketConfig, *, create: bool = False) -> Iterator[Store]
 
     try:
         store = Store.open(open_backend(bucket.url, create=create), create=create)
+    except IntegrityError as error:
+        raise type(error)(
+            f"bucket {bucket.name!r} at {bucket.url}: {error.message}",
+            hint=error.hint or "put store.json back from a copy of the bucket; the data itself is not touched by this",
+        ) from None
     except NotFoundError as error:
         raise NotFoundError(
             f"bucket {bucket.name!r} has no store at {bucket.url}: {error.message}",
@@ -62,7 +67,11 @@ def open_store(bucket: BucketConfig, *, create: bool = False) -> Iterator[Store]
 
 def normal_url(text: str) -> str:
     """A URL, from a URL or the path of a folder."""
-    if "://" in text or text.startswith("file:"):
+    if not text:
+        raise UsageError("'' is neither a URL nor the path of a folder")
+    if text.startswith("file:") and not text.startswith("file://"):
+        raise UsageError(f"not a URL of a local folder: {text}", hint="write file:///absolute/path, or just the path")
+    if "://" in text:
         return text
     from urllib.parse import quote
 

@@ -82,6 +82,8 @@ def test_a_store_is_used_again(run: Run, tmp_path: Path) -> None:
         (["x", "http://host/"], "http"),
         (["x", "memory://x"], "memory"),
         (["x", "file://host/x"], "three slashes"),
+        (["x", "file:relative"], "file:///absolute/path"),
+        (["x", ""], "neither a URL nor the path"),
         (["x", "missing", "--mode", "read-only"], "does not exist"),
         (["x", "full"], "no store"),
         (["x", "file"], "not a folder"),

@@ -162,3 +162,27 @@ def test_changes_at_once_are_all_kept() -> None:
     for thread in threads:
         thread.join()
     assert len(load_config().buckets) == 9
+
+
+def test_an_empty_home_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    import pwd
+
+    for name in ("XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", "")
+    assert find_paths().config == os.path.join(pwd.getpwuid(os.getuid()).pw_dir, ".config/osmo")
+
+    def nobody(_: int) -> None:
+        raise KeyError
+
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    with pytest.raises(UsageError, match="no home folder"):
+        find_paths()
+
+
+def test_a_pipe_is_no_configuration(isolated_home: Path) -> None:
+    os.mkfifo(isolated_home / ".config/pipe")
+    (isolated_home / ".config/osmo").mkdir()
+    (isolated_home / ".config/osmo/config.yaml").symlink_to("../pipe")
+    with pytest.raises(UsageError, match="is not a file"):
+        load_config()

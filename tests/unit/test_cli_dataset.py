@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -456,3 +458,76 @@ def test_a_broken_store_is_no_traceback(run: Run, dataset: Path, isolated_home: 
     (store / "store.json").write_bytes(b"\xff" * 100)
     for command in (["list", "-a"], ["info", "DS"], ["upload", "DS", "src"], ["verify"]):
         assert run(*command, code=2).startswith("Error message: ")
+
+
+def test_diff_has_one_line_for_a_whole_folder(run: Run, tmp_path: Path) -> None:
+    source = tmp_path / "eps"
+    for name in ("one", "two", "three"):
+        (source / name / "deep").mkdir(parents=True)
+        (source / name / "a").write_text(name * 10)
+        (source / name / "deep/b").write_text(name * 20)
+    run("upload", "DS", "eps")
+    shutil.rmtree(source / "one")
+    (source / "two").rename(source / "second")
+    (source / "three/deep").rename(source / "three/moved")
+    (source / "three/moved/new").write_text("new")
+    (source / "extra/x").mkdir(parents=True)
+    (source / "extra/x/f").write_text("1234")
+    (source / "extra/link").symlink_to("x")
+    (source / "empty").mkdir()
+    run("upload", "DS", "eps")
+    found = run("diff", "DS", "1", "2").splitlines()
+    assert found[:-2] == [
+        "A  eps/empty/  (empty)",
+        "A  eps/extra/  (1 file, 1 link, 4 B)",
+        "D  eps/one/  (2 files, 90 B)",
+        "R  eps/two/ -> eps/second/  (2 files, 90 B)",
+        "D  eps/three/deep/",
+        "A  eps/three/moved/",
+        "R  eps/three/deep/b -> eps/three/moved/b",
+        "A  eps/three/moved/new  (3 B)",
+    ]
+    assert found[-2] == "DS:1 -> DS:2: 9 added, 7 deleted, 0 modified, 3 renamed"
+    every = run("diff", "DS", "1", "2", "--all").splitlines()[:-2]
+    document = json.loads(run("diff", "DS", "1", "2", "-t", "json"))
+    assert len(every) == len(document["changes"]) == 19
+    assert {"D  eps/one/", "D  eps/one/a  (30 B)", "A  eps/extra/x/", "R  eps/two/a -> eps/second/a"} <= set(every)
+
+
+def test_what_is_left_out_is_told_once(run: Run, dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo(dataset / "pipe")
+    for _ in range(2):
+        assert main.run(["dataset", "upload", "DS", "src"]) == 0
+        assert capsys.readouterr().err.count("pipe") == 1
+
+
+def test_a_folder_that_holds_the_store_is_refused(run: Run, isolated_home: Path) -> None:
+    (isolated_home / "data").mkdir()
+    (isolated_home / "data/x").write_text("x")
+    assert "holds the store itself" in run("upload", "HOME", isolated_home, code=2)
+    assert "holds the store itself" in run("upload", "HOME", f"{isolated_home}/*", code=2)
+    run("upload", "DATA", isolated_home / "data")
+    assert "holds the store itself" in run("update", "DATA", "-a", f"{isolated_home}:x", code=2)
+
+
+def test_measurements_that_cant_be_written(run: Run, dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert "can't make the folder" in run("upload", "NEW", "src", "-b", "file/x", code=2)
+    assert "no dataset" in run("info", "NEW", code=2)  # nothing was uploaded either
+    (tmp_path / "out/upload-NEW.json").mkdir(parents=True)
+    made = json.loads(run("upload", "NEW", "src", "-b", "out", "-t", "json", err="WARNING: can't write"))
+    assert made["created"] is True
+
+
+def test_a_wrong_line_is_told_in_json(run: Run, dataset: Path) -> None:
+    for line in (["info", "DS", "-c", "x"], ["info", "DS", "--nonsense"], ["info"]):
+        assert json.loads(run(*line, "-t", "json", code=2))["kind"] == "usage"
+        assert json.loads(run(*line, "--format=json", code=2))["hint"] == "see: osmo dataset info --help"
+    assert run("info", "DS", "-c", "x", code=2, err="Usage: osmo dataset info") == ""
+
+
+def test_a_damaged_bucket_hides_no_other(run: Run, dataset: Path, isolated_home: Path, tmp_path: Path) -> None:
+    assert main.run(["bucket", "add", "lab", str(tmp_path / "lab")]) == 0
+    (tmp_path / "lab/store.json").write_text("nonsense")
+    assert "DS" in run("list", err="WARNING: bucket 'lab' at file://")
+    assert "lab" in run("list", "-b", "lab", code=2)

@@ -262,3 +262,18 @@ def test_interrupted_for_real() -> None:
     )
     result = subprocess.run([sys.executable, "-c", script, "version"], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout, result.stderr) == (3, "", "interrupted\n")
+
+
+def test_interrupted_while_loading() -> None:
+    # What the installed command does first; the interrupt comes out of an import.
+    code = (
+        "import sys\n"
+        "class Stop:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'click': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Stop())\n"
+        "from casstore_cli.start import main\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "", "")

@@ -86,7 +86,7 @@ def metadata(name: str, files: bool, set_: tuple[str, ...], delete: tuple[str, .
     ref = parse_ref(name)
     if ref.tag is None:
         raise UsageError(
-            "metadata belong to one version: name it with a tag or a number",
+            "metadata belongs to one version: name it with a tag or a number",
             hint=f"the latest is {ref.name}:latest",
         )
     changes: dict[str, Any] = {

@@ -84,7 +84,8 @@ def verify(ctx: click.Context, name: str | None, bucket_name: str | None, format
     else:
         for problem in report.problems:
             output.text(f"{output.escape(problem.where)}: {output.escape(problem.message)}")
-        found = f"{len(report.problems)} problems" if report.problems else "no problems"
+        count = len(report.problems)
+        found = f"{count} problem{'' if count == 1 else 's'}" if count else "no problems"
         output.text(f"{what}: {report.objects} objects, {output.size(report.size)} read, {found}.")
     if report.problems:
         ctx.exit(OUTCOMES[ErrorKind.INTEGRITY].exit_code)

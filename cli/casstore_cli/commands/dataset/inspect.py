@@ -20,7 +20,7 @@ from casstore_cli.multi import Command
 
 if TYPE_CHECKING:
     from casstore.dataset import Version
-    from casstore.dataset.diff import Change, Diff
+    from casstore.dataset.diff import Diff
     from casstore.model import Entry
 
 
@@ -88,9 +88,13 @@ def draw_tree(entries: Iterable[Entry]) -> Iterator[str]:
 @click.command("diff", cls=Command)
 @click.argument("name")
 @click.argument("others", nargs=-1, required=True)
+@click.option("-a", "--all", "all_", is_flag=True, help="Show every path; JSON always does.")
 @output.format_option("text", "json")
-def diff(name: str, others: tuple[str, ...], format_type: str) -> None:
-    """Compare two versions: NAME:TAG OTHER[:TAG], or NAME TAG TAG."""
+def diff(name: str, others: tuple[str, ...], all_: bool, format_type: str) -> None:
+    """Compare two versions: NAME:TAG OTHER[:TAG], or NAME TAG TAG.
+
+    A is added, D deleted, M modified, R renamed. A folder that was added, deleted or renamed as a whole is one line.
+    """
     from casstore.dataset import parse_ref
     from casstore_cli.stores import open_bucket
 
@@ -109,9 +113,11 @@ def diff(name: str, others: tuple[str, ...], format_type: str) -> None:
     if format_type == "json":
         output.document(_diff_object(found) | {"old": _version(before), "new": _version(after)})
         return
-    for change in found.changes:
-        output.text(_change_line(change))
-    counts = f"{found.added} added, {found.removed} removed, {found.modified} modified, {found.renamed} renamed"
+    from casstore_cli.commands.dataset import changes
+
+    for line in changes.every_line(found.changes) if all_ else changes.lines(found.changes):
+        output.text(line)
+    counts = f"{found.added} added, {found.removed} deleted, {found.modified} modified, {found.renamed} renamed"
     output.text(f"{before} -> {after}: {'no difference' if found.identical else counts}")
     output.text(f"{output.size(found.shared_bytes)} shared, {output.size(found.new_bytes)} new")
 
@@ -142,18 +148,3 @@ def _diff_object(found: Diff) -> dict[str, Any]:
             for change in found.changes
         ],
     }
-
-
-def _change_line(change: Change) -> str:
-    path = output.escape(change.path)
-    details = list(change.what)
-    if change.status == "modified" and "content" in change.what:
-        details.append(f"{output.size(change.old_size)} -> {output.size(change.new_size)}")
-    elif change.status == "added" and change.kind.name == "FILE":
-        details.append(output.size(change.new_size))
-    elif change.status == "removed" and change.kind.name == "FILE":
-        details.append(output.size(change.old_size))
-    if change.old_path is not None:
-        path = f"{output.escape(change.old_path)} -> {path}"
-    folder = "/" if change.kind.name == "DIRECTORY" else ""
-    return f"{change.status[0].upper()}  {path}{folder}" + (f"  ({', '.join(details)})" if details else "")

@@ -77,6 +77,18 @@ def regex_option(function: _F) -> _F:
     )
 
 
+def writable_folder(path: str | None) -> None:
+    """Make the folder, if one is named, and check that it can be written to before any work is done."""
+    if path is None:
+        return
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"can't make the folder {path}: {error.strerror}") from None
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise UsageError(f"can't write into {path}")
+
+
 def existing_folder(path: str) -> str:
     """``path``, which must be a folder that is there."""
     if not os.path.isdir(path):

@@ -40,7 +40,7 @@ def list_(
     format_type: str,
 ) -> None:
     """List the newest datasets and collections, oldest first."""
-    from casstore.errors import NotFoundError, UsageError
+    from casstore.errors import CasstoreError, UsageError
     from casstore_cli.commands.dataset import shapes
     from casstore_cli.config import load_config
     from casstore_cli.stores import open_bucket
@@ -50,17 +50,20 @@ def list_(
     config = load_config()
     users = None if all_users else list(user) or [config.user]
     found = []
-    for bucket_name in bucket or sorted(config.buckets):
+    names = bucket or sorted(config.buckets)
+    for bucket_name in names:
         try:
             with open_bucket(bucket_name, config=config) as opened:
                 found += [
                     (summary, opened.store.url)
                     for summary in opened.list(name=name, users=users, count=count, order="desc")
                 ]
-        except NotFoundError as error:
-            if bucket:
+        except CasstoreError as error:
+            if bucket or len(names) == 1:
                 raise
-            output.warn(output.escape(error.message))  # one missing disk must not hide the other buckets
+            # One missing disk must not hide the other buckets.
+            told = error.message if error.message.startswith("bucket ") else f"bucket {bucket_name!r}: {error.message}"
+            output.warn(output.escape(told))
     found.sort(key=lambda item: item[0].last_created_at, reverse=True)
     del found[count:]
     if order == "asc":

@@ -20,6 +20,7 @@ from casstore_cli.commands.dataset.options import (
     transfer_options,
     tree_options,
     workers,
+    writable_folder,
 )
 from casstore_cli.multi import Command, ManyOption
 from casstore_cli.progress import Meter, duration
@@ -69,6 +70,7 @@ def upload(
     from casstore_cli.stores import open_bucket
 
     ref = parse_ref(name)
+    writable_folder(benchmark_out)
     wanted = ref.tag
     expected: int | None = None
     if resume and wanted is not None and wanted.isdigit():
@@ -144,6 +146,7 @@ def update(
     from casstore_cli.stores import open_bucket
 
     ref = parse_ref(name)
+    writable_folder(benchmark_out)
     if not add and remove is None and not start_only:
         raise UsageError("nothing to do: give --add, --remove, or both")
     if resume is not None and not resume.isdigit():
@@ -207,6 +210,7 @@ def download(
 
     ref = parse_ref(name)
     existing_folder(path)
+    writable_folder(benchmark_out)
     with open_bucket(ref.bucket) as bucket:
         with _working("Downloading", "download again with --resume to continue from here") as meter:
             result = bucket.download(
@@ -287,7 +291,7 @@ def _compare(result: UploadResult, expected: int | None) -> None:
 def _tell(bucket: Bucket, result: UploadResult, meter: Meter, format_type: str) -> None:
     version = result.version
     for line in result.skipped:
-        output.warn(f"left out: {output.escape(line)}")
+        output.warn(output.escape(line))
     if format_type == "json":
         from casstore_cli.commands.dataset import shapes
 
