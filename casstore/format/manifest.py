@@ -246,7 +246,7 @@ def check_row(row: Row) -> None:
         refs = row.refs
         if row.depth == 0 and len(refs) == CHUNK_REF.size:
             length = int.from_bytes(refs[DIGEST_SIZE:], "little")
-            if length != row.size or not length:
+            if length != row.size or not 0 < length <= MAX_RAW:
                 raise FormatError("the chunks of a file do not add up to its size")
         elif refs or row.size or row.depth:
             check_list(row.depth, refs, row.size, most=INLINE_REFS)

@@ -298,14 +298,17 @@ class Tree:
         yield from self._records(entry.content.depth, entry.content.refs)
 
     def list_nodes(self, entry: Entry) -> Iterator[bytes]:
-        """Yield the ids of the nodes that a file's chunk list is kept in."""
+        """Yield the ids of the nodes that a file's chunk list is kept in, each once."""
         pending = [(entry.content.depth, entry.content.refs)]
+        seen: set[tuple[int, bytes, int]] = set()
         while pending:
             depth, refs = pending.pop()
             if depth:
                 for node_id, length in list_records(depth, refs):
-                    yield node_id
-                    pending.append((depth - 1, self.list_node(depth - 1, node_id, length)))
+                    if (depth, node_id, length) not in seen:
+                        seen.add((depth, node_id, length))
+                        yield node_id
+                        pending.append((depth - 1, self.list_node(depth - 1, node_id, length)))
 
     def nodes(self) -> Iterator[bytes]:
         """Yield the ids of the nodes that the entries are kept in, the root excepted."""
