@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Protocol, TypeAlias
+
+import msgspec
 
 from casstore.errors import UsageError
 from casstore.model import Buffer
@@ -35,8 +36,7 @@ MAX_KEY_LENGTH = 512
 _KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(?:/[A-Za-z0-9_][A-Za-z0-9_.-]*)*\Z", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
-class Capabilities:
+class Capabilities(msgspec.Struct, frozen=True):
     """What a back end really supports; asked once, never guessed."""
 
     conditional_put: bool
@@ -45,8 +45,7 @@ class Capabilities:
     """Objects are files that this machine can open (``local_path`` returns them)."""
 
 
-@dataclass(frozen=True, slots=True)
-class ObjectInfo:
+class ObjectInfo(msgspec.Struct, frozen=True):
     """One object, as ``stat`` and ``list`` see it. ``size`` in bytes, ``mtime`` in seconds since the
     epoch.
     """
@@ -56,21 +55,18 @@ class ObjectInfo:
     mtime: float
 
 
-@dataclass(frozen=True, slots=True)
-class Object:
+class Object(msgspec.Struct, frozen=True):
     """A whole object and the tag of the state it was read in, for a later compare-and-swap."""
 
     data: bytes
     etag: str
 
 
-@dataclass(frozen=True, slots=True)
-class Absent:
+class Absent(msgspec.Struct, frozen=True):
     """Condition of ``put``: only where no object is."""
 
 
-@dataclass(frozen=True, slots=True)
-class Matches:
+class Matches(msgspec.Struct, frozen=True):
     """Condition of ``put``: only over the object in the state that this tag names."""
 
     etag: str

@@ -17,7 +17,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import secrets
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -211,7 +210,7 @@ class FileBackend:
     def _put_file(self, key: str, parts: Sequence[memoryview], condition: Condition) -> os.stat_result:
         self._sweep()
         with self._root.made_folder(_TEMP) as folder:
-            temp = _Temp(folder, f"{os.getpid():x}-{secrets.token_hex(8)}")
+            temp = _Temp(folder, f"{os.getpid():x}-{os.urandom(8).hex()}")
             try:
                 info = self._write(temp, parts)
                 self._publish(temp, key, condition)

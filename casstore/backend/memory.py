@@ -77,9 +77,7 @@ class MemoryBackend:
         data, _ = self._find(key)
         start = offset if offset >= 0 else len(data) + offset
         if length < 0 or start < 0 or start + length > len(data):
-            raise IntegrityError(
-                f"{self.url}: {key} has {len(data)} bytes; {length} from {offset} were asked for"
-            )
+            raise IntegrityError(f"{self.url}: {key} has {len(data)} bytes; {length} from {offset} were asked for")
         return data[start : start + length]
 
     def put(self, key: str, data: Sequence[Buffer], *, condition: Condition = None) -> str:

@@ -39,9 +39,7 @@ def open_backend(url: str, *, create: bool = False) -> Backend:
     if scheme == "memory":
         return _open_memory(url, create=create)
     if scheme in _LATER:
-        raise UsageError(
-            f"{scheme}:// stores are not supported by this version: {_shown(url)}", hint=_SUPPORTED
-        )
+        raise UsageError(f"{scheme}:// stores are not supported by this version: {_shown(url)}", hint=_SUPPORTED)
     raise UsageError(f"unknown scheme {scheme}:// of a store: {_shown(url)}", hint=_SUPPORTED)
 
 

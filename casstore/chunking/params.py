@@ -7,7 +7,7 @@ created.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from casstore.errors import FormatError, UsageError
 
@@ -21,8 +21,7 @@ _AVG = (256, 4 * 1024 * 1024)
 _MAX = (1024, 16 * 1024 * 1024)
 
 
-@dataclass(frozen=True, slots=True)
-class ChunkerParams:
+class ChunkerParams(msgspec.Struct, frozen=True):
     """Smallest, aimed-at and largest length of a chunk, in bytes. Only the last chunk of a file may be
     shorter.
 
@@ -42,9 +41,7 @@ class ChunkerParams:
             ("max", self.max, _MAX),
         ):
             if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-                raise UsageError(
-                    f"chunk size {name} must be a whole number from {low} to {high}, not {value!r}"
-                )
+                raise UsageError(f"chunk size {name} must be a whole number from {low} to {high}, not {value!r}")
         if not self.min <= self.avg <= self.max:
             raise UsageError(f"chunk sizes must be min <= avg <= max, not {self.min}, {self.avg}, {self.max}")
         if self.min % 2:

@@ -7,8 +7,9 @@ UTC in ISO 8601.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 from casstore.model import DatasetType, VersionRecord, VersionState, VersionStatus
 
@@ -26,8 +27,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class Version:
+class Version(msgspec.Struct, frozen=True):
     """One version: its immutable record, and what may change about it as of when it was looked up.
 
     ``tags`` are sorted and include ``latest`` on the highest version that is ready.
@@ -63,8 +63,7 @@ class Version:
         return f"{self.dataset}:{self.record.number}"
 
 
-@dataclass(frozen=True)
-class UploadResult:
+class UploadResult(msgspec.Struct, frozen=True):
     """What an upload or update did. ``created`` is False when the content was that of the latest version
     already.
 
@@ -78,11 +77,10 @@ class UploadResult:
     logical_bytes: int
     files: int
     reused: int = 0
-    skipped: list[str] = field(default_factory=list)
+    skipped: list[str] = []
 
 
-@dataclass(frozen=True)
-class DownloadResult:
+class DownloadResult(msgspec.Struct, frozen=True):
     """What a download did: the versions, the folder of each, and sums over all of them.
 
     ``files`` and ``size`` are all that is there now, ``reused`` the files that were there before,
@@ -97,16 +95,14 @@ class DownloadResult:
     new_bytes: int
 
 
-@dataclass(frozen=True)
-class VersionInfo:
+class VersionInfo(msgspec.Struct, frozen=True):
     """A version with the names of the collections that contain it."""
 
     version: Version
     collections: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class MemberInfo:
+class MemberInfo(msgspec.Struct, frozen=True):
     """A member of a collection. ``version`` is None when its dataset was deleted after it was collected."""
 
     name: str
@@ -115,8 +111,7 @@ class MemberInfo:
     version: Version | None
 
 
-@dataclass(frozen=True)
-class DatasetSummary:
+class DatasetSummary(msgspec.Struct, frozen=True):
     """A line of a list: a dataset, or a collection.
 
     ``last_version``, ``last_created_at`` and ``size`` are those of the latest version, of a collection None,
@@ -138,8 +133,7 @@ class DatasetSummary:
     users: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class DatasetInfo:
+class DatasetInfo(msgspec.Struct, frozen=True):
     """Everything about one dataset or collection. ``versions`` is empty for a collection, ``members`` for a dataset."""
 
     summary: DatasetSummary
@@ -147,16 +141,14 @@ class DatasetInfo:
     members: tuple[MemberInfo, ...]
 
 
-@dataclass(frozen=True)
-class CollectionChange:
+class CollectionChange(msgspec.Struct, frozen=True):
     """A collection that lost members. ``deleted`` when none was left."""
 
     name: str
     deleted: bool
 
 
-@dataclass(frozen=True)
-class DeleteResult:
+class DeleteResult(msgspec.Struct, frozen=True):
     """What was deleted. ``dropped``: the dataset or collection itself is gone and its name is free.
 
     The space comes back when garbage is collected, as far as no other version uses the same data.
@@ -169,8 +161,7 @@ class DeleteResult:
     collections: tuple[CollectionChange, ...]
 
 
-@dataclass(frozen=True)
-class QueryResult:
+class QueryResult(msgspec.Struct, frozen=True):
     """What fits a query: versions when it speaks of metadata, else datasets and collections. One of both is empty."""
 
     type: str

@@ -17,9 +17,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
+
+import msgspec
 
 from casstore import hashing
 from casstore.compression import MAX_RAW, RAW, ZSTD, decode
@@ -57,8 +58,7 @@ class Record(NamedTuple):
     check: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Footer:
+class Footer(msgspec.Struct, frozen=True):
     """The table of contents of one pack."""
 
     kind: PackKind

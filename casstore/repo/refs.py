@@ -28,7 +28,7 @@ name by somebody who acts on older knowledge fail, or repairs it.
 from __future__ import annotations
 
 import contextlib
-import secrets
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -469,13 +469,13 @@ def _renamed(head: Head, name: str) -> Head:
 
 
 def _write_id() -> str:
-    return secrets.token_hex(16)
+    return os.urandom(16).hex()
 
 
 def _pause(attempt: int) -> None:
     """Wait a random while, longer with each attempt, so that writers in a race get out of step."""
     longest = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**attempt)
-    time.sleep(longest * secrets.randbelow(1000) / 1000)
+    time.sleep(longest * os.urandom(1)[0] / 255)
 
 
 def _no_dataset(name: str) -> NotFoundError:

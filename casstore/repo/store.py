@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -103,7 +102,7 @@ class Store:
                 f"{backend.url} holds objects but no store",
                 hint="choose an empty folder or prefix for a new store",
             )
-        config = StoreConfig(format=FORMAT, id=secrets.token_hex(16), chunker=ChunkerParams().to_dict())
+        config = StoreConfig(format=FORMAT, id=os.urandom(16).hex(), chunker=ChunkerParams().to_dict())
         data = record.encode("store", config)
         try:
             backend.put(layout.STORE, [data], condition=Absent())

@@ -12,10 +12,8 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import secrets
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import msgspec
 
@@ -30,8 +28,7 @@ class Header(msgspec.Struct, frozen=True):
     started: float
 
 
-@dataclass(frozen=True, slots=True)
-class Unfinished:
+class Unfinished(msgspec.Struct, frozen=True):
     """An upload that was interrupted: its journal, and the packs that it left."""
 
     path: str
@@ -50,7 +47,7 @@ class Journal:
     def create(cls, state_dir: str, store_id: str, dataset: str) -> Journal | None:
         """Start a journal, held by this process until it is closed. None where there can be none."""
         folder = _folder(state_dir, store_id)
-        path = os.path.join(folder, f"{time.time_ns():020d}-{secrets.token_hex(4)}")
+        path = os.path.join(folder, f"{time.time_ns():020d}-{os.urandom(4).hex()}")
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
         try:
             os.makedirs(folder, mode=0o700, exist_ok=True)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import stat
 from collections import OrderedDict
 from types import TracebackType
@@ -190,7 +189,7 @@ class Confined:
 
     def create_temporary(self, directory: bytes = b"", mode: int = 0o600) -> tuple[int, bytes]:
         """Create a file of a name of its own, and return its descriptor and its path, for ``rename``."""
-        name = b".casstore-" + secrets.token_hex(8).encode()
+        name = b".casstore-" + os.urandom(8).hex().encode()
         path = directory + b"/" + name if directory else name
         return self.create(path, mode), path
 

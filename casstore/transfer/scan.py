@@ -18,7 +18,6 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import NamedTuple, TypeAlias
 
@@ -40,8 +39,7 @@ PATH_LIMIT = 3500
 """Bytes of a path that is still handed to the kernel whole; a longer one is opened step by step."""
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
+class Source(msgspec.Struct, frozen=True):
     """Something local to upload. ``path`` is absolute; ``dest`` is where its root lands, ``b""`` for the top.
 
     ``contents``: only the children of the directory ``path`` are taken, into the directory ``dest``. Otherwise ``dest``
@@ -62,8 +60,7 @@ class Item(NamedTuple):
     base: Entry | None
 
 
-@dataclass(slots=True)
-class Listing:
+class Listing(msgspec.Struct):
     """One virtual directory, its children sorted by name; they are to be consumed before the next listing.
 
     ``pure`` is the only real directory behind it, if there is just one.
@@ -131,14 +128,13 @@ class _Candidate(NamedTuple):
         return self.base is None or self.base.kind == Kind.DIRECTORY
 
 
-@dataclass(slots=True)
-class _Virtual:
+class _Virtual(msgspec.Struct):
     """A directory of the tree. ``reals`` and ``named`` come with the rank of their source."""
 
     path: bytes
-    reals: list[tuple[int, bytes]] = field(default_factory=list)
-    named: list[tuple[bytes, int, bytes]] = field(default_factory=list)
-    below: dict[bytes, _Virtual] = field(default_factory=dict)
+    reals: list[tuple[int, bytes]] = []
+    named: list[tuple[bytes, int, bytes]] = []
+    below: dict[bytes, _Virtual] = {}
     base: bool = False
 
 

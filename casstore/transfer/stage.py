@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import secrets
 import stat
 from types import TracebackType
 from typing import Self
@@ -219,7 +218,7 @@ class Landing:
 
     def _probe(self) -> None:
         """Find out by trying what new files get, and which names are one to this file system."""
-        token = secrets.token_hex(4)
+        token = os.urandom(4).hex()
         name = f".casstore-Prob\u00e9-{token}".encode()
         descriptor = self._staging.create(name, 0o777)
         try:
@@ -301,7 +300,7 @@ def clear(folder: Confined) -> None:
                     continue
                 inner.set_mode(child, 0o700)  # moving a folder writes to it
                 number += 1
-                moved = b".casstore-old-%d-%s" % (number, secrets.token_hex(4).encode())
+                moved = b".casstore-old-%d-%s" % (number, os.urandom(4).hex().encode())
                 inner.rename(child, folder, moved)
                 pending.append(moved)
         folder.forget(name)

@@ -10,7 +10,6 @@ import os
 import stat
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import msgspec
 
@@ -47,8 +46,7 @@ HOLES = 64 << 10
 """Bytes that a file must have less on disk than its size to count as sparse."""
 
 
-@dataclass(frozen=True, slots=True)
-class TreeResult:
+class TreeResult(msgspec.Struct, frozen=True):
     """What an upload made. ``new_bytes`` are stored bytes, ``new_chunks`` data chunks; ``reused`` files went unread."""
 
     manifest: bytes
@@ -61,8 +59,7 @@ class TreeResult:
     skipped: tuple[str, ...] = ()
 
 
-@dataclass(slots=True)
-class _Slice:
+class _Slice(msgspec.Struct):
     """Files of one directory that go into the stat cache together, once all of them are done."""
 
     path: bytes
@@ -71,8 +68,7 @@ class _Slice:
     changed: bool = False
 
 
-@dataclass(slots=True)
-class _Inode:
+class _Inode(msgspec.Struct):
     """A file with several names: its number in the manifest, the names not seen yet, and the entry of the first one."""
 
     number: int
@@ -80,8 +76,7 @@ class _Inode:
     entry: Entry | None = None
 
 
-@dataclass(slots=True)
-class _Waiting:
+class _Waiting(msgspec.Struct):
     """An entry on its way into the manifest."""
 
     item: Item

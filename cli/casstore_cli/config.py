@@ -19,8 +19,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 from casstore.errors import NotFoundError, UsageError
 
@@ -31,8 +32,7 @@ _BUCKET_KEYS = frozenset({"url", "description", "mode"})
 _OWN_KEYS = frozenset({"user", "default_bucket", "buckets", "pools"})
 
 
-@dataclass(frozen=True, slots=True)
-class Paths:
+class Paths(msgspec.Struct, frozen=True):
     """Folders of this user. None of them need exist; ``private_dir`` makes them."""
 
     config: str
@@ -53,8 +53,7 @@ class Paths:
         return os.path.join(self.config, "config.yaml")
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class BucketConfig:
+class BucketConfig(msgspec.Struct, frozen=True, order=True):
     """One declared bucket. ``mode`` is one of ``MODES``."""
 
     name: str
@@ -63,16 +62,15 @@ class BucketConfig:
     mode: str = "read-write"
 
 
-@dataclass(frozen=True, slots=True)
-class Config:
+class Config(msgspec.Struct, frozen=True):
     """What ``load_config`` found. ``raw`` is the whole file."""
 
     paths: Paths
     user: str
     default_bucket: str
     buckets: Mapping[str, BucketConfig]
-    pools: Mapping[str, Any] = field(default_factory=dict)
-    raw: Mapping[str, Any] = field(default_factory=dict)
+    pools: Mapping[str, Any] = {}
+    raw: Mapping[str, Any] = {}
 
     def bucket(self, name: str | None = None) -> BucketConfig:
         """The bucket called ``name``, or the default one. ``NotFoundError`` when it is not declared."""

@@ -5,6 +5,7 @@ Decided here and only here: what is probed, and how the findings are told.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -121,15 +122,13 @@ def check(name: str, access_type: str | None, config_file: str | None) -> None:
 
 def _probe(bucket: str | None, access: str, config: Config) -> None:
     """Try one kind of access; raises what went wrong. What is written is removed again."""
-    import secrets
-
     from casstore.backend.base import Absent
     from casstore_cli.stores import open_bucket
 
     with open_bucket(bucket, write=access != "READ", config=config) as opened:
         if access == "READ":
             return  # an open store has been read
-        backend, key = opened.store.backend, f"{_PROBES}{secrets.token_hex(16)}"
+        backend, key = opened.store.backend, f"{_PROBES}{os.urandom(16).hex()}"
         backend.put(key, [b"probe"], condition=Absent())
         try:
             backend.delete([key])
