@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import threading
 
-import zstandard
-
 from casstore.errors import FormatError, IntegrityError
 from casstore.model import Buffer
 
@@ -42,6 +40,9 @@ class Compressor:
     """
 
     def __init__(self, level: int = 3) -> None:
+        # Loaded by the first who compresses: most commands that find nothing new never do.
+        import zstandard  # noqa: PLC0415
+
         self._zstd = zstandard.ZstdCompressor(
             level=level, write_content_size=True, write_checksum=False, write_dict_id=False
         )
@@ -75,6 +76,10 @@ class Decompressor:
     """Decodes chunks. Not thread-safe: one for each thread."""
 
     def __init__(self) -> None:
+        import zstandard  # noqa: PLC0415 - see Compressor
+
+        self._error = zstandard.ZstdError
+        self._content_size = zstandard.frame_content_size
         # A damaged frame may ask for a window far larger than its content.
         self._zstd = zstandard.ZstdDecompressor(max_window_size=MAX_RAW)
 
@@ -101,11 +106,11 @@ class Decompressor:
         if raw_length == 0 or bytes(payload[:4]) != _ZSTD_MAGIC:
             raise FormatError("a compressed chunk does not start with a zstd frame")
         try:
-            declared = zstandard.frame_content_size(payload)
+            declared = self._content_size(payload)
             if declared != raw_length:
                 raise IntegrityError(f"a zstd frame declares {declared} bytes instead of {raw_length}")
             raw = self._zstd.decompress(payload, max_output_size=raw_length, allow_extra_data=False)
-        except zstandard.ZstdError as error:
+        except self._error as error:
             raise IntegrityError(f"a zstd frame is damaged: {error}") from error
         if len(raw) != raw_length:
             raise IntegrityError(f"a zstd frame holds {len(raw)} bytes instead of {raw_length}")

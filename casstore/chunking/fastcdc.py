@@ -6,8 +6,6 @@ algorithm in plain Python; tests hold both to the same vectors, so that the libr
 
 from __future__ import annotations
 
-from pyfastcdc import FastCDC
-
 from casstore.chunking.params import ChunkerParams
 from casstore.model import Buffer
 
@@ -18,6 +16,9 @@ class FastCDCChunker:
     """A ``Chunker``. The global interpreter lock is free while a boundary is searched."""
 
     def __init__(self, params: ChunkerParams | None = None) -> None:
+        # Loaded by the first who cuts: it is slow, and most commands never cut.
+        from pyfastcdc import FastCDC  # noqa: PLC0415
+
         self._params = params or ChunkerParams()
         # Shared by threads: the object holds only the parameters, every call scans with a cursor of its own.
         self._fastcdc = FastCDC(
