@@ -74,7 +74,12 @@ class PackBuilder:
         if end > len(self._buffer):
             # Grown in few large steps, then kept: a small upload never pays for a large pack.
             room = min(max(2 * len(self._buffer), end, 1 << 16), self.target + MAX_RAW)
-            self._buffer.extend(bytes(max(room, end) - len(self._buffer)))
+            room = max(room, end)
+            try:
+                self._buffer.extend(bytes(room - len(self._buffer)))
+            except BufferError:
+                # Somebody still holds a view of the pack before, which was written: an error that was handled, say.
+                self._buffer = self._buffer[:start] + bytes(room - start)
         self._buffer[start:end] = payload
         self._used = end
         self._records += encode_record(chunk_id, stored, raw, codec, check_of(codec, payload))

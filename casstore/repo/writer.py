@@ -145,9 +145,11 @@ class Writer:
         while True:
             self._raise_error()
             try:
-                return self._free[kind].get(timeout=0.5)
+                builder = self._free[kind].get(timeout=0.5)
             except queue.Empty:
                 continue
+            self._raise_error()  # it may be free because it could not be written
+            return builder
 
     def submit(self, builder: PackBuilder) -> None:
         """Have a pack written in the background."""

@@ -66,6 +66,20 @@ def test_builder_can_be_used_again() -> None:
         assert len(builder) == 0
 
 
+def test_a_view_of_the_pack_before_is_in_nobodys_way() -> None:
+    builder = PackBuilder(PackKind.DATA)
+    builder.append(hashing.digest(b"one"), 3, RAW, b"one")
+    held = builder.seal()
+    builder.reset()
+    large = os.urandom(300_000)
+    builder.append(hashing.digest(b"two"), 3, RAW, b"two")
+    builder.append(hashing.digest(large), len(large), RAW, large)
+    sealed = builder.seal()
+    pack = b"".join(bytes(part) for part in sealed.parts)
+    assert verify_frames(parse(sealed.pack_id, pack).records, pack) == []
+    assert held.size < sealed.size
+
+
 def test_every_flipped_bit_is_found() -> None:
     pack_id, pack = build([b"hello " * 40, os.urandom(64), b"z" * 300])
     for position in range(len(pack)):
