@@ -34,15 +34,13 @@ from casstore.model import DatasetType, Entry, Head, VersionState
 from casstore.repo.refs import Refs, now
 from casstore.repo.store import Store
 from casstore.repo.tree import Tree
-from casstore.transfer import journal
-from casstore.transfer.journal import Unfinished
 from casstore.transfer.progress import Progress, Silent
-from casstore.transfer.scan import Source
-from casstore.transfer.statcache import StatCache
 
 if TYPE_CHECKING:
     from casstore.dataset.diff import Diff
     from casstore.repo.verify import Report, Watcher
+    from casstore.transfer.journal import Unfinished
+    from casstore.transfer.scan import Source
     from casstore.transfer.upload import TreeResult
 
 __all__ = ["Bucket"]
@@ -197,6 +195,7 @@ class Bucket:
     ) -> TreeResult:
         if resume and not any(self.unfinished()):
             progress.warn("there is no interrupted upload to continue: uploading from the start")
+        from casstore.transfer.statcache import StatCache
         from casstore.transfer.upload import upload_tree
 
         refuse_store(sources, self.store.url)
@@ -230,6 +229,8 @@ class Bucket:
         """Return this machine's interrupted uploads to this store, newest first; to one dataset when named."""
         if self._state_dir is None:
             return []
+        from casstore.transfer import journal
+
         found = journal.unfinished(self._state_dir, self.store.id)
         return [upload for upload in found if name is None or upload.header.dataset == name]
 

@@ -6,7 +6,7 @@ Decided here and only here: when an upload makes no new version, and what is che
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -17,7 +17,9 @@ from casstore.dataset.summary import UploadResult, Version
 from casstore.errors import ConflictError, NotFoundError
 from casstore.model import Head, VersionRecord
 from casstore.repo.refs import Refs, now
-from casstore.transfer.upload import TreeResult
+
+if TYPE_CHECKING:  # loading the upload for its result's type would slow every other command down
+    from casstore.transfer.upload import TreeResult
 
 __all__ = ["Commit"]
 
