@@ -42,9 +42,9 @@ def depth_image(path: Path, seed: int, width: int = 320, height: int = 240) -> N
 
 
 def large(root: Path, scale: float) -> None:
-    """Write four video-like files, 1 GiB in all at scale 1."""
+    """Write four video-like files, 2 GiB in all at scale 1."""
     for number in range(4):
-        noise(root / f"camera_{number}.mp4", int(256 * MIB * scale), number)
+        noise(root / f"camera_{number}.mp4", int(512 * MIB * scale), number)
 
 
 def small(root: Path, scale: float) -> None:
