@@ -17,7 +17,8 @@ class SubmitRequest(msgspec.Struct, kw_only=True):
 
     ``file`` is the text of the specification. ``uploaded_templated_spec`` is the original when ``file`` was
     rendered by an earlier dry run. ``rendered`` (ours) says that ``file`` is the outcome of a dry run and is
-    not rendered again, so that braces inside of it are left alone.
+    not rendered again, so that braces inside of it are left alone. ``env_vars`` (ours) adds to those of the
+    query, which can't be long.
     """
 
     file: str
@@ -25,6 +26,7 @@ class SubmitRequest(msgspec.Struct, kw_only=True):
     set_string_variables: list[str] = []
     uploaded_templated_spec: str | None = None
     rendered: bool = False
+    env_vars: list[str] = []
 
 
 class SubmitReply(msgspec.Struct, kw_only=True):

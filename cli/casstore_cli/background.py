@@ -44,6 +44,8 @@ START_TIMEOUT_S = 30.0
 """A start takes about a second; on a busy machine it may take several."""
 STOP_TIMEOUT_S = 15.0
 """How long a server may take to end its tasks before it is killed."""
+ENDING_TIMEOUT_S = 5.0
+"""How long a start waits for a server that is about to end."""
 _LOG_TAIL_LINES = 12
 
 
@@ -102,8 +104,21 @@ def start(config: Config, *, port: int | None = None) -> bool:
     with _locked(os.path.join(place.state_dir, START_LOCK_FILE)):
         if connect(place).probe() is not None:
             return False
+        _wait_for_the_last(place)
         _spawn(config, place, port)
     return True
+
+
+def _wait_for_the_last(place: Place) -> None:
+    """A server that runs and does not answer is about to end; or its socket was removed, and nobody can reach it."""
+    deadline = time.monotonic() + ENDING_TIMEOUT_S
+    while (pid := running_pid(place)) is not None:
+        if time.monotonic() > deadline:
+            raise ServiceError(
+                f"Your server (process {pid}) runs, but its socket {place.socket_path} is gone",
+                hint="End it with 'osmo server stop --force': what runs in it begins again with the next one.",
+            )
+        time.sleep(0.05)
 
 
 def command_line(config: Config, *, port: int | None = None) -> list[str]:

@@ -7,6 +7,7 @@ fields, ``gang`` what depends on a pool, ``plan`` the graph.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -24,6 +25,7 @@ from .checks import (
     check_mounts,
     check_name,
     check_regex,
+    check_size,
     check_url,
 )
 from .exit_actions import parse_exit_actions
@@ -148,15 +150,7 @@ def _task(raw: Any, path: str) -> TaskSpec:
     check_name(task.name, f"{path}.name")
     if normal_name(task.name)[:63] == _RESERVED_TASK:
         raise SpecError(f"{path}.name: '{task.name}' is reserved")
-    for name, value in task.environment.items():
-        if not VARIABLE.fullmatch(name):
-            raise SpecError(f"{path}.environment: {name!r} is not a name for a variable")
-        if "\0" in value:
-            raise SpecError(f"{path}.environment.{name}: contains a null character")
-    for key, words in (("command", task.command), ("args", task.args)):
-        for index, word in enumerate(words):
-            if "\0" in word:
-                raise SpecError(f"{path}.{key}[{index}]: contains a null character")
+    _check_words(task, path)
     check_files(task.files, f"{path}.files")
     check_mounts(task.volume_mounts, f"{path}.volumeMounts")
     check_credentials(task.credentials, f"{path}.credentials")
@@ -167,6 +161,23 @@ def _task(raw: Any, path: str) -> TaskSpec:
     for index, kpi in enumerate(task.kpis):
         check_inside(kpi.path, f"{path}.kpis[{index}].path")
     return replace(task, inputs=inputs, outputs=outputs, checkpoint=checkpoints)
+
+
+def _check_words(task: TaskSpec, path: str) -> None:
+    """What the program is given: its words and its environment."""
+    for name, value in task.environment.items():
+        if not VARIABLE.fullmatch(name):
+            raise SpecError(f"{path}.environment: {name!r} is not a name for a variable")
+        if "\0" in value:
+            raise SpecError(f"{path}.environment.{name}: contains a null character")
+        check_size(f"{name}={value}", f"{path}.environment.{name}")
+    for key, words in (("command", task.command), ("args", task.args)):
+        for index, word in enumerate(words):
+            if "\0" in word:
+                raise SpecError(f"{path}.{key}[{index}]: contains a null character")
+            check_size(word, f"{path}.{key}[{index}]")
+    if task.command and not task.command[0]:
+        raise SpecError(f"{path}.command[0]: is empty", hint="the first word is the program to run")
 
 
 def _kind(raw: Any, kinds: Sequence[str], beside: Mapping[str, Sequence[str]], path: str) -> str:
@@ -256,6 +267,8 @@ def _resource(raw: Any, path: str) -> ResourceSpec:
     values = {key: value for key, value in values.items() if value is not None}
     entry = convert(values, ResourceSpec, path)
     for key, amount, least in (("cpu", entry.cpu, 0), ("memory", entry.memory, 0), ("storage", entry.storage, 0)):
+        if amount is not None and not math.isfinite(amount):
+            raise SpecError(f"{path}.{key}: {amount} is not an amount")
         if amount is not None and amount <= least:
             raise SpecError(f"{path}.{key}: must be more than 0")
     for key, count in (("gpu", entry.gpu), *((f"extras.{name}", value) for name, value in entry.extras.items())):

@@ -28,10 +28,14 @@ __all__ = [
     "check_mounts",
     "check_name",
     "check_regex",
+    "check_size",
     "check_url",
 ]
 
 MAX_NAME: Final = 64
+MAX_STRING: Final = 128 * 1024 - 1
+"""Bytes of one argument, or of one variable with its name: what Linux passes to a program."""
+_SYSTEM_FOLDERS: Final = ("/dev", "/proc", "/sys")
 _NAME: Final = re.compile(r"[a-zA-Z](?:[a-zA-Z0-9_-]*[a-zA-Z0-9])?", re.ASCII)
 TASK_REFERENCE: Final = re.compile(r"(?:[a-zA-Z0-9][a-zA-Z0-9_-]*:)?[a-zA-Z](?:[a-zA-Z0-9_-]*[a-zA-Z0-9])?", re.ASCII)
 _DATASET: Final = re.compile(r"(?:[A-Za-z0-9_{}-]+/)?[A-Za-z0-9_{}-]+(?::[A-Za-z0-9_{}-]*)?", re.ASCII)
@@ -60,6 +64,12 @@ def check_files(files: tuple[FileSpec, ...], path: str) -> None:
         target = posixpath.normpath("/" + file.path.lstrip("/"))
         if target == "/osmo" or target.startswith("/osmo/"):
             raise SpecError(f"{where}.path: adding file to /osmo is forbidden", hint="use /tmp, for example")
+        if not file.path.startswith("/") or ".." in file.path.split("/"):
+            raise SpecError(
+                f"{where}.path: {file.path!r} is not an absolute path without '..'", hint="use /tmp/..., for example"
+            )
+        if any(target == folder or target.startswith(f"{folder}/") for folder in _SYSTEM_FOLDERS):
+            raise SpecError(f"{where}.path: '{file.path}' is in a folder of the system", hint="use /tmp, for example")
         if target in taken:
             raise SpecError(f"{where}.path: '{file.path}' is already the path of files[{taken[target]}]")
         taken[target] = index
@@ -72,6 +82,16 @@ def check_files(files: tuple[FileSpec, ...], path: str) -> None:
                 base64.b64decode("".join((file.contents or "").split()), validate=True)
             except (binascii.Error, ValueError):
                 raise SpecError(f"{where}.contents: not base64, although 'base64' is set") from None
+
+
+def check_size(text: str, path: str) -> None:
+    """An argument, or a variable as ``NAME=value``: neither may be longer than the system passes on."""
+    size = len(text.encode("utf-8", "surrogatepass"))
+    if size > MAX_STRING:
+        raise SpecError(
+            f"{path}: {size} bytes are more than the {MAX_STRING} that a program can be given in one piece",
+            hint="put it into a file of the task ('files:') or into a dataset ('inputs:')",
+        )
 
 
 def check_mounts(mounts: tuple[str, ...], path: str) -> None:

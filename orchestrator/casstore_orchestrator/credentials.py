@@ -62,5 +62,8 @@ def _values(task: TaskSpec, name: str, user: str, credentials: Credentials) -> M
     values = credentials.lookup(user, name)
     if values is None:
         msg = f"task {task.name}: there is no credential {name!r}"
-        raise AccessError(msg, hint=f"Store it first: osmo credential set {name} --type GENERIC ...")
+        raise AccessError(
+            msg,
+            hint="This server keeps no credentials yet: pass the value with --set-env, or leave the credential out.",
+        )
     return values

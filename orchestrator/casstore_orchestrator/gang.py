@@ -95,7 +95,7 @@ def task_request(spec: WorkflowSpec, task: TaskSpec, pool: Pool) -> TaskRequest:
     if first not in pool.platforms:
         raise SpecError(
             f"{where}.platform: platform '{first}' does not exist in pool '{pool.name}'",
-            hint=_declare(pool, first),
+            hint=_declare(spec, pool),
         )
     defaults = pool.platforms[first].defaults
     amount = Resources(
@@ -385,11 +385,24 @@ def _table(found: Pending, request: TaskRequest, pool: Pool) -> str:
     return "\n".join(["", *lines, _larger(pool, request.platforms[0])])
 
 
-def _declare(pool: Pool, platform: str) -> str:
+def _declare(spec: WorkflowSpec, pool: Pool) -> str:
+    """One command that declares every platform that the workflow names and the pool has not, with its GPUs."""
     known = ", ".join(pool.platforms) or "none"
+    missing: dict[str, int] = {}
+    for group in spec.groups:
+        together: dict[str, int] = {}
+        for task in group.tasks:
+            wanted = spec.resource_of(task)
+            if wanted.platform is not None and wanted.platform not in pool.platforms:
+                together[wanted.platform] = together.get(wanted.platform, 0) + (wanted.gpu or 0)
+        for name, gpus in together.items():
+            missing[name] = max(missing.get(name, 0), gpus)
+    options = " ".join(
+        f"--platform {name}:gpu={gpus}" if gpus else f"--platform {name}" for name, gpus in missing.items()
+    )
     return (
         f"platforms of the pool: {known}; a platform is a label that you declare, here for a dry run on this machine: "
-        f"osmo pool declare {pool.name} --platform {platform}"
+        f"osmo pool declare {pool.name} {options}"
     )
 
 

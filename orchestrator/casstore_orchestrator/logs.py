@@ -27,6 +27,8 @@ FLUSH_INTERVAL = 0.1
 """Seconds after which a line is on disk at the latest (and visible to a reader at once: readers flush)."""
 FOLLOW_INTERVAL = 0.2
 """Seconds between two looks of a follower for which nothing was announced."""
+MAX_HELD = 4 * 1024 * 1024
+"""Bytes of one attempt that wait in memory while the disk takes none; then lines are dropped, and counted."""
 MAX_LINE = 64 * 1024
 """Bytes of one line that are kept; the rest of a longer line goes to further lines."""
 MAX_ATTEMPT = 1 << 30
@@ -55,7 +57,7 @@ class Clock(Protocol):
 class _Attempt:
     """The writing end of one attempt's file; guarded by the store's lock."""
 
-    __slots__ = ("buffer", "buffered", "full", "path", "prefix", "prefix_own", "size")
+    __slots__ = ("buffer", "buffered", "full", "lost", "path", "prefix", "prefix_own", "refused", "size")
 
     def __init__(self, path: Path, task: str, retry_id: int) -> None:
         self.path = path
@@ -69,13 +71,24 @@ class _Attempt:
         except FileNotFoundError:
             self.size = 0
         self.full = self.size >= MAX_ATTEMPT
+        self.lost = 0
+        self.refused = ""
 
-    def write(self) -> None:
-        if self.buffer:
-            with self.path.open("ab", buffering=0) as file:
-                file.write(b"".join(self.buffer))
-            self.buffer.clear()
-            self.buffered = 0
+    def write(self) -> bool:
+        """Write out what is buffered; False when the disk did not take it all, and ``refused`` says why."""
+        data = memoryview(b"".join(self.buffer))
+        written = 0
+        try:
+            if data:
+                with self.path.open("ab", buffering=0) as file:
+                    while written < len(data):  # a disk that becomes full takes a part
+                        written += file.write(data[written:])
+        except OSError as error:
+            self.refused = error.strerror or str(error)
+        rest = bytes(data[written:])
+        self.buffer = [rest] if rest else []
+        self.buffered = len(rest)
+        return not rest
 
 
 class _Workflow:
@@ -175,7 +188,7 @@ class LogStore:
                 for start in range(0, len(line) or 1, MAX_LINE):
                     self._put(attempt, prefix, line[start : start + MAX_LINE], own=bool(source))
             workflow.dirty.add(attempt)
-            if attempt.buffered >= MAX_BUFFER:
+            if attempt.buffered >= MAX_BUFFER and not attempt.refused:
                 attempt.write()
                 self._news.notify_all()
 
@@ -185,6 +198,9 @@ class LogStore:
 
     def _put(self, attempt: _Attempt, prefix: bytes, line: bytes, *, own: bool) -> None:
         if attempt.full and not own:
+            return
+        if attempt.buffered >= MAX_HELD:
+            attempt.lost += 1
             return
         line = self._stamp() + prefix + line + b"\n"
         attempt.buffer.append(line)
@@ -215,7 +231,7 @@ class LogStore:
                 size = os.fstat(file.fileno()).st_size
                 file.seek(_tail_offset(file, size, ERROR_LINES))
                 target.write_bytes(file.read(size - file.tell()))
-        except FileNotFoundError:
+        except OSError:  # there is none, or no room for it: the log itself is what counts
             return
 
     def read(
@@ -265,12 +281,22 @@ class LogStore:
     def _flush(self) -> None:
         wrote = False
         for workflow in self._live.values():
-            for attempt in workflow.dirty:
-                attempt.write()
-                wrote = True
-            workflow.dirty.clear()
+            done = {attempt for attempt in workflow.dirty if attempt.write()}
+            workflow.dirty -= done
+            for attempt in done:
+                self._tell_lost(workflow, attempt)
+            wrote = wrote or bool(done)
         if wrote:
             self._news.notify_all()
+
+    def _tell_lost(self, workflow: _Workflow, attempt: _Attempt) -> None:
+        """The disk takes lines again: say how many it did not."""
+        why, attempt.refused = attempt.refused, ""
+        if attempt.lost:
+            note = f"{attempt.lost} lines of this log were lost: {why}".encode()
+            attempt.lost = 0
+            self._put(attempt, attempt.prefix_own + b"[osmo] ", note, own=True)
+            workflow.dirty.add(attempt)
 
     def _folder(self, workflow_id: str) -> Path:
         if not _WORKFLOW_ID.fullmatch(workflow_id):

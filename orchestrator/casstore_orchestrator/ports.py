@@ -71,11 +71,15 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Isolation:
-    """How far the tasks of an executor are kept apart, and why not further; printed in every task's log."""
+    """How far the tasks of an executor are kept apart, and why not further.
+
+    Every task's log tells mode, network and ``lacks``, those of the ``reasons`` that say what is missing.
+    """
 
     mode: Literal["bubblewrap", "plain"]
     network: bool
     reasons: tuple[str, ...]
+    lacks: tuple[str, ...] = ()
 
 
 class LogSink(Protocol):

@@ -163,7 +163,7 @@ class GroupRunner:
                     break
                 self._carry_out(effect)
             except CasstoreError as error:
-                self._failed(effect, error.message, TaskStatus.FAILED_START_ERROR)
+                self._failed(effect, _message(error), TaskStatus.FAILED_START_ERROR)
             except Exception as error:  # noqa: BLE001 - becomes the end of the group
                 _log.exception("an order of group %s of %s failed", self._group, self._record.id)
                 self._failed(effect, f"{type(error).__name__}: {error}", TaskStatus.FAILED_SERVER_ERROR)
@@ -191,12 +191,10 @@ class GroupRunner:
     def _failed(self, effect: Effect, message: str, status: TaskStatus) -> None:
         if self._closing:
             return
+        # Who stores the failure also logs its message, for each task that it ends.
         if isinstance(effect, NewAttempt | RestartInPlace | KillTask):
-            self._say(effect.attempt.task, f"The task can't be started: {message}")
             self._report(TaskFailed(effect.attempt, status, message))
             return
-        for task in self._spec.tasks:
-            self._say(task.name, f"The group can't be started: {message}")
         self._report(GroupFailed(self._group, message, status))
 
     def _start(self, attempts: tuple[Attempt, ...]) -> None:
@@ -297,8 +295,8 @@ class GroupRunner:
             ),
         )
         if not task.command:
-            msg = f"task {task.name} has no command, and the entry point of its image can't be run without images"
-            raise UsageError(msg, hint="Give the task a command.")
+            msg = f"task {task.name} has no command, and the entry point of its image can't be run without images."
+            raise UsageError(msg, hint="Give the task a 'command:'.")
         for what, given in (
             ("volumeMounts", task.volume_mounts),
             ("privileged", task.privileged),
@@ -383,7 +381,7 @@ class GroupRunner:
         if not run.spec.outputs and run.spec.name not in self._storer.kept:
             return True
         if not self._counts_as_done(run, code):
-            say("The outputs are not stored, because the command failed")
+            say("The outputs are not stored, because the task failed")
             return True
         record, attempt = self._record, run.attempt
         producer = Producer(

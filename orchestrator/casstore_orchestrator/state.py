@@ -349,6 +349,8 @@ def _ended(
         message = f"{message} {note}" if message else note
     elif action is not None:
         status = TaskStatus.COMPLETED if action is ExitAction.COMPLETE else TaskStatus.FAILED
+        if action is ExitAction.FAIL and code == 0 and message is None:
+            message = "The exit action FAIL applies."
     draft.move(group, task, status, exit_code=code, failure_message=message)
     record = draft.group(group)
     if task.lead:

@@ -262,8 +262,8 @@ def test_isolation_is_told_in_every_log(group: Group) -> None:
     isolation = group.executor.describe()
     assert isolation.mode == group.mode
     assert isolation.reasons
-    for reason in isolation.reasons:
-        assert reason in told
+    for lack in isolation.lacks:
+        assert lack in told
 
 
 def test_background_processes_end_with_the_command(group: Group) -> None:

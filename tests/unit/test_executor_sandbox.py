@@ -108,13 +108,14 @@ def test_groups_are_looked_for_where_this_process_is(tmp_path: Path) -> None:
 
 def test_the_limits_of_version_2_are_written(tmp_path: Path) -> None:
     """There is no such hierarchy on every machine; the files are ordinary ones here."""
-    bases = cgroups.Bases(2, str(tmp_path), str(tmp_path))
+    bases = cgroups.Bases(2, str(tmp_path), str(tmp_path), str(tmp_path))
     group = cgroups.make_group(bases, "casstore-1-1", memory=1 << 30, cpu=1.5, quota=True)
     folder = tmp_path / "casstore-1-1"
     assert (folder / "memory.max").read_text() == str(1 << 30)
     assert (folder / "memory.swap.max").read_text() == "0"
     assert (folder / "cpu.weight").read_text() == "150"
     assert (folder / "cpu.max").read_text() == "150000 100000"
+    assert (folder / "pids.max").read_text() == str(cgroups.MAX_PROCESSES)
     assert group.oom_kills() == 0
     (folder / "memory.events").write_text("low 0\noom 2\noom_kill 3\noom_group_kill 0\n")
     assert group.oom_kills() == 3

@@ -208,7 +208,7 @@ def test_a_task_without_command_fails_with_a_reason(world: World) -> None:
     record = world.finished(wf)
     assert record.status is WorkflowStatus.FAILED_START_ERROR
     assert "no command" in (record.failure_message or "")
-    assert any("can't be started" in line for line in world.closed_log(wf))
+    assert sum("no command" in line for line in world.closed_log(wf)) == 1
 
 
 def test_a_group_that_can_not_be_prepared_fails_as_a_whole(world: World) -> None:
@@ -447,7 +447,7 @@ def test_a_failed_command_stores_nothing_and_says_so(world: World) -> None:
     running.exit(1)
     assert world.finished(wf).status is WorkflowStatus.FAILED
     assert "made" not in world.data.versions
-    assert "[a][osmo] The outputs are not stored, because the command failed" in world.closed_log(wf)
+    assert "[a][osmo] The outputs are not stored, because the task failed" in world.closed_log(wf)
 
 
 def test_an_exit_action_makes_a_code_a_success_with_outputs(world: World) -> None:

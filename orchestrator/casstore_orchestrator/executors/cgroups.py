@@ -1,4 +1,4 @@
-"""Memory and CPU limits of a task by control groups, version 1 or 2, where they are writable.
+"""Limits of a task's memory, CPU and processes by control groups, version 1 or 2, where they are writable.
 
 Decided here and only here: where groups are created, which limits are set, and how an out-of-memory kill is told.
 A task's group is made below the group that this process is in (version 1) or beside it (version 2, whose rule is
@@ -14,9 +14,12 @@ import os
 import time
 from dataclasses import dataclass
 
-__all__ = ["Bases", "find_bases", "make_group", "remove_group"]
+__all__ = ["MAX_PROCESSES", "Bases", "find_bases", "make_group", "remove_group"]
 
 _PREFIX = "casstore-"
+
+MAX_PROCESSES = 16384
+"""Processes and threads that a task may have at a time: far more than work needs, far less than the machine has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +29,11 @@ class Bases:
     version: int = 0
     memory: str = ""
     cpu: str = ""
+    pids: str = ""
 
     def group_paths(self, name: str) -> tuple[str, ...]:
-        """The folders of the group ``name``; without duplicates (version 2 has one for both controllers)."""
-        return tuple(dict.fromkeys(os.path.join(base, name) for base in (self.memory, self.cpu) if base))
+        """The folders of the group ``name``; without duplicates (version 2 has one for all controllers)."""
+        return tuple(dict.fromkeys(os.path.join(base, name) for base in (self.memory, self.cpu, self.pids) if base))
 
 
 @dataclass(slots=True)
@@ -70,6 +74,8 @@ def make_group(bases: Bases, name: str, *, memory: int, cpu: float, quota: bool)
     group = Group(bases, name)
     for path in bases.group_paths(name):
         os.mkdir(path)
+    if bases.pids:
+        _write(os.path.join(bases.pids, name, "pids.max"), str(MAX_PROCESSES))
     if bases.memory and memory > 0:
         folder = os.path.join(bases.memory, name)
         if bases.version == 2:
@@ -179,10 +185,11 @@ def find_bases() -> Bases:
         for base in candidates:
             memory = base if _usable(base, "memory.max") else ""
             cpu = base if _usable(base, "cpu.weight") else ""
-            if memory or cpu:
-                return Bases(2, memory, cpu)
+            pids = base if _usable(base, "pids.max") else ""
+            if memory or cpu or pids:
+                return Bases(2, memory, cpu, pids)
     found = {}
-    for controller, file in (("memory", "memory.limit_in_bytes"), ("cpu", "cpu.shares")):
+    for controller, file in (("memory", "memory.limit_in_bytes"), ("cpu", "cpu.shares"), ("pids", "pids.max")):
         for folder, root, kind, options in mounts:
             here = _inside(folder, root, own.get(controller, "/"))
             if kind == "cgroup" and controller in options and here is not None and _usable(here, file):
@@ -190,4 +197,4 @@ def find_bases() -> Bases:
                 break
     if not found:
         return Bases()
-    return Bases(1, found.get("memory", ""), found.get("cpu", ""))
+    return Bases(1, found.get("memory", ""), found.get("cpu", ""), found.get("pids", ""))

@@ -88,7 +88,7 @@ class SandboxGang(ProcessGang):
                 "bridged": self._machine.bridged,
                 "bwrap": self._machine.bwrap,
                 "quota": self._strict_cpu,
-                "bases": [bases.version, bases.memory, bases.cpu],
+                "bases": [bases.version, bases.memory, bases.cpu, bases.pids],
             }
         )
         if not self._answered.wait(_SETUP_SECONDS):
@@ -210,9 +210,10 @@ class SandboxGang(ProcessGang):
             self._tell({"op": "kill", "id": number})
 
     def _introduce(self, attempt: Attempt) -> None:
-        attempt.note(f"isolation: {self._isolation.mode}")
-        for reason in self._isolation.reasons:
-            attempt.note(f"  {reason}")
+        network = "own network" if self._isolation.network else "shared network"
+        attempt.note(f"isolation: {self._isolation.mode}, {network}; details: osmo doctor")
+        for lack in self._isolation.lacks:
+            attempt.note(f"  {lack}")
 
     def _tear_down(self) -> None:
         if self._socket is None or self._process is None:

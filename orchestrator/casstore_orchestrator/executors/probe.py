@@ -18,7 +18,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from casstore_orchestrator.executors.cgroups import Bases
+from casstore_orchestrator.executors.cgroups import MAX_PROCESSES, Bases
 
 __all__ = ["Machine", "bare_python", "probe", "top_level", "trial_main"]
 
@@ -33,7 +33,7 @@ class Machine:
 
     ``sandbox``: bubblewrap works; ``user``: in a user namespace (no privilege needed); ``bridged``: one address a task;
     ``writable``: top-level folders over which a task gets a writable layer; ``bases``: where limits can be set.
-    ``reasons`` are sentences for the user.
+    ``reasons`` are sentences for the user; ``lacks`` are those of them that say what is missing.
     """
 
     sandbox: bool
@@ -43,6 +43,7 @@ class Machine:
     writable: tuple[str, ...]
     bases: Bases
     reasons: tuple[str, ...]
+    lacks: tuple[str, ...] = ()
 
 
 def bare_python(module: str, *arguments: str) -> list[str]:
@@ -111,6 +112,7 @@ def _machine(bwrap: str, found: dict[str, object], *, user: bool) -> Machine:
     bases = Bases(*raw) if isinstance(raw, list) else Bases()
     folders = tuple(writable) if isinstance(writable, list) else ()
     bridged = bool(found.get("bridged"))
+    lacks: list[str] = []
     reasons = [
         "own mounts, processes, IPC, host name and /tmp for every task, by bubblewrap"
         + (" in a user namespace" if user else " as root without a user namespace"),
@@ -118,7 +120,7 @@ def _machine(bwrap: str, found: dict[str, object], *, user: bool) -> Machine:
     if bridged:
         reasons.append("own network for every group, one address a task; nothing outside the group can be reached")
     else:
-        reasons.append(
+        lacks.append(
             "tasks of a group share one network and its ports: this kernel refused a bridge "
             f"({found.get('bridge_error', 'no reason given')}); nothing outside the group can be reached"
         )
@@ -126,13 +128,19 @@ def _machine(bwrap: str, found: dict[str, object], *, user: bool) -> Machine:
         reasons.append(f"memory limits and CPU weights by control groups, version {bases.version}")
     elif bases.memory or bases.cpu:
         kind, other = ("memory", "CPU") if bases.memory else ("CPU", "memory")
-        reasons.append(f"{kind} limits by control groups, version {bases.version}; {other} is not limited")
+        lacks.append(f"{kind} limits by control groups, version {bases.version}; {other} is not limited")
     else:
-        reasons.append("memory and CPU are not limited: no control group is writable for this user")
+        lacks.append("memory and CPU are not limited: no control group is writable for this user")
+    if bases.pids:
+        reasons.append(f"at most {MAX_PROCESSES} processes and threads a task")
+    elif user:
+        reasons.append(f"at most {MAX_PROCESSES} processes and threads a group")
+    else:
+        lacks.append("the number of processes is not limited")
     if folders:
         reasons.append(f"writable layers, private to the task, over {' '.join(folders)}")
     else:
-        reasons.append("the folders of this machine are read-only: layers over them are refused here")
+        lacks.append("the folders of this machine are read-only: layers over them are refused here")
     return Machine(
         sandbox=True,
         user=user,
@@ -140,7 +148,8 @@ def _machine(bwrap: str, found: dict[str, object], *, user: bool) -> Machine:
         bwrap=bwrap,
         writable=folders,
         bases=bases,
-        reasons=tuple(reasons),
+        reasons=(*reasons, *lacks),
+        lacks=tuple(lacks),
     )
 
 
@@ -180,7 +189,7 @@ def _trial(bwrap: str, answer: dict[str, object], *, user: bool) -> None:
     from casstore_orchestrator.executors import cgroups, network, supervise, syscalls  # noqa: PLC0415
 
     bases = cgroups.find_bases()
-    answer["bases"] = [bases.version, bases.memory, bases.cpu]
+    answer["bases"] = [bases.version, bases.memory, bases.cpu, bases.pids]
     if user:
         supervise.enter_user_namespace()
     syscalls.unshare(syscalls.CLONE_NEWNET)

@@ -59,7 +59,7 @@ class ProcessExecutor(Executor):
         if machine is None:
             why = ("plain mode was asked for",) if self._mode == "plain" else probe().reasons
             return plain.plain_isolation(why)
-        return Isolation(mode="bubblewrap", network=machine.bridged, reasons=machine.reasons)
+        return Isolation(mode="bubblewrap", network=machine.bridged, reasons=machine.reasons, lacks=machine.lacks)
 
     def layout(self, launch_home: Path) -> Layout:
         """The paths of a task whose attempt has this home."""

@@ -292,6 +292,8 @@ class Attempt(RunningTask):
         said = b"; ".join(self._setup_lines).decode(errors="replace")
         self.fail(said or "it ended before it was ready")
         self._code = _KILLED if self._reported is None else self._reported
+        if self._oom and self._code == 0:
+            self.note("A process of the task was ended at the memory limit; the command went on without it")
         self._oom = self._oom and self._code != 0
         self._done.set()
 

@@ -17,13 +17,14 @@ import contextlib
 import fcntl
 import json
 import os
+import resource
 import select
 import signal
 import socket
 from dataclasses import dataclass, field
 
 from casstore_orchestrator.executors import syscalls
-from casstore_orchestrator.executors.cgroups import Bases, Group, make_group, remove_group
+from casstore_orchestrator.executors.cgroups import MAX_PROCESSES, Bases, Group, make_group, remove_group
 from casstore_orchestrator.executors.network import GroupNetwork
 
 __all__ = ["CONTROL_FD", "GROUP_PREFIX", "enter_user_namespace", "lay_folders", "main"]
@@ -181,6 +182,11 @@ class _Supervisor:
             syscalls.die_with_parent(parent)
             if group is not None:
                 group.add(os.getpid())
+            if self._user and not self._bases.pids:
+                # Counted in the group's own user namespace, not with what the user runs beside it.
+                _, most = resource.getrlimit(resource.RLIMIT_NPROC)
+                limit = MAX_PROCESSES if most == resource.RLIM_INFINITY else min(MAX_PROCESSES, most)
+                resource.setrlimit(resource.RLIMIT_NPROC, (limit, limit))
             if namespace is not None:
                 syscalls.setns(namespace, syscalls.CLONE_NEWNET)
             syscalls.unshare(syscalls.CLONE_NEWNS)

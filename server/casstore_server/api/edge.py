@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from sqlalchemy.exc import DatabaseError
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -170,6 +171,14 @@ def handle_errors(app: FastAPI) -> None:
         _log.info("refused a body: %s", exc)
         return _too_large()
 
+    async def by_database(request: Request, exc: Exception) -> Response:
+        if not isinstance(exc, DatabaseError):
+            raise exc
+        _log.error("%s %s failed: %s", request.method, request.url.path, exc.orig)
+        text = f"The server's database can't be used: {exc.orig}"
+        hint = "Look at its disk and its file, server.sqlite in the server's state folder; running tasks go on."
+        return reply(ErrorBody(message=text, error_code="SERVER", hint=hint, kind="service"), status=500)
+
     async def unexpected(request: Request, exc: Exception) -> Response:
         _log.error("%s %s failed", request.method, request.url.path, exc_info=exc)
         text = f"Internal server error: {type(exc).__name__}"
@@ -182,10 +191,13 @@ def handle_errors(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, by_http)
     app.add_exception_handler(_TooLarge, too_large)
+    app.add_exception_handler(DatabaseError, by_database)
     app.add_exception_handler(Exception, unexpected)
 
 
 def _first_problem(errors: Sequence[Mapping[str, Any]]) -> str:
     first = errors[0] if errors else {}
+    if tuple(first.get("loc", ())) == ("path", "workflow_id"):
+        return f"{str(first.get('input', ''))[:100]!r} is not the ID of a workflow"
     place = ".".join(str(part) for part in first.get("loc", ()) if part not in {"query", "path", "body"})
     return f"{place}: {first.get('msg', 'not valid')}"

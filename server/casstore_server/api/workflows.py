@@ -59,7 +59,13 @@ def submit(  # FastAPI passes parameters by name
             done = submission.dry_run(request)
         else:
             done = submission.submit(
-                services, caller, pool, request, priority=priority, environment=env_vars, check_only=validation_only
+                services,
+                caller,
+                pool,
+                request,
+                priority=priority,
+                environment=[*env_vars, *request.env_vars],
+                check_only=validation_only,
             )
     return reply(done.reply, warnings=done.warnings)
 

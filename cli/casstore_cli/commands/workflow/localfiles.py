@@ -53,9 +53,16 @@ class Document:
         """The specification as it stands now."""
         import yaml
 
-        dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+        class Dumper(yaml.SafeDumper):
+            """As people write it: scripts as blocks."""
+
+        def text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+            style = "|" if "\n" in value else None
+            return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+        Dumper.add_representer(str, text)
         dumped: str = yaml.dump(
-            self._tree, Dumper=dumper, sort_keys=False, allow_unicode=True, width=1 << 20, default_flow_style=False
+            self._tree, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=1 << 20, default_flow_style=False
         )
         return self._protected.restore(dumped)
 
@@ -158,6 +165,8 @@ class Document:
 
     @staticmethod
     def _read(path: str, where: str) -> bytes:
+        if not os.path.isdir(path) and not os.path.isfile(path):
+            raise SourceError(f"{where}: {path} is not an ordinary file")
         try:
             with open(path, "rb") as file:
                 data = file.read(_MAX_FILE_BYTES + 1)

@@ -7,6 +7,7 @@ in, it is validated, local folders are uploaded, and the result is sent, not to 
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import sys
@@ -16,8 +17,9 @@ from dataclasses import dataclass
 import click
 import msgspec
 
-from casstore.errors import SourceError, UsageError
+from casstore.errors import CancelledError, SourceError, UsageError
 from casstore.wire.cluster import ProfileReply
+from casstore.wire.protocol import MAX_REQUEST_BYTES
 from casstore.wire.workflow import SubmitReply, SubmitRequest, WorkflowReply
 from casstore_cli import output
 from casstore_cli.client import Client, Value, quoted
@@ -29,6 +31,7 @@ from casstore_cli.terminal import copy_lines
 
 _ID = re.compile(r"[a-zA-Z](?:[a-zA-Z0-9_-]*[a-zA-Z0-9])?-\d+|[0-9a-f]{32}", re.ASCII)
 _PRIORITIES = ("HIGH", "NORMAL", "LOW")
+_MAX_QUERY = 10_000
 _pool_option = click.option("-p", "--pool", help="Pool to run in; without it that of your profile.")
 _set_option = click.option("--set", "set_values", cls=ManyOption, metavar="KEY=VALUE", help="Values of templates.")
 _set_string_option = click.option(
@@ -52,12 +55,14 @@ class _Source:
     base: str
     set_values: Sequence[str]
     set_strings: Sequence[str]
+    environment: Sequence[str] = ()
 
     def request(self, text: str | None = None) -> SubmitRequest:
         return SubmitRequest(
             file=self.text if text is None else text,
             set_variables=list(self.set_values),
             set_string_variables=list(self.set_strings),
+            env_vars=list(self.environment),
         )
 
 
@@ -111,7 +116,12 @@ def submit(
             sys.stdout.write(reply.spec or "")
         return 0
     route = _route(client, pool)
-    query: dict[str, Value] = {"priority": priority, "env_vars": list(set_env)}
+    query: dict[str, Value] = {"priority": priority}
+    # In the body where they are too long for a URL; only a server of ours reads them there.
+    long = sum(map(len, set_env)) > _MAX_QUERY
+    if not long:
+        query["env_vars"] = list(set_env)
+    source = dataclasses.replace(source, environment=set_env if long else ())
     if mentions_localpath(source.text):
         document = _with_files(client, source, render=render_localpath_files, outside=allow_outside_paths)
         request = _final(source, document, render=render_localpath_files)
@@ -131,6 +141,7 @@ def submit(
 @_pool_option
 @_render_option
 @_outside_option
+@output.format_option("text", "json")
 def validate(
     *,
     workflow_file: str,
@@ -139,6 +150,7 @@ def validate(
     pool: str | None,
     render_localpath_files: bool,
     allow_outside_paths: bool,
+    format_type: str,
 ) -> None:
     """Check WORKFLOW_FILE as a submission would, without running it."""
     source = _read(workflow_file, set_values, set_strings)
@@ -149,6 +161,9 @@ def validate(
         document.has_datasets()
         request = _final(source, document, render=render_localpath_files)
     reply = client.post(_route(client, pool), SubmitReply, {"validation_only": True}, request)
+    if format_type == "json":
+        output.document(msgspec.to_builtins(reply), indent=2)
+        return
     output.text(reply.logs or "Workflow validation succeeded.")
 
 
@@ -170,17 +185,22 @@ def restart(workflow_id: str, pool: str | None, format_type: str) -> None:
 def _read(path: str, set_values: Sequence[str], set_strings: Sequence[str]) -> _Source:
     try:
         if path == "-":
-            data, base = sys.stdin.buffer.read(), os.getcwd()
+            data, base = sys.stdin.buffer.read(MAX_REQUEST_BYTES + 1), os.getcwd()
         else:
             base = os.path.dirname(os.path.abspath(path))
             with open(path, "rb") as file:
-                data = file.read()
+                data = file.read(MAX_REQUEST_BYTES + 1)
     except FileNotFoundError:
         raise SourceError(
             f"{path} does not exist", hint="Give the path of a workflow file, or a workflow ID."
         ) from None
     except OSError as exc:
         raise SourceError(f"can't read {path}: {exc.strerror}") from None
+    if len(data) > MAX_REQUEST_BYTES:
+        raise SourceError(
+            f"{path} is larger than the {MAX_REQUEST_BYTES} bytes that a workflow may have",
+            hint="Put large files into a dataset and use it as an input.",
+        )
     try:
         return _Source(data.decode("utf-8-sig"), base, set_values, set_strings)
     except UnicodeDecodeError as exc:
@@ -201,7 +221,9 @@ def _final(source: _Source, document: Document, *, render: bool) -> SubmitReques
 
         defaults = split(source.text).defaults_text or ""
         return msgspec.structs.replace(source.request(text + defaults), uploaded_templated_spec=source.text)
-    return SubmitRequest(file=text, rendered=True, uploaded_templated_spec=source.text)
+    return SubmitRequest(
+        file=text, rendered=True, uploaded_templated_spec=source.text, env_vars=list(source.environment)
+    )
 
 
 def _route(client: Client, pool: str | None) -> str:
@@ -217,7 +239,13 @@ def _sent(client: Client, reply: SubmitReply, as_json: bool, follow: bool) -> in
     if not follow:
         return 0
     workflow_id = quoted(reply.name or "")
-    copy_lines(client.stream(f"api/workflow/{workflow_id}/logs"))
+    try:
+        copy_lines(client.stream(f"api/workflow/{workflow_id}/logs"))
+    except KeyboardInterrupt:
+        name = output.escape(reply.name or "")
+        raise CancelledError(
+            f"interrupted; the workflow goes on: osmo workflow logs {name}, osmo workflow cancel {name}"
+        ) from None
     found = client.get(f"api/workflow/{workflow_id}", WorkflowReply)
     output.text(f"Workflow {output.escape(found.name)} is {found.status}.")
     if found.failure_message:
