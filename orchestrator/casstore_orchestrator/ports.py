@@ -164,9 +164,7 @@ class StateStore(Protocol):
     def unfinished(self) -> list[str]:
         """The ids of all workflows that have not ended."""
 
-    def add_event(  # noqa: PLR0917 - what an event is; all of it is always given
-        self, workflow_id: str, task: str, retry_id: int, reason: str, message: str, at: float
-    ) -> None:
+    def add_event(self, workflow_id: str, task: str, retry_id: int, reason: str, message: str, at: float) -> None:
         """Remember something that happened to a task, for people to read."""
 
 

@@ -89,9 +89,7 @@ class MemoryStateStore:
         with self._lock:
             return [name for name in self._records if not self.load(name).status.finished]
 
-    def add_event(  # noqa: PLR0917 - the port's signature
-        self, workflow_id: str, task: str, retry_id: int, reason: str, message: str, at: float
-    ) -> None:
+    def add_event(self, workflow_id: str, task: str, retry_id: int, reason: str, message: str, at: float) -> None:
         """See ``ports.StateStore``."""
         self.events.append(EventNote(workflow_id, task, retry_id, reason, message, at))
 
