@@ -39,6 +39,10 @@ _PIECE_BYTES = 1 << 16
 _MAX_URL = 48_000
 """Servers refuse a request line of more than 64 KiB."""
 
+_OWN_HINT = (
+    "Try again; if that does not help, end it with 'osmo server stop --force', and the next command starts another."
+)
+
 Value = str | int | bool | None | Sequence[str]
 T = TypeVar("T")
 
@@ -151,7 +155,7 @@ class Client:
             connection.close()
             raise ServiceError(
                 f"Cannot connect to the server at {self.target.display}: {_reason(exc)}",
-                hint="See 'osmo server status'." if self.target.url is None else "Check the URL: osmo login URL.",
+                hint=_OWN_HINT if self.target.url is None else "Check the URL: osmo login URL.",
             ) from exc
         if self._on_warning is not None and (warning := response.getheader(WARNING_HEADER)):
             for line in decode_warning(warning):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import fcntl
 import json
 import os
@@ -517,6 +518,103 @@ def test_what_is_wrong_is_told_in_one_line(home: Home, words: str) -> None:
     assert len(told[0]) > len("Error message: "), said
 
 
+def spec(more: str = "", *, command: str = "[echo, hi]", top: str = "") -> str:
+    return f"workflow:\n  name: bad\n{top}  tasks:\n  - name: one\n    image: x\n    command: {command}\n{more}"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (spec(top="  resources: {default: {cpu: .nan}}\n"), "cpu: nan is not an amount"),
+        (spec(command="['']"), "command[0]: is empty"),
+        (spec(f"    environment: {{A: {'x' * 140_000}}}\n"), "a program can be given in one piece"),
+        (spec(command=f"[echo, {'x' * 140_000}]"), "a program can be given in one piece"),
+        (spec("    files: [{path: relative, contents: x}]\n"), "not an absolute path"),
+        (spec("    files: [{path: /proc/x, contents: x}]\n"), "a folder of the system"),
+        (spec("    files: [{path: /tmp/x, localpath: pipe}]\n"), "not an ordinary file"),
+        (spec("    inputs: [{dataset: {name: nothing}}]\n"), "there is no dataset or collection 'nothing'"),
+        (spec("    inputs: [{dataset: {name: nowhere/x}}]\n"), "there is no bucket 'nowhere'"),
+        (spec("    inputs: [{task: one}]\n"), "in the same group"),
+        (spec("    credentials: {hf: {A: b}}\n"), "there is no credential 'hf'"),
+        (spec("    image: y\n"), "given twice"),
+        ("# {{ ''.__class__.__mro__ }}\n" + spec(), "not allowed"),
+        ("# {{ 'x' * 1000000000 }}\n" + spec(), "too much memory"),
+        ("#" + "x" * 11_000_000 + "\n" + spec(), "larger than the 10485760 bytes"),
+    ],
+)
+def test_a_workflow_that_can_not_run_is_refused_in_one_line(home: Home, text: str, told: str) -> None:
+    if not (home.work / "pipe").exists():
+        os.mkfifo(home.work / "pipe")
+    path = home.write("bad.yaml", text)
+    for words in (("submit", path), ("submit", path, "-t", "json")):
+        done = home.start("workflow", *words)
+        said, errors = done.communicate(timeout=PATIENCE)
+        assert done.returncode in {1, 2}, said
+        assert "Traceback" not in said + errors
+        message = json.loads(said)["message"] if "json" in words else said.split("Error message: ")[1].splitlines()[0]
+        assert told in message
+        assert len(message) < 500
+
+
+def test_every_missing_platform_is_declared_by_one_command(home: Home) -> None:
+    said = home.osmo("workflow", "submit", str(WORKFLOWS / "welcome.yaml"), code=1)
+    options = "--platform rtx-pro-6000 --platform gb200:gpu=8 --platform jetson-agx-thor"
+    assert f"osmo pool declare default {options}" in said
+
+
+def test_a_workflow_comes_through_a_pipe(home: Home) -> None:
+    pipe = home.work / "workflow-pipe"
+    os.mkfifo(pipe)
+    submitted = home.start("workflow", "submit", str(pipe), "-t", "json")
+    pipe.write_text(flow("piped", "echo piped"))
+    said, errors = submitted.communicate(timeout=PATIENCE)
+    assert submitted.returncode == 0, said + errors
+    assert "[one] piped" in home.osmo("workflow", "logs", json.loads(said)["name"])
+
+
+def test_an_archive_in_the_environment(home: Home) -> None:
+    """Close to what one variable can hold: through a template, and through --set-env, which no URL can hold."""
+    source = home.work / "inline"
+    source.mkdir()
+    (source / "train.py").write_text("print('trained inline')\n")
+    (source / "weights").write_bytes(os.urandom(90_000))
+    packed = subprocess.run(["tar", "-cz", "-C", str(source), "."], capture_output=True, check=True).stdout
+    archive = base64.b64encode(packed).decode()
+    assert 100_000 < len(archive) < 131_000
+    for option, key in (("--set-string", "encoded_archive"), ("--set-env", "ENCODED_ARCHIVE")):
+        path = str(WORKFLOWS / "train_inline.yaml")
+        said = home.osmo("workflow", "submit", path, option, f"{key}={archive}", "--follow")
+        assert "[train] trained inline" in said
+
+
+def test_a_folder_as_a_dataset_whose_name_is_templated(home: Home) -> None:
+    home.osmo("bucket", "add", "training", str(home.folder / "training-bucket"))
+    home.write("src/training/train.py", "import sys; print('iterations', sys.argv[1])\n")
+    path = home.write("train_dataset.yaml", (WORKFLOWS / "train_dataset.yaml").read_text())
+    for iterations, told in (("10", "Uploaded"), ("20", "is unchanged: training/training-code:1.")):
+        said = home.osmo("workflow", "submit", path, "--set", f"max_iterations={iterations}", "--follow")
+        assert f"[train] iterations {iterations}" in said
+        assert told in home.stderr
+    stored = home.osmo("workflow", "spec", "dataset-training-1")
+    assert "      contents: |\n" in stored, "scripts are shown as they were written"
+    assert home.json("workflow", "validate", path)["logs"] == "Workflow validation succeeded."
+
+
+def test_an_interrupt_ends_the_following_and_not_the_workflow(home: Home) -> None:
+    path = home.write("flow.yaml", flow("goes-on", "echo started; sleep 600"))
+    follower = home.start("workflow", "submit", path, "--follow")
+    assert follower.stdout is not None
+    for line in follower.stdout:
+        if line.endswith("] started\n"):
+            break
+    follower.send_signal(signal.SIGINT)
+    _, errors = follower.communicate(timeout=PATIENCE)
+    assert follower.returncode == 3
+    assert "the workflow goes on: osmo workflow logs goes-on-1, osmo workflow cancel goes-on-1" in errors
+    assert home.json("workflow", "query", "goes-on-1")["status"] == "RUNNING"
+    home.osmo("workflow", "cancel", "goes-on-1")
+
+
 # --- the server
 
 
@@ -616,6 +714,28 @@ def test_a_path_that_is_too_long_for_a_socket(new_home: Home) -> None:
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     new_home.osmo("server", "stop")
     assert not path.exists()
+
+
+def test_a_server_whose_socket_was_removed_is_named(new_home: Home) -> None:
+    new_home.osmo("server", "start")
+    new_home.sockets[0].unlink()
+    said = new_home.osmo("workflow", "list", code=10)
+    assert f"process {new_home.pid}) runs, but its socket" in said
+    assert "osmo server stop --force" in said
+    assert "can't be asked" in new_home.json("doctor")["server"]
+    new_home.osmo("server", "stop", "--force")
+    assert new_home.osmo("workflow", "list") == "There are no workflows to view.\n"
+
+
+def test_a_database_that_becomes_unusable_is_told_in_one_line(new_home: Home) -> None:
+    new_home.submit(flow("before", "true"))
+    new_home.osmo("server", "stop", "--force")
+    with (new_home.state / "server.sqlite").open("r+b") as file:
+        file.seek(4096)
+        file.write(os.urandom(15 * 4096))
+    said = new_home.osmo("workflow", "list", code=10)
+    assert "database" in said
+    assert "server.sqlite" in said
 
 
 def _other_version(home: Home) -> subprocess.Popen[str]:

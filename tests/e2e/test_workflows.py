@@ -16,6 +16,7 @@ from casstore.dataset import Bucket
 from casstore.errors import NotFoundError, SpecError
 from casstore.repo.store import Store
 from casstore_orchestrator.data import BucketData
+from casstore_orchestrator.executors.probe import probe
 from casstore_orchestrator.executors.process import ProcessExecutor
 from casstore_orchestrator.gang import validate_fit
 from casstore_orchestrator.loader import load
@@ -50,8 +51,8 @@ class Lab:
         self.backend = open_backend(f"file://{folder / 'store'}", create=True)
         self.bucket = Bucket(Store.open(self.backend, create=True), name="default", user="tester")
         self.records = MemoryStateStore()
-        machine = Machine("box", Resources(cpu=8, memory=64 << 30, storage=1 << 40, gpu=0))
-        self.pools = parse_pools(POOLS, machine)
+        self.machine = Machine("box", Resources(cpu=8, memory=64 << 30, storage=1 << 40, gpu=0))
+        self.pools = parse_pools(POOLS, self.machine)
         self.home = folder / "workflows"
         self.executor = ProcessExecutor(hidden=[folder])
         self.scheduler = self.make_scheduler()
@@ -194,6 +195,24 @@ def test_template_loop(lab: Lab) -> None:
     assert any("rank 2 of 3 follows" in line for line in lines)
 
 
+@pytest.mark.parametrize("values", [[], ["num_gpu=3", "num_nodes=3"]])
+def test_training_on_several_nodes(lab: Lab, values: list[str]) -> None:
+    """Ranks from a loop, a rendezvous at the master's name, the trained policy as a dataset."""
+    lab.pools = parse_pools({"gpu": {"platforms": {"node": {"gpu": 3, "nodes": 3}}}}, lab.machine)
+    lines = lab.completed(lab.file("train_policy", pool="gpu", set_values=values))
+    world = 9 if values else 4
+    connected = [line for line in lines if line.endswith(f" of {world} is connected to master:5555")]
+    assert len(connected) == world
+    weights = {line.rsplit(" ", 1)[1] for line in lines if " ends with weight " in line}
+    assert weights == {f"{(world + 1) / 2:.3f}"}
+    version = lab.bucket.resolve("trained-policy")
+    assert version.record.provenance["task"] == "master"
+    assert [os.fsdecode(entry.path) for entry in lab.bucket.entries("trained-policy")] == [
+        "policy",
+        "policy/policy.json",
+    ]
+
+
 @pytest.mark.parametrize("name", ["resources_basic", "resources_multiple"])
 def test_resources(lab: Lab, name: str) -> None:
     lab.completed(lab.file(name))
@@ -241,6 +260,59 @@ def test_dataset_update(lab: Lab) -> None:
     made_from = version.record.provenance["inputs"][0]
     assert made_from["ref"] == "default/my_dataset:1"
     assert made_from["checksum"] == lab.bucket.resolve("my_dataset", "1").record.checksum
+
+
+def test_tasks_that_add_to_one_dataset_at_once_lose_nothing(lab: Lab, tmp_path: Path) -> None:
+    (tmp_path / "base").write_text("base")
+    lab.bucket.upload("shared", [str(tmp_path / "base")])
+    tasks = "".join(
+        f"  - {{name: u{n}, image: x, command: [bash, -c, 'echo {n} > {{{{output}}}}/f{n}'],"
+        f" outputs: [{{update_dataset: {{name: shared, paths: [f{n}]}}}}]}}\n"
+        for n in range(4)
+    )
+    lab.completed(lab.submit(f"workflow:\n  name: adding\n  tasks:\n{tasks}"))
+    assert {os.fsdecode(entry.path) for entry in lab.bucket.entries("shared")} == {"base", "f0", "f1", "f2", "f3"}
+    assert lab.bucket.resolve("shared").number == 5
+
+
+def test_tags_metadata_and_labels_of_an_output(lab: Lab) -> None:
+    script = """
+mkdir {{output}}/d {{output}}/about
+echo 1 > {{output}}/d/a.txt; echo 2 > {{output}}/d/b.bin
+echo 'accuracy: 0.9' > {{output}}/about/metadata.yaml
+echo 'robot: arm' > {{output}}/about/labels.yaml"""
+    more = r"""    outputs:
+    - dataset:
+        name: "tagged:{{workflow_id}}"
+        path: d
+        regex: .*\.txt$
+        metadata: [about/metadata.yaml]
+        labels: [about/labels.yaml]
+    - dataset:
+        name: skipped
+        metadata: [about/none.yaml]
+"""
+    for number in (1, 2):
+        lines = lab.completed(lab.submit(one_task(script, more)))
+        assert any("skipped" in line and "about/none.yaml" in line for line in lines)
+        version = lab.bucket.resolve("tagged", f"single-{number}")
+        assert version.number == 1, "the same content is the same version, which gets another tag"
+    assert [os.fsdecode(entry.path) for entry in lab.bucket.entries("tagged")] == ["d", "d/a.txt"]
+    assert version.record.metadata["accuracy"] == 0.9
+    assert lab.bucket.info("tagged").summary.labels == {"robot": "arm"}
+
+
+def test_the_welcome_page_runs_once_its_tasks_have_commands(lab: Lab) -> None:
+    lab.pools = parse_pools(
+        {"default": {"platforms": {name: {"gpu": 8} for name in ("rtx-pro-6000", "gb200", "jetson-agx-thor")}}},
+        lab.machine,
+    )
+    text = (CORPUS / "welcome.yaml").read_text()
+    script = "cat {{input:0}}/file 2> /dev/null; echo more >> {{output}}/file"
+    for name in ("simulation", "train-policy", "evaluate-thor"):
+        text = text.replace(f"- name: {name}\n", f"- name: {name}\n    command: [bash, -c, '{script}']\n")
+    lab.completed(lab.submit(text))
+    assert lab.bucket.resolve("thor-benchmark").record.provenance["inputs"][0]["ref"] == "workflow-1:train-policy"
 
 
 def test_data_filter(lab: Lab, tmp_path: Path) -> None:
@@ -371,6 +443,16 @@ def test_a_stop_leaves_nothing_behind_and_the_next_start_goes_on(lab: Lab) -> No
     lab.scheduler = lab.make_scheduler()
     lab.scheduler.start()
     assert "[only retry-1] ended" in lab.completed(wf)
+
+
+def test_what_the_memory_limit_ended_is_told_even_when_the_command_went_on(lab: Lab) -> None:
+    if not probe().bases.memory:
+        pytest.skip("no control group is writable here")
+    resources = "  resources: {default: {memory: 64Mi}}\n  tasks:"
+    wf = lab.submit(one_task("python3 -c 'bytearray(400 << 20)'; echo went on").replace("  tasks:", resources))
+    lines = lab.completed(wf)
+    assert "[only] went on" in lines
+    assert any("memory limit" in line for line in lines), lines
 
 
 def test_exec_timeout(lab: Lab) -> None:

@@ -9,7 +9,7 @@ import click
 import msgspec
 
 from casstore import __version__
-from casstore.errors import CasstoreError, UsageError
+from casstore.errors import CasstoreError, ServiceError, UsageError
 from casstore.wire.cluster import (
     BackendsReply,
     BucketsReply,
@@ -182,13 +182,15 @@ def doctor(format_type: str) -> None:
     place = background.find_place(config)
     pid = background.running_pid(place)
     report["server"] = "not running (started when needed)" if pid is None else f"running, process {pid}"
+    report["buckets"] = {name: bucket.url for name, bucket in config.buckets.items()}
     if pid is not None:
-        state = background.connect(place).get("api/v1/server", ServerReply)
-        report["workflows"] = f"{state.running} running, {state.pending} waiting"
-        buckets = background.connect(place).get("api/bucket", BucketsReply)
-        report["buckets"] = {name: bucket.path for name, bucket in buckets.buckets.items()}
-    else:
-        report["buckets"] = {name: bucket.url for name, bucket in config.buckets.items()}
+        try:
+            state = background.connect(place).get("api/v1/server", ServerReply)
+            report["workflows"] = f"{state.running} running, {state.pending} waiting"
+            buckets = background.connect(place).get("api/bucket", BucketsReply)
+            report["buckets"] = {name: bucket.path for name, bucket in buckets.buckets.items()}
+        except ServiceError as exc:
+            report["server"] = f"process {pid}, which can't be asked: {exc.message}"
     if format_type == "json":
         output.document(report, indent=2)
         return
