@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,13 @@ assert list(result.skipped) == []
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 print(json.dumps({"peak": peak, "files": result.totals.files, "size": result.totals.size}))
 """
+
+
+@pytest.fixture(autouse=True)
+def clean(tmp_path: Path) -> Iterator[None]:
+    """Leave nothing: pytest keeps what tests made for a while, and this is much."""
+    yield
+    shutil.rmtree(tmp_path)
 
 
 def upload(tmp_path: Path, update: str = "") -> dict[str, Any]:

@@ -272,6 +272,7 @@ def test_a_large_flat_folder(tmp_path: Path, store: Store) -> None:
         (root / f"{number}").touch()
     names = [entry.path for entry in store.tree(upload_tree(store, [contents(root)]).manifest).entries()]
     assert names == sorted(b"%d" % number for number in range(20_000))
+    shutil.rmtree(root)
 
 
 # ---- trees that change under the walk
