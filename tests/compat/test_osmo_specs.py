@@ -48,7 +48,8 @@ def test_every_file_loads_and_loads_again(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", sorted({*CORPUS} - {"welcome.yaml", "robot_simulation.yaml", "resources_platforms.yaml"})
+    "name",
+    sorted({*CORPUS} - {"welcome.yaml", "robot_simulation.yaml", "resources_platforms.yaml", "train_policy.yaml"}),
 )
 def test_what_names_no_platform_runs_on_a_small_laptop(name: str) -> None:
     assert validate_fit(corpus(name).spec, default_pools(LAPTOP)["default"])
@@ -57,6 +58,11 @@ def test_what_names_no_platform_runs_on_a_small_laptop(name: str) -> None:
 @pytest.mark.parametrize("name", ["robot_simulation.yaml", "resources_platforms.yaml"])
 def test_platforms_may_be_two_parts_of_a_laptop(name: str) -> None:
     assert validate_fit(corpus(name).spec, parse_pools(ROBOTS, LAPTOP)["robots"])
+
+
+def test_gpus_are_found_where_they_are_declared() -> None:
+    pool = parse_pools({"gpu": {"platforms": {"node": {"gpu": 2, "nodes": 2}}}}, LAPTOP)["gpu"]
+    assert validate_fit(corpus("train_policy.yaml").spec, pool)
 
 
 def test_hello_world() -> None:

@@ -437,6 +437,24 @@ def test_who_and_where(home: Home) -> None:
     assert "local" in home.osmo("backend", "list")
 
 
+def test_a_task_may_become_another_user(home: Home) -> None:
+    """Folders are open to others as they are on the machine, whatever the server's umask is."""
+    if home.json("doctor")["isolation"] != "bubblewrap":
+        pytest.skip("tasks are ordinary processes here")
+    places = (
+        "/ /usr /etc /var /home /osmo /osmo/data /osmo/data/input /osmo/data/output /osmo/usr/bin /osmo/run/workspace"
+    )
+    script = (
+        f"stat -c 'mode %a %n' {places}; umask; touch {{{{output}}}}/file; stat -c 'mode %a %n' {{{{output}}}}/file"
+    )
+    workflow_id = home.submit(flow("modes", script))
+    said = home.osmo("workflow", "logs", workflow_id)
+    modes = dict(line.split(" mode ")[1].split(" ")[::-1] for line in said.splitlines() if " mode " in line)
+    assert modes.pop("/osmo/data/output/file") == "644"
+    assert set(modes.values()) == {"755"}, modes
+    assert "[one] 0022" in said
+
+
 # --- what is wrong is told in one line
 
 

@@ -160,7 +160,8 @@ def make_home(home: Path) -> None:
             (home / name).mkdir(parents=True, exist_ok=True)
         for name in ("tmp", "var_tmp"):
             (home / name).chmod(0o1777)
-        for name in ("root", "run/workspace", "data/output"):
+        # Whatever our umask: only the home itself is closed to others, and a task may become another user.
+        for name in ("root", "run/workspace", "run/bin", "data", "data/input", "data/output"):
             (home / name).chmod(0o755)
     except OSError as error:
         raise ServiceError(f"the folder of a task can't be made: {error}") from error
@@ -189,10 +190,15 @@ def _step(parent: int, name: str) -> int:
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         for _ in range(2):
+            made = False
             with contextlib.suppress(FileExistsError):
                 os.mkdir(name, 0o755, dir_fd=parent)
+                made = True
             try:
-                return os.open(name, flags, dir_fd=parent)
+                found = os.open(name, flags, dir_fd=parent)
+                if made:
+                    os.fchmod(found, 0o755)  # whatever our umask
+                return found
             except OSError:
                 os.rename(name, f"{name}.displaced", src_dir_fd=parent, dst_dir_fd=parent)
         raise ServiceError(f"the mount point {name} of a task can't be made")

@@ -60,6 +60,7 @@ def lay_folders(folders: list[str], layers: str, *, user: bool) -> list[str]:
                 raise OSError("the name can't be a mount option")
             for part in (name, f"{name}.upper", f"{name}.work"):
                 os.makedirs(part, mode=0o755, exist_ok=True)
+            os.chmod(f"{name}.upper", os.stat(folder).st_mode & 0o7777)  # of both layers, this one's mode is seen
             syscalls.mount("overlay", name, "overlay", 0, options)
             arguments += ["--bind", os.path.join(layers, name), folder]
         except OSError:
