@@ -352,7 +352,7 @@ class Tree:
     def _below(
         self, children: Sequence[NodeRef], depth: int, key: _Key, skip: Container[bytes], end: _Key | None
     ) -> Iterator[list[Group]]:
-        for child, before in _bounded(children[_last_at_most(children, key) :], end):
+        for child, before in _bounded(children, end, _last_at_most(children, key)):
             if child.chunk_id in skip:
                 continue
             if depth == 0:
@@ -394,10 +394,12 @@ class Tree:
                 return
 
 
-def _bounded(children: Sequence[NodeRef], end: _Key | None) -> Iterator[tuple[NodeRef, _Key | None]]:
-    """Yield each child with the key that all entries below it must be before: that of the next one."""
-    for number, child in enumerate(children, 1):
-        yield child, children[number].key if number < len(children) else end
+def _bounded(children: Sequence[NodeRef], end: _Key | None, start: int = 0) -> Iterator[tuple[NodeRef, _Key | None]]:
+    """Yield each child from ``start`` on, with the key that all entries below it come before: that of the next one."""
+    for number in range(start + 1, len(children)):
+        yield children[number - 1], children[number].key
+    if children:
+        yield children[-1], end
 
 
 def _check(node: _Node, child: NodeRef, end: _Key | None) -> None:
