@@ -174,3 +174,27 @@ def test_lines_belong_to_the_attempt_announced_last(store: LogStore) -> None:
     log.attempt("a", 1)
     log.say("a", "two")
     assert [line.split(" ", 2)[2] for line in read(store)] == ["[a] one", "[a retry-1][osmo] two"]
+
+
+def test_a_full_disk_costs_lines_that_are_counted_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "MAX_HELD", 1000)
+    store = LogStore(tmp_path)
+    try:
+        store.begin("wf-1")
+        path = tmp_path / "wf-1" / "_logs" / "a.0.log"
+        path.symlink_to("/dev/full")
+        for number in range(100):
+            store.append("wf-1", "a", 0, b"line %d" % number)
+        assert list(store.read("wf-1")) == []  # reading does not fail either
+        store.keep_error("wf-1", "a", 0)
+        path.unlink()
+        list(store.read("wf-1"))  # the disk takes what was kept; the count of what was not comes after it
+        lines = [line.split(" ", 2)[2] for line in store.read("wf-1")]
+    finally:
+        store.close()
+    kept = [line for line in lines if line.startswith("[a] line ")]
+    assert kept == [f"[a] line {number}" for number in range(len(kept))]
+    assert 0 < len(kept) < 100
+    assert lines[len(kept) :] == [f"[a][osmo] {100 - len(kept)} lines of this log were lost: No space left on device"]

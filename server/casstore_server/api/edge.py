@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy.exc import DatabaseError, DataError, IntegrityError, ProgrammingError
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -174,6 +174,8 @@ def handle_errors(app: FastAPI) -> None:
     async def by_database(request: Request, exc: Exception) -> Response:
         if not isinstance(exc, DatabaseError):
             raise exc
+        if isinstance(exc, IntegrityError | ProgrammingError | DataError):  # our own mistake, not the disk's
+            return await unexpected(request, exc)
         _log.error("%s %s failed: %s", request.method, request.url.path, exc.orig)
         text = f"The server's database can't be used: {exc.orig}"
         hint = "Look at its disk and its file, server.sqlite in the server's state folder; running tasks go on."
