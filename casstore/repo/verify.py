@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TypeVar
 
 import msgspec
@@ -29,7 +30,7 @@ from casstore.repo import layout
 from casstore.repo.index import MAX_SEGMENT
 from casstore.repo.limits import check_size
 from casstore.repo.packs import read_footer
-from casstore.repo.records import NameRecord, head_problem, version_problem
+from casstore.repo.records import NameRecord, head_problem, is_active, version_problem
 from casstore.repo.store import MAX_CONFIG, Store, StoreConfig, workers
 from casstore.repo.tree import ChecksumBuilder, Tree
 
@@ -268,7 +269,7 @@ class _Verification:
     # ---- records
 
     def records(self) -> None:
-        names = {}
+        names: dict[str, str | None] = {}
         for info in self.each(layout.NAMES):
             try:
                 name = self._record(info, "name", NameRecord)
@@ -288,12 +289,21 @@ class _Verification:
                     versions.setdefault(dataset_id, set()).add(self._version(info, dataset_id))
             except CasstoreError as error:
                 self.problem(info.key, f"the record is damaged: {error.message}")
+        self._relations(names, heads, versions)
+
+    def _relations(self, names: dict[str, str | None], heads: dict[str, Head], versions: dict[str, set[int]]) -> None:
+        """Follow names to heads, and heads to versions."""
         for key, target in names.items():
             if target is not None and target not in heads:
                 self.problem(key, f"it leads to dataset {target[:40]}, which is missing or damaged")
         for dataset_id in versions.keys() - heads.keys():
             self.problem(layout.DATASETS + dataset_id, "it has versions, but its head is missing or damaged")
         for dataset_id, head in heads.items():
+            known = versions.get(dataset_id, ())
+            numbers = range(1, head.last_version + 1)
+            # Only as many as anyone reads: the head may say anything.
+            for number in islice((n for n in numbers if n not in known and is_active(head, n)), _BATCH):
+                self.problem(layout.version_key(dataset_id, number), f"version {number} of {head.name} is missing")
             for tag in (tag for tag, number in head.tags.items() if number not in versions.get(dataset_id, ())):
                 self.problem(layout.head_key(dataset_id), f"its tag {tag!r} leads to no sound version")
 

@@ -26,7 +26,7 @@ from casstore.format import index, manifest, record
 from casstore.format.index import Location
 from casstore.format.manifest import CHUNK_REF, NODE_REF, Group, NodeRef, Row, encode_inner, encode_leaf
 from casstore.format.pack import PackKind, check_of, encode_record, encode_tail, header
-from casstore.model import Entry, Kind, Totals, VersionRecord
+from casstore.model import DatasetType, Entry, Head, Kind, Totals, VersionRecord
 from casstore.repo import layout
 from casstore.repo.store import Store, StoreConfig
 from casstore.repo.tree import ChecksumBuilder
@@ -510,6 +510,13 @@ RECORDS = {
     "a head of noise": (layout.head_key(ID), os.urandom(500)),
     "a head with numbers without end": (
         layout.head_key(ID), sealed("head", b'{"last_version":' + b"9" * 100_000 + b"}"),
+    ),
+    "a head that says of very many versions": (
+        layout.head_key(ID),
+        record.encode("head", Head(
+            id=ID, name="x", type=DatasetType.DATASET, created_at="2026-01-01T00:00:00Z", created_by="x",
+            write_id="00" * 16, last_version=1 << 60,
+        )),
     ),
     "a head that is another type": (layout.head_key(ID), record.encode("version", VERSION)),
     "a name of noise": ("names/robot", b"\0" * 100),
