@@ -13,7 +13,7 @@ import contextlib
 import mmap
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from casstore import hashing
 from casstore.backend.base import Absent, Backend
@@ -90,9 +90,12 @@ class Index:
         # Large segments first: most hits are there.
         self._search = tuple(sorted(self._segments.values(), key=lambda segment: -segment.records))
 
-    def contains(self, chunk_id: bytes) -> bool:
-        """Whether a published segment has this chunk, as far as this process has seen."""
-        return any(segment.contains(chunk_id) for segment in self._search)
+    def places(self, chunk_id: bytes) -> Iterator[Location]:
+        """Yield where a chunk is by the segments that this process has seen: one location each."""
+        for segment in self._search:
+            place = segment.locate(chunk_id)
+            if place is not None:
+                yield place
 
     def locate(self, chunk_id: bytes) -> Location:
         """Return where a chunk is; ``NotFoundError`` when no segment knows it."""
@@ -115,8 +118,10 @@ class Index:
         self.load(again=True)
         return list(self._search)
 
-    def publish(self, records: Sequence[tuple[bytes, Location]]) -> None:
+    def publish(self, records: Sequence[tuple[bytes, Location]], *, lost: Collection[bytes] = ()) -> None:
         """Make these chunks known to everybody: write a segment, and merge small ones when there are many.
+
+        What the segments say of the packs in ``lost`` is dropped: those packs are gone, and the chunks are stored anew.
 
         The packs must be durable. Writing the merged segment comes before deleting what it replaces, so that a
         crash leaves duplicates, never a gap.
@@ -131,11 +136,21 @@ class Index:
             if merged:
                 data = merge([Segment(data), *(self._segments[key] for key in merged)])
             self._add(data)
+            merged += self._without(frozenset(lost)) if lost else []
             for key in merged:
                 self._segments.pop(key, None)
             self._publish()
             if merged:
                 self._backend.delete(merged)
+
+    def _without(self, lost: frozenset[bytes]) -> list[str]:
+        """Write the segments that speak of lost packs again, without those; returns the keys of the old ones."""
+        stale = {key: segment for key, segment in self._segments.items() if not lost.isdisjoint(segment.pack_ids())}
+        for segment in stale.values():
+            rest = [item for item in segment.items() if item[1].pack_id not in lost]
+            if rest:
+                self._add(encode(rest))
+        return list(stale)
 
     def _to_merge(self, total: int) -> list[str]:
         """Return the keys of the segments to merge with ``total`` new records."""

@@ -25,6 +25,7 @@ from casstore.format.index import Location
 from casstore.format.pack import PackKind
 from casstore.repo import layout, packs
 from casstore.repo.index import Index
+from casstore.repo.live import LivePacks
 from casstore.repo.packs import PackBuilder, Sealed
 
 PUBLISH_EVERY = 1 << 18
@@ -83,6 +84,7 @@ class Writer:
         self._backend = backend
         self._index = index
         self._on_pack = on_pack
+        self.packs = LivePacks(backend)
         index.load()
         self._new: dict[bytes, object] = {}
         self._places: list[tuple[bytes, Location]] = []
@@ -115,11 +117,14 @@ class Writer:
 
     def known(self, chunk_id: bytes) -> bool:
         """Whether a version may refer to this chunk without it being added again."""
-        return chunk_id in self._new or self._index.contains(chunk_id)
+        return chunk_id in self._new or self._is_stored(chunk_id)
+
+    def _is_stored(self, chunk_id: bytes) -> bool:
+        return any(self.packs.holds(place) for place in self._index.places(chunk_id))
 
     def claim(self, chunk_id: bytes) -> bool:
         """Whether the caller has to store this chunk: True for exactly one of the lanes that ask."""
-        if self._index.contains(chunk_id):
+        if self._is_stored(chunk_id):
             return False
         # One atomic operation instead of a lock: threads meet here for every chunk.
         token = object()
@@ -176,8 +181,14 @@ class Writer:
                 self._idle.notify_all()
 
     def _store(self, sealed: Sealed) -> None:
-        with contextlib.suppress(PreconditionError):  # the same chunks in the same order are there already
-            self._backend.put(layout.pack_key(sealed.pack_id), sealed.parts, condition=Absent())
+        key = layout.pack_key(sealed.pack_id)
+        try:
+            self._backend.put(key, sealed.parts, condition=Absent())
+        except PreconditionError:
+            # The same chunks in the same order are there already, unless that pack was cut short.
+            if self._backend.stat(key).size != sealed.size:
+                self._backend.put(key, sealed.parts)
+        self.packs.stored(sealed.pack_id, sealed.size)
         if self._on_pack is not None:
             self._on_pack(sealed.pack_id)
         with self._lock:
@@ -189,7 +200,7 @@ class Writer:
     def _publish(self) -> None:
         with self._lock:
             places, self._places = self._places, []
-        self._index.publish(places)
+        self._index.publish(places, lost=self.packs.dead)
         with self._lock:
             for chunk_id, _ in places:
                 self._new.pop(chunk_id, None)
@@ -198,7 +209,7 @@ class Writer:
         """Take the chunks of a pack that an interrupted upload left behind as known."""
         with self._lock:
             for chunk_id, place in places:
-                if chunk_id not in self._new and not self._index.contains(chunk_id):
+                if chunk_id not in self._new and not self._is_stored(chunk_id):
                     self._new[chunk_id] = None
                     self._places.append((chunk_id, place))
 

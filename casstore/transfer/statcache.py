@@ -41,12 +41,13 @@ class Known(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 
 class CachedTree(msgspec.Struct, array_like=True, frozen=True):
-    """The outcome of an upload of a whole tree."""
+    """The outcome of an upload of a whole tree. ``packs``: all packs that it needs, with their sizes."""
 
     manifest: bytes
     checksum: bytes
     totals: tuple[int, int, int, int]
     skipped: tuple[str, ...]
+    packs: list[tuple[bytes, int]]
 
 
 _encode = msgspec.msgpack.Encoder().encode

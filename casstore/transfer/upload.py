@@ -15,9 +15,10 @@ import msgspec
 
 from casstore import hashing
 from casstore.chunking.fastcdc import FastCDCChunker
-from casstore.errors import CasstoreError, SourceError
+from casstore.errors import CasstoreError, IntegrityError, SourceError
 from casstore.format.manifest import MAX_FILE, check_list, list_records
 from casstore.model import Content, Entry, Flag, Kind, Totals
+from casstore.repo.live import LivePacks
 from casstore.repo.packs import places_of, read_footer
 from casstore.repo.store import Store, workers
 from casstore.repo.tree import Tree, TreeBuilder
@@ -117,7 +118,7 @@ def upload_tree(
     if key is not None and cache.has_tree(key):
         signature = Scanner(sources).signature()
         known = cache.tree(key, signature) if signature else None
-        if known is not None and store.has_manifest(known.manifest):
+        if known is not None and store.has_manifest(known.manifest) and LivePacks(store.backend).all_there(known.packs):
             totals = Totals(*known.totals)
             progress.expect(totals.files, totals.size)
             progress.listed()
@@ -130,6 +131,7 @@ def upload_tree(
             adopted = _adopt(store, writer, state_dir) if state_dir else []
             upload = _Upload(store, writer, scanner, cache, progress, threads or workers())
             result = upload.run()
+            used = sorted(writer.packs.used.items())
             for left in adopted:
                 journals.discard(left)
     except BaseException:
@@ -141,7 +143,8 @@ def upload_tree(
     if key is not None and upload.signature is not None:
         totals = result.totals
         sums = (totals.files, totals.directories, totals.symlinks, totals.size)
-        cache.keep_tree(key, upload.signature, CachedTree(result.manifest, result.checksum, sums, result.skipped))
+        kept = CachedTree(result.manifest, result.checksum, sums, result.skipped, used)
+        cache.keep_tree(key, upload.signature, kept)
     return result
 
 
@@ -273,6 +276,11 @@ class _Upload:
     def _base_entry(self, item: Item) -> Entry:
         """Return an entry that comes from no local file."""
         entry = item.base or Entry(item.path, Kind.DIRECTORY, 0o755)
+        if not self._is_stored(entry.content.depth, entry.content.refs, entry.size):
+            raise IntegrityError(
+                f"{show(entry.path)} of the version to start from has lost data",
+                hint="see `osmo dataset verify`; remove or replace that file in the update",
+            )
         if not entry.link:
             return entry
         # The base numbered its inodes for itself: its numbers may not meet those of the files that are added.
@@ -293,7 +301,11 @@ class _Upload:
             self._progress.advance(status.st_size)
             return waiting
         known = folder.known.get(item.path.rpartition(b"/")[2]) if folder else None
-        if known is not None and known.state == state_of(status) and self._is_stored(known, status.st_size):
+        if (
+            known is not None
+            and known.state == state_of(status)
+            and self._is_stored(known.depth, known.refs, status.st_size)
+        ):
             waiting.entry = _file_entry(item.path, status, Content(known.depth, known.refs), waiting.link)
             self._reused += 1
             self._progress.advance(status.st_size)
@@ -331,9 +343,9 @@ class _Upload:
             self._pipeline.submit(self._batch)
             self._batch, self._batch_size = [], 0
 
-    def _is_stored(self, known: Known, size: int) -> bool:
-        """Whether the store has all chunks that the cache says, and the cache can be right."""
-        pending = [(known.depth, known.refs, size)] if size or known.refs else []
+    def _is_stored(self, depth: int, refs: bytes, size: int) -> bool:
+        """Whether the store really has all chunks of a file, and the list of them can be right."""
+        pending = [(depth, refs, size)] if size or refs else []
         try:
             while pending:
                 depth, refs, length = pending.pop()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from casstore.backend.memory import MemoryBackend
-from casstore.errors import SourceError
+from casstore.errors import IntegrityError, SourceError
 from casstore.model import Entry, Flag, Kind
 from casstore.repo.store import Store
 from casstore.repo.verify import verify_store
@@ -347,3 +347,47 @@ def test_updating_a_version(tmp_path: Path, store: Store) -> None:
 def test_a_missing_source_is_one_clear_line(tmp_path: Path, store: Store) -> None:
     with pytest.raises(SourceError, match="nowhere: No such file or directory"):
         upload_tree(store, [contents(tmp_path / "nowhere")])
+
+
+def packs(store: Store) -> list[str]:
+    return [info.key for info in store.backend.list("packs/")]
+
+
+@pytest.mark.parametrize("how", ["lost", "cut short"])
+@pytest.mark.parametrize("cached", [True, False])
+def test_nothing_is_committed_over_packs_that_are_gone(
+    tmp_path: Path, store: Store, cache: StatCache, how: str, cached: bool
+) -> None:
+    root = tmp_path / "in"
+    files = make(root)
+    settle(root)
+    first = upload_tree(store, [contents(root)], cache=cache)
+    old = packs(store)
+    for key in old:
+        data_of_pack = store.backend.get(key).data
+        store.backend.delete([key])
+        if how == "cut short":
+            store.backend.put(key, [data_of_pack[:100]])
+    fresh = Store.open(store.backend)
+    second = upload_tree(fresh, [contents(root)], cache=cache if cached else None)
+    assert second.manifest == first.manifest
+    assert second.new_chunks > 0
+    # A pack that was cut short may stay behind, but nothing needs it.
+    assert {problem.where for problem in verify_store(Store.open(store.backend)).problems} <= (
+        set() if how == "lost" else set(old)
+    )
+    for path, content in files.items():
+        assert data(Store.open(store.backend), second, path) == content
+
+
+def test_an_update_of_a_version_that_lost_data_is_refused(tmp_path: Path, store: Store) -> None:
+    root = tmp_path / "in"
+    make(root)
+    base = upload_tree(store, [contents(root)])
+    tree = store.tree(base.manifest)
+    list(tree.entries())
+    wanted = next(iter(tree.chunks(tree.lookup(b"top.bin"))))[0]  # type: ignore[arg-type]
+    store.backend.delete([f"packs/{(pack := store.locate(wanted).pack_id.hex())[:2]}/{pack}"])
+    (tmp_path / "more").write_text("more")
+    with pytest.raises(IntegrityError, match="has lost data"):
+        upload_tree(store, [Source(os.fsencode(tmp_path / "more"), b"more")], base=tree)
