@@ -28,9 +28,7 @@ MAX_DEPTH = 50
 MAX_NODES = 200_000
 """Scalars, mappings and lists, counted once for each place where they appear after aliases are expanded."""
 
-_CORE = frozenset(
-    f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "map", "seq")
-)
+_CORE = frozenset(f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "map", "seq"))
 _MERGE = "tag:yaml.org,2002:merge"
 
 _Mark: TypeAlias = Any  # the C parser has a mark class of its own
@@ -49,13 +47,9 @@ class _Loader(_Base):  # type: ignore[misc]  # the C loader is chosen at run tim
                 continue
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, Hashable):
-                raise yaml.constructor.ConstructorError(
-                    None, None, "a key must be a plain value", key_node.start_mark
-                )
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a plain value", key_node.start_mark)
             if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key!r} is given twice", key_node.start_mark
-                )
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
             seen.add(key)
         result: dict[Any, Any] = super().construct_mapping(node, deep=deep)
         return result
@@ -148,9 +142,7 @@ class _Survey:
             raise _Refused(event.start_mark, f"more than {MAX_NODES} values after expanding aliases")
 
 
-def load(
-    text: str | bytes, *, what: str, max_bytes: int = MAX_BYTES, error: type[CasstoreError] = UsageError
-) -> Any:
+def load(text: str | bytes, *, what: str, max_bytes: int = MAX_BYTES, error: type[CasstoreError] = UsageError) -> Any:
     """Return the plain data in a YAML document; None for an empty one.
 
     ``what`` names the document in messages (a path, say). Raises ``error`` for whatever is not accepted.

@@ -45,12 +45,7 @@ class LazyGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """As click does, with a suggestion when the name is close to a known one."""
         name = args[0] if args else ""
-        if (
-            not ctx.resilient_parsing
-            and name
-            and not name.startswith("-")
-            and self.get_command(ctx, name) is None
-        ):
+        if not ctx.resilient_parsing and name and not name.startswith("-") and self.get_command(ctx, name) is None:
             import difflib
 
             close = difflib.get_close_matches(name, self.list_commands(ctx), 1)

@@ -70,9 +70,7 @@ def test_create_find_list(refs: Refs) -> None:
     assert head.labels == {"a": 1}
     assert refs.read_head(head.id)[0] == head
     other = refs.create_dataset("-odd", created_by="me")
-    assert list(refs.list_names()) == sorted(
-        [("ds", head.id), ("-odd", other.id)], key=lambda x: layout.name_key(x[0])
-    )
+    assert list(refs.list_names()) == sorted([("ds", head.id), ("-odd", other.id)], key=lambda x: layout.name_key(x[0]))
     assert sorted(refs.dataset_ids()) == sorted([head.id, other.id])
 
 
@@ -121,9 +119,7 @@ def test_commit_numbers(refs: Refs) -> None:
 
 def test_commit_changes_the_head_in_the_same_swap(refs: Refs) -> None:
     head = refs.create_dataset("ds", created_by="me")
-    refs.commit_version(
-        head.id, build, also=lambda head, number: msgspec.structs.replace(head, tags={"good": number})
-    )
+    refs.commit_version(head.id, build, also=lambda head, number: msgspec.structs.replace(head, tags={"good": number}))
     found = refs.find("ds")
     assert (found.tags, found.last_version) == ({"good": 1}, 1)
 

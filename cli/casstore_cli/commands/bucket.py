@@ -61,9 +61,7 @@ def list_(format_type: str) -> None:
 @click.argument("name")
 @click.argument("url")
 @click.option("-d", "--description", default="", help="What the bucket is for.")
-@click.option(
-    "--mode", type=click.Choice(MODES), default=MODES[0], show_default=True, help="What is allowed."
-)
+@click.option("--mode", type=click.Choice(MODES), default=MODES[0], show_default=True, help="What is allowed.")
 @click.option("--default", "default", is_flag=True, help="Use it where no bucket is named.")
 def add(name: str, url: str, description: str, mode: str, default: bool) -> None:
     """Declare the bucket NAME at URL, a URL or the path of a folder.
@@ -98,9 +96,7 @@ def add(name: str, url: str, description: str, mode: str, default: bool) -> None
 def remove(name: str) -> None:
     """Forget the bucket NAME. What is stored in it stays."""
     if name == DEFAULT_BUCKET and name not in _declared(load_config().raw.get("casstore") or {}):
-        raise UsageError(
-            f"bucket {name!r} is always there", hint="choose another default: osmo bucket default"
-        )
+        raise UsageError(f"bucket {name!r} is always there", hint="choose another default: osmo bucket default")
 
     def change(own: dict[str, Any]) -> None:
         buckets = dict(_declared(own))
