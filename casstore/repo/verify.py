@@ -299,13 +299,23 @@ class _Verification:
         for dataset_id in versions.keys() - heads.keys():
             self.problem(layout.DATASETS + dataset_id, "it has versions, but its head is missing or damaged")
         for dataset_id, head in heads.items():
-            known = versions.get(dataset_id, ())
+            known = versions.get(dataset_id, set())
             numbers = range(1, head.last_version + 1)
             # Only as many as anyone reads: the head may say anything.
             for number in islice((n for n in numbers if n not in known and is_active(head, n)), _BATCH):
-                self.problem(layout.version_key(dataset_id, number), f"version {number} of {head.name} is missing")
-            for tag in (tag for tag, number in head.tags.items() if number not in versions.get(dataset_id, ())):
-                self.problem(layout.head_key(dataset_id), f"its tag {tag!r} leads to no sound version")
+                if not self._is_there(dataset_id, number):
+                    self.problem(layout.version_key(dataset_id, number), f"version {number} of {head.name} is missing")
+            for tag, number in head.tags.items():
+                if number not in known and not self._is_there(dataset_id, number):
+                    self.problem(layout.head_key(dataset_id), f"its tag {tag!r} leads to no sound version")
+
+    def _is_there(self, dataset_id: str, number: int) -> bool:
+        """Whether a version is there that was not when the versions were listed: the head was read after that."""
+        try:
+            self._version(self.store.backend.stat(layout.version_key(dataset_id, number)), dataset_id)
+        except CasstoreError:
+            return False
+        return True
 
     def _head(self, info: ObjectInfo, dataset_id: str) -> Head:
         head = self._record(info, "head", Head)
