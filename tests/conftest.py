@@ -51,3 +51,10 @@ def deep_path() -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="casstore-deep-"))
     yield path
     subprocess.run(["rm", "-rf", str(path)], check=True)
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A folder with a short name: the path of a Unix socket below it fits into the kernel's 108 bytes."""
+    with tempfile.TemporaryDirectory(prefix="cs-") as path:
+        yield Path(path)

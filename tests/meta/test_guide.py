@@ -101,17 +101,17 @@ def run(step: Step, folder: Path, environment: dict[str, str]) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_the_guide_shows_what_happens(page: Path, tmp_path: Path) -> None:
-    environment = place(tmp_path)
+def test_the_guide_shows_what_happens(page: Path, short_path: Path) -> None:
+    environment = place(short_path)
     try:
         for step in steps(page.read_text()):
-            actual = run(step, tmp_path, environment)
+            actual = run(step, short_path, environment)
             assert matches(step.expected, actual), "\n".join(
                 [f"$ {step.command}", *actual, "-- shown:", *step.expected]
             )
     finally:
         if "osmo workflow" in page.read_text():
-            run(Step("osmo server stop", []), tmp_path, environment)
+            run(Step("osmo server stop", []), short_path, environment)
 
 
 def test_a_wrong_page_would_be_noticed() -> None:
