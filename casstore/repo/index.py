@@ -5,6 +5,9 @@ Decided here and only here: how segments are opened, searched, written and merge
 another writer may have published it meanwhile. Small segments are merged so that their number stays low; each merge
 takes segments of about the same size, so that a record is written a few times in all, and makes none larger than
 ``MERGE_RECORDS``, so that its memory is bounded.
+
+The index is a cache of the packs' footers. Where segments are damaged or lost, the footers of the packs that no sound
+segment speaks of are read instead, and the next writer that publishes makes the repair last.
 """
 
 from __future__ import annotations
@@ -17,10 +20,11 @@ from collections.abc import Collection, Iterator, Sequence
 
 from casstore import hashing
 from casstore.backend.base import Absent, Backend
-from casstore.errors import FormatError, NotFoundError, PreconditionError, StorageError
+from casstore.errors import FormatError, IntegrityError, NotFoundError, PreconditionError, StorageError
 from casstore.format.index import Location, Segment, encode, merge
 from casstore.repo import layout
 from casstore.repo.limits import bounded_get
+from casstore.repo.packs import places_of, read_footer
 
 MERGE_ABOVE = 12
 """More segments than this are merged, the small ones, when a writer publishes one more."""
@@ -32,6 +36,10 @@ MAX_SEGMENT = 1 << 30
 """Bytes of a segment, at most: a writer's are a twentieth of that."""
 
 
+_REBUILT = ""
+"""Stands for the key of what was read from footers, and is not stored."""
+
+
 class Index:
     """All segments of a store. Thread-safe."""
 
@@ -40,7 +48,9 @@ class Index:
         self._lock = threading.Lock()
         self._segments: dict[str, Segment] = {}
         self._search: tuple[Segment, ...] = ()
+        self._damaged: set[str] = set()
         self._loaded = False
+        self._complete = False
 
     def load(self, *, again: bool = False) -> bool:
         """Open the segments that are new since the last call; returns whether there were any."""
@@ -51,17 +61,38 @@ class Index:
 
     def _load(self) -> bool:
         keys = {info.key for info in self._backend.list(layout.INDEX)}
-        fresh = keys - self._segments.keys()
-        for key in self._segments.keys() - keys:
+        fresh = keys - self._segments.keys() - self._damaged
+        for key in self._segments.keys() - keys - {_REBUILT}:
             del self._segments[key]
         for key in sorted(fresh):
             try:
                 self._segments[key] = self._open(key)
             except NotFoundError:
                 continue  # merged away between the listing and now; its successor is found by the next listing
+            except IntegrityError:
+                self._damaged.add(key)
+        if not self._complete and (self._damaged or not self._segments):
+            self._rebuild()
         self._publish()
         self._loaded = True
         return bool(fresh)
+
+    def _rebuild(self) -> bool:
+        """Read the footers of the packs that no segment speaks of; returns whether there were any. Once is enough."""
+        self._complete = True
+        known = {pack_id for segment in self._segments.values() for pack_id in segment.pack_ids()}
+        found: list[tuple[bytes, Location]] = []
+        for info in self._backend.list(layout.PACKS):
+            try:
+                pack_id = layout.id_of(info.key)
+                if pack_id not in known:
+                    found += places_of(pack_id, read_footer(self._backend, pack_id))
+            except (IntegrityError, NotFoundError):
+                continue  # a pack that is damaged or gone: `verify` says so
+        if found:
+            self._segments[_REBUILT] = Segment(encode(found))
+            self._publish()
+        return bool(found)
 
     def _open(self, key: str) -> Segment:
         segment_id = layout.id_of(key)
@@ -69,7 +100,7 @@ class Index:
         if path is None:
             data = bounded_get(self._backend, key, MAX_SEGMENT)
             if segment_id != hashing.digest(data):
-                raise FormatError(f"{key} is damaged", hint="run `osmo dataset verify`; the index can be rebuilt")
+                raise FormatError(f"{key} is damaged")
             return Segment(data)
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -80,7 +111,10 @@ class Index:
         try:
             if not 0 < os.fstat(descriptor).st_size <= MAX_SEGMENT:
                 raise FormatError(f"{key} has an impossible size")
-            return Segment(mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ))
+            mapped = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+            if segment_id != hashing.digest(memoryview(mapped)):
+                raise FormatError(f"{key} is damaged")
+            return Segment(mapped)
         except OSError as error:
             raise StorageError(f"{key}: {error.strerror or error}", hint="look at the disk of the store") from None
         finally:
@@ -99,14 +133,17 @@ class Index:
 
     def locate(self, chunk_id: bytes) -> Location:
         """Return where a chunk is; ``NotFoundError`` when no segment knows it."""
-        for attempt in range(2):
-            for segment in self._search:
-                place = segment.locate(chunk_id)
-                if place is not None:
-                    return place
-            if attempt == 0 and not self.load(again=self._loaded):
-                break
+        for look_again in (lambda: self.load(again=self._loaded), self._read_footers, None):
+            place = next(self.places(chunk_id), None)
+            if place is not None:
+                return place
+            if look_again is not None:
+                look_again()
         raise NotFoundError(f"chunk {chunk_id.hex()} is not in the store", hint="run `osmo dataset verify`")
+
+    def _read_footers(self) -> bool:
+        with self._lock:
+            return not self._complete and self._rebuild()
 
     def pack_ids(self) -> set[bytes]:
         """Return the ids of all packs that the index speaks of."""
@@ -131,7 +168,8 @@ class Index:
         with self._lock:
             if not self._loaded:
                 self._load()
-            data = encode(records)
+            rebuilt = self._segments.pop(_REBUILT, None)
+            data = encode([*records, *(rebuilt.items() if rebuilt else ())])
             merged = self._to_merge(len(records))
             if merged:
                 data = merge([Segment(data), *(self._segments[key] for key in merged)])
@@ -140,8 +178,9 @@ class Index:
             for key in merged:
                 self._segments.pop(key, None)
             self._publish()
-            if merged:
-                self._backend.delete(merged)
+            if merged or self._damaged:
+                self._backend.delete([*merged, *self._damaged])
+                self._damaged.clear()
 
     def _without(self, lost: frozenset[bytes]) -> list[str]:
         """Write the segments that speak of lost packs again, without those; returns the keys of the old ones."""
@@ -179,4 +218,5 @@ class Index:
         with self._lock:
             self._segments.clear()
             self._search = ()
-            self._loaded = False
+            self._damaged.clear()
+            self._loaded = self._complete = False

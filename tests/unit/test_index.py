@@ -3,15 +3,21 @@ from __future__ import annotations
 import os
 import random
 import threading
+from pathlib import Path
 
 import pytest
 
 from casstore import hashing
 from casstore.backend.memory import MemoryBackend
+from casstore.backend.registry import open_backend
 from casstore.errors import FormatError, NotFoundError
 from casstore.format.index import HEADER_SIZE, Location, Segment, encode
 from casstore.repo import index as index_module
 from casstore.repo.index import Index
+from casstore.repo.store import Store
+from casstore.repo.verify import verify_store
+from casstore.transfer.scan import Source
+from casstore.transfer.upload import upload_tree
 
 
 def some(count: int, seed: int = 0) -> list[tuple[bytes, Location]]:
@@ -103,3 +109,53 @@ def test_writers_that_merge_at_the_same_time_lose_nothing() -> None:
     for batch in batches:
         for chunk_id, place in batch:
             assert fresh.locate(chunk_id) == place
+
+
+def uploaded(tmp_path: Path) -> tuple[Path, bytes]:
+    source = tmp_path / "in"
+    source.mkdir()
+    (source / "f").write_bytes(os.urandom(300_000))
+    (source / "g").write_text("text " * 9000)
+    store = Store.open(open_backend(f"file://{tmp_path}/store", create=True), create=True)
+    result = upload_tree(store, [Source(os.fsencode(source), b"", contents=True)])
+    store.close()
+    return source, result.manifest
+
+
+@pytest.mark.parametrize("how", ["lost", "flipped", "cut", "empty"])
+def test_an_index_that_is_damaged_is_read_from_the_packs_instead(tmp_path: Path, how: str) -> None:
+    source, manifest = uploaded(tmp_path)
+    for path in (tmp_path / "store" / "index").iterdir():
+        data = bytearray(path.read_bytes())
+        data[-20] ^= 4
+        path.unlink()
+        if how != "lost":
+            path.write_bytes({"flipped": data, "cut": data[:-1], "empty": b""}[how])
+    with Store.open(open_backend(f"file://{tmp_path}/store")) as store:
+        tree = store.tree(manifest)
+        for name in ("f", "g"):
+            entry = tree.lookup(name.encode())
+            assert entry is not None
+            chunks = b"".join(bytes(chunk) for chunk in store.read_chunks(list(tree.chunks(entry))))
+            assert chunks == (source / name).read_bytes()
+        # What is uploaded next finds everything, and the index on disk is whole again.
+        (source / "h").write_bytes(os.urandom(5000))
+        assert upload_tree(store, [Source(os.fsencode(source), b"", contents=True)]).new_chunks == 1
+    with Store.open(open_backend(f"file://{tmp_path}/store")) as store:
+        assert verify_store(store).problems == []
+        assert sum(segment.records for segment in store.index.segments()) > 4
+
+
+def test_one_segment_of_several_is_lost(tmp_path: Path) -> None:
+    source, manifest = uploaded(tmp_path)
+    first = {path.name for path in (tmp_path / "store" / "index").iterdir()}
+    (source / "h").write_bytes(os.urandom(5000))
+    with Store.open(open_backend(f"file://{tmp_path}/store")) as store:
+        upload_tree(store, [Source(os.fsencode(source), b"", contents=True)])
+    for name in first:
+        (tmp_path / "store" / "index" / name).unlink()
+    with Store.open(open_backend(f"file://{tmp_path}/store")) as store:
+        tree = store.tree(manifest)
+        assert {entry.path for entry in tree.entries()} == {b"f", b"g"}
+        for entry in tree.entries():
+            assert len(b"".join(bytes(c) for c in store.read_chunks(list(tree.chunks(entry))))) == entry.size
