@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -25,9 +26,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(autouse=True)
-def isolated_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home of its own for every test; returns it."""
-    home = tmp_path_factory.mktemp("home")
+def isolated_home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A home of its own for every test; returns it.
+
+    Its path is short, whatever pytest's own folder is called: a Unix socket's has to fit into 108 bytes.
+    """
+    home = Path(tempfile.mkdtemp(prefix="ch-"))
     monkeypatch.setenv("HOME", str(home))
     for name, folder in {
         "XDG_CONFIG_HOME": ".config",
@@ -42,7 +46,8 @@ def isolated_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
     for name in ("OSMO_CONFIG_FILE_DIR", "OSMO_CONFIG_DIR", "OSMO_LOG_FILE_DIR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("USER", "tester")
-    return home
+    yield home
+    shutil.rmtree(home, ignore_errors=True)
 
 
 @pytest.fixture

@@ -567,6 +567,9 @@ def test_groups_do_not_see_each_other(sandboxed: Group, tmp_path: Path) -> None:
     for key in ("one", "two"):
         wait_for_file(sandboxed.base / key / "me/data/output/done")
         wait_for_file(sandboxed.base / key / "peer/data/output/done")
+    deadline = time.monotonic() + PATIENCE
+    while len(sandboxed.log.of("me")) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)  # the last line may still be on its way
     assert sorted(sandboxed.log.of("me")) == [b"one-peer", b"two-peer"]
 
 
@@ -606,8 +609,11 @@ def test_the_outside_is_not_reachable(sandboxed: Group) -> None:
 def test_tmp_processes_and_host_name_are_private(sandboxed: Group, tmp_path: Path) -> None:
     outside = tmp_path / "outside.txt"
     outside.write_text("x")
+    # The folder that our own interpreter is in is shown, and that may be a folder below /tmp.
+    shown = {Path(path).relative_to("/tmp").parts[0] for path in (sys.prefix, __file__) if path.startswith("/tmp/")}
+    without = "".join(f" | grep -vx {name}" for name in shown)
     script = f"""
-        hostname; test -e {outside} && echo leaked; ls /tmp; ls /var/tmp
+        hostname; test -e {outside} && echo leaked; ls /tmp{without}; ls /var/tmp
         echo x > /tmp/{outside.name}.mine; mkdir -p /tmp/x /var/tmp/x; ls -d /proc/[0-9]* | wc -l
     """
     code, lines = sandboxed.run("My-Task", script)

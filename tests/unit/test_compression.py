@@ -91,7 +91,7 @@ def test_incompressible_is_not_given_to_zstd(monkeypatch: pytest.MonkeyPatch) ->
             given.append(len(data))
             return self._inner.compress(data)
 
-    monkeypatch.setattr("casstore.compression.zstandard.ZstdCompressor", Spy)
+    monkeypatch.setattr(zstandard, "ZstdCompressor", Spy)
     assert Compressor().encode(random_bytes())[0] == RAW
     assert sum(given) < SIZE // 16
     given.clear()
@@ -189,7 +189,7 @@ def test_declared_size_is_checked_before_memory_is_taken(monkeypatch: pytest.Mon
         def decompress(self, *_: object, **__: object) -> bytes:
             raise AssertionError("must not be reached")
 
-    monkeypatch.setattr("casstore.compression.zstandard.ZstdDecompressor", Bomb)
+    monkeypatch.setattr(zstandard, "ZstdDecompressor", Bomb)
     decompressor = Decompressor()
     # Magic; single segment with a content size of 8 bytes: 2^60.
     bomb = b"\x28\xb5\x2f\xfd\xe0" + (1 << 60).to_bytes(8, "little") + b"\x01\x00\x00"
