@@ -11,6 +11,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -108,16 +109,17 @@ class Home:
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+def home() -> Iterator[Home]:
     """One home with one server for the tests that leave it as it was."""
-    found = Home(tmp_path_factory.mktemp("ada"))
-    yield found
-    found.close()
+    with tempfile.TemporaryDirectory(prefix="cs-", ignore_cleanup_errors=True) as folder:
+        found = Home(Path(folder) / "ada")
+        yield found
+        found.close()
 
 
 @pytest.fixture
-def new_home(tmp_path: Path) -> Iterator[Home]:
-    found = Home(tmp_path / "ada")
+def new_home(short_path: Path) -> Iterator[Home]:
+    found = Home(short_path / "ada")
     yield found
     found.close()
 
@@ -816,11 +818,11 @@ def test_a_server_of_another_version_is_kept_while_it_works(new_home: Home) -> N
     process.communicate(timeout=PATIENCE)
 
 
-def test_a_port_is_opened_on_request_and_can_be_logged_in_to(new_home: Home, tmp_path: Path) -> None:
+def test_a_port_is_opened_on_request_and_can_be_logged_in_to(new_home: Home, short_path: Path) -> None:
     said = new_home.osmo("server", "start", "--port", "0")
     url = said.split(" and listens on ")[1].rstrip(".\n")
     assert url.startswith("http://127.0.0.1:")
-    bob = Home(tmp_path / "bob")
+    bob = Home(short_path / "bob")
     bob.env |= {"USER": "bob", "LOGNAME": "bob"}
     assert "Welcome bob." in bob.osmo("login", url, "--method=dev", "--username=bob")
     assert bob.json("info")["user"] == "bob"
