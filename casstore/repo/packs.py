@@ -29,7 +29,7 @@ from casstore.format.pack import (
 from casstore.repo import layout
 from casstore.repo.limits import check_size
 
-PACK_TARGET = 32 << 20
+PACK_TARGET = 16 << 20
 """Bytes of frames at which a pack is full."""
 PACK_MEMORY = 192 << 20
 """Bytes that the data packs under construction take together: with many lanes each becomes smaller."""

@@ -29,8 +29,8 @@ from casstore.transfer.reader import READ_FLAGS
 from casstore.transfer.readers import Reader
 from casstore.transfer.scan import State, describe, open_deep, show, state_of
 
-SEGMENT = 8 << 20
-"""Bytes of a large file that are read and cut at once."""
+SEGMENT = 2 << 20
+"""Bytes of a large file that are read and cut at once: few, because the first touch of fresh memory can be dear."""
 SMALL = 1 << 20
 """Files up to this size are read whole, several of them in one job."""
 BATCH_BYTES = 4 << 20
