@@ -488,6 +488,7 @@ def test_a_pack_that_moved_meanwhile_is_found_again(store: Store, source: Path, 
             for node in {*tree.nodes(), *(n for e in tree.entries() for n in tree.list_nodes(e))}
         ]
         other.backend.delete(old)
+        other.index._complete = True  # else it would find the old packs again by their footers
         other.index.load(again=True)
         with other.writer(lanes=1) as writer:
             lane = writer.lane()
