@@ -77,8 +77,8 @@ class Index:
         self._loaded = True
         return bool(fresh)
 
-    def _rebuild(self) -> bool:
-        """Read the footers of the packs that no segment speaks of; returns whether there were any. Once is enough."""
+    def _rebuild(self) -> None:
+        """Read the footers of the packs that no segment speaks of. Once is enough."""
         self._complete = True
         known = {pack_id for segment in self._segments.values() for pack_id in segment.pack_ids()}
         found: list[tuple[bytes, Location]] = []
@@ -92,7 +92,6 @@ class Index:
         if found:
             self._segments[_REBUILT] = Segment(encode(found))
             self._publish()
-        return bool(found)
 
     def _open(self, key: str) -> Segment:
         segment_id = layout.id_of(key)
@@ -141,9 +140,10 @@ class Index:
                 look_again()
         raise NotFoundError(f"chunk {chunk_id.hex()} is not in the store", hint="run `osmo dataset verify`")
 
-    def _read_footers(self) -> bool:
+    def _read_footers(self) -> None:
         with self._lock:
-            return not self._complete and self._rebuild()
+            if not self._complete:
+                self._rebuild()
 
     def pack_ids(self) -> set[bytes]:
         """Return the ids of all packs that the index speaks of."""

@@ -122,10 +122,6 @@ class Pipeline:
                 self._raise_error()
                 self._condition.wait()
 
-    def backlog(self) -> int:
-        """How many submitted batches no worker has begun."""
-        return len(self._jobs)
-
     def close(self) -> None:
         """Stop the workers; jobs that were not begun are dropped, and those that were are left off."""
         with self._condition:
