@@ -14,7 +14,8 @@ table from which the exit code of a command and the status of an HTTP reply deri
     │   └── FormatError       stored bytes can't be parsed
     ├── SourceError           a local file can't be read, or changed while it was read
     ├── StorageError          the back end failed: try again, or look at the disk or the network
-    │   └── OutOfSpaceError
+    │   ├── OutOfSpaceError
+    │   └── TransientError    it may pass: connections, timeouts, throttling
     ├── ServiceError          the workflow service failed or can't be reached
     └── CancelledError        the user interrupted
 """
@@ -39,6 +40,7 @@ __all__ = [
     "SourceError",
     "SpecError",
     "StorageError",
+    "TransientError",
     "UsageError",
 ]
 
@@ -57,6 +59,7 @@ class ErrorKind(StrEnum):
     SOURCE = "source"
     STORAGE = "storage"
     OUT_OF_SPACE = "out_of_space"
+    TRANSIENT = "transient"
     SERVICE = "service"
     CANCELLED = "cancelled"
 
@@ -82,6 +85,7 @@ OUTCOMES: dict[ErrorKind, Outcome] = {
     ErrorKind.SOURCE: Outcome(2, 400, "USER"),
     ErrorKind.STORAGE: Outcome(10, 502, "DATA_STORAGE"),
     ErrorKind.OUT_OF_SPACE: Outcome(10, 507, "DATA_STORAGE"),
+    ErrorKind.TRANSIENT: Outcome(10, 503, "DATA_STORAGE"),
     ErrorKind.SERVICE: Outcome(10, 503, "SERVER"),
     ErrorKind.CANCELLED: Outcome(3, 499, "USER"),
 }
@@ -183,6 +187,16 @@ class OutOfSpaceError(StorageError):
     """The back end, or the local disk, is full."""
 
     kind = ErrorKind.OUT_OF_SPACE
+
+
+class TransientError(StorageError):
+    """The back end failed in a way that may pass. ``retry_after``: the pause it asked for, in seconds."""
+
+    kind = ErrorKind.TRANSIENT
+
+    def __init__(self, message: str, *, hint: str | None = None, retry_after: float | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after = retry_after
 
 
 class ServiceError(CasstoreError):

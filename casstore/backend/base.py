@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 import msgspec
 
 from casstore.errors import UsageError
 from casstore.model import Buffer
+from casstore.remote.base import Absent, Condition, Matches, Object
 
 __all__ = [
     "MAX_KEY_LENGTH",
@@ -53,26 +54,6 @@ class ObjectInfo(msgspec.Struct, frozen=True):
     key: str
     size: int
     mtime: float
-
-
-class Object(msgspec.Struct, frozen=True):
-    """A whole object and the tag of the state it was read in, for a later compare-and-swap."""
-
-    data: bytes
-    etag: str
-
-
-class Absent(msgspec.Struct, frozen=True):
-    """Condition of ``put``: only where no object is."""
-
-
-class Matches(msgspec.Struct, frozen=True):
-    """Condition of ``put``: only over the object in the state that this tag names."""
-
-    etag: str
-
-
-Condition: TypeAlias = Absent | Matches | None
 
 
 def validate_key(key: str) -> str:
