@@ -139,7 +139,18 @@ def load_config(file: str | None = None) -> Config:
 
 
 def change_config(change: Callable[[dict[str, Any]], None]) -> Config:
-    """Apply ``change`` to the ``casstore`` mapping of ``config.yaml`` and write it: atomic, 0600, locked.
+    """Apply ``change`` to the ``casstore`` mapping of ``config.yaml``, as ``change_raw_config`` does to the whole."""
+
+    def change_own(raw: dict[str, Any]) -> None:
+        own = _mapping(_given(raw, "casstore"), find_paths().config_file, "casstore")
+        raw["casstore"] = own
+        change(own)
+
+    return change_raw_config(change_own)
+
+
+def change_raw_config(change: Callable[[dict[str, Any]], None]) -> Config:
+    """Apply ``change`` to what ``config.yaml`` holds and write it: atomic, 0600, locked.
 
     The file is read again under the lock, so that two commands that change it at once both have their effect.
     What the result holds is checked before it is written. Comments in the file are lost.
@@ -153,9 +164,7 @@ def change_config(change: Callable[[dict[str, Any]], None]) -> Config:
     with open(os.path.join(paths.config, ".config.lock"), "a", encoding="ascii", opener=_private) as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         raw = _read(paths.config_file)
-        own = _mapping(_given(raw, "casstore"), paths.config_file, "casstore")
-        raw["casstore"] = own
-        change(own)
+        change(raw)
         config = _parse(raw, paths, paths.config_file)
         text = yaml.safe_dump(raw, sort_keys=False, allow_unicode=True)
         _write_atomic(os.path.realpath(paths.config_file), text)
