@@ -15,16 +15,13 @@ import msgspec
 
 from casstore import hashing
 from casstore.chunking.fastcdc import FastCDCChunker
-from casstore.errors import CasstoreError, IntegrityError, SourceError
-from casstore.format.manifest import MAX_FILE, check_list, list_records
+from casstore.errors import IntegrityError, SourceError
+from casstore.format.manifest import MAX_FILE
 from casstore.model import Content, Entry, Flag, Kind, Totals
 from casstore.repo.live import LivePacks
-from casstore.repo.packs import places_of, read_footer
 from casstore.repo.store import Store, workers
 from casstore.repo.tree import Tree, TreeBuilder
 from casstore.repo.writer import Writer
-from casstore.transfer import journal as journals
-from casstore.transfer.journal import Journal
 from casstore.transfer.pipeline import BATCH_BYTES, BATCH_FILES, SMALL, Job, Pipeline
 from casstore.transfer.progress import Progress, Silent
 from casstore.transfer.scan import (
@@ -39,6 +36,7 @@ from casstore.transfer.scan import (
     show,
     state_of,
 )
+from casstore.transfer.session import is_stored, writing
 from casstore.transfer.statcache import SLICE, CachedTree, Known, StatCache
 
 MAX_WAITING = 20_000
@@ -125,21 +123,10 @@ def upload_tree(
             progress.advance(totals.size)
             return TreeResult(known.manifest, known.checksum, totals, reused=totals.files, skipped=known.skipped)
     scanner = Scanner(sources, base=base, keep=keep, select=select)
-    journal = Journal.create(state_dir, store.id, dataset) if state_dir else None
-    try:
-        with store.writer(lanes=threads or workers(), on_pack=journal.add if journal else None) as writer:
-            adopted = _adopt(store, writer, state_dir) if state_dir else []
-            upload = _Upload(store, writer, scanner, cache, progress, threads or workers())
-            result = upload.run()
-            used = sorted(writer.packs.used.items())
-            for left in adopted:
-                journals.discard(left)
-    except BaseException:
-        if journal:
-            journal.close()
-        raise
-    if journal:
-        journal.finish()
+    with writing(store, lanes=threads or workers(), state_dir=state_dir, dataset=dataset) as writer:
+        upload = _Upload(store, writer, scanner, cache, progress, threads or workers())
+        result = upload.run()
+        used = sorted(writer.packs.used.items())
     if key is not None and upload.signature is not None:
         totals = result.totals
         sums = (totals.files, totals.directories, totals.symlinks, totals.size)
@@ -150,22 +137,6 @@ def upload_tree(
 
 def _key(sources: Sequence[Source]) -> bytes:
     return hashing.digest(repr([(s.path, s.dest, s.contents) for s in sources]).encode())
-
-
-def _adopt(store: Store, writer: Writer, state_dir: str) -> list[journals.Unfinished]:
-    """Make the packs of interrupted uploads known; returns the journals that are done with."""
-    adopted = list(journals.unfinished(state_dir, store.id))
-    if any(upload.packs for upload in adopted):
-        indexed = store.index.pack_ids()
-        for upload in adopted:
-            for pack_id in upload.packs:
-                if pack_id not in indexed:
-                    try:
-                        writer.adopt(places_of(pack_id, read_footer(store.backend, pack_id)))
-                    except CasstoreError:
-                        continue  # lost or damaged: its chunks are stored again
-        writer.flush()
-    return adopted
 
 
 class _Upload:
@@ -276,7 +247,7 @@ class _Upload:
     def _base_entry(self, item: Item) -> Entry:
         """Return an entry that comes from no local file."""
         entry = item.base or Entry(item.path, Kind.DIRECTORY, 0o755)
-        if not self._is_stored(entry.content.depth, entry.content.refs, entry.size):
+        if not self._is_stored(entry.content, entry.size):
             raise IntegrityError(
                 f"{show(entry.path)} of the version to start from has lost data",
                 hint="see `osmo dataset verify`; remove or replace that file in the update",
@@ -304,7 +275,7 @@ class _Upload:
         if (
             known is not None
             and known.state == state_of(status)
-            and self._is_stored(known.depth, known.refs, status.st_size)
+            and self._is_stored(Content(known.depth, known.refs), status.st_size)
         ):
             waiting.entry = _file_entry(item.path, status, Content(known.depth, known.refs), waiting.link)
             self._reused += 1
@@ -343,21 +314,8 @@ class _Upload:
             self._pipeline.submit(self._batch)
             self._batch, self._batch_size = [], 0
 
-    def _is_stored(self, depth: int, refs: bytes, size: int) -> bool:
-        """Whether the store really has all chunks of a file, and the list of them can be right."""
-        pending = [(depth, refs, size)] if size or refs else []
-        try:
-            while pending:
-                depth, refs, length = pending.pop()
-                check_list(depth, refs, length)
-                for chunk_id, part in list_records(depth, refs):
-                    if not self._writer.known(chunk_id):
-                        return False
-                    if depth:
-                        pending.append((depth - 1, self._store.read_chunk(chunk_id), part))
-        except CasstoreError:
-            return False
-        return True
+    def _is_stored(self, content: Content, size: int) -> bool:
+        return is_stored(self._store, self._writer, content, size)
 
     @staticmethod
     def _is_done(waiting: _Waiting) -> bool:

@@ -1,0 +1,75 @@
+"""A writer of chunks for work that may be interrupted and done again.
+
+Decided here and only here: that such work keeps a journal while it runs, adopts the packs that earlier work left
+behind, and lets go of both in the end; and when a content that was stored before may be relied on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from casstore.errors import CasstoreError
+from casstore.format.manifest import check_list, list_records
+from casstore.model import Content
+from casstore.repo.packs import places_of, read_footer
+from casstore.repo.store import Store
+from casstore.repo.writer import Writer
+from casstore.transfer import journal as journals
+from casstore.transfer.journal import Journal
+
+__all__ = ["is_stored", "writing"]
+
+
+@contextlib.contextmanager
+def writing(store: Store, *, lanes: int, state_dir: str | None, dataset: str) -> Iterator[Writer]:
+    """A writer for the block. ``state_dir`` is where the journal is kept; None for none.
+
+    When the block fails the journal stays, and the next work on this machine adopts what is durable.
+    """
+    journal = Journal.create(state_dir, store.id, dataset) if state_dir else None
+    try:
+        with store.writer(lanes=lanes, on_pack=journal.add if journal else None) as writer:
+            adopted = _adopt(store, writer, state_dir) if state_dir else []
+            yield writer
+            for left in adopted:
+                journals.discard(left)
+    except BaseException:
+        if journal:
+            journal.close()
+        raise
+    if journal:
+        journal.finish()
+
+
+def _adopt(store: Store, writer: Writer, state_dir: str) -> list[journals.Unfinished]:
+    """Make the packs of interrupted uploads known; returns the journals that are done with."""
+    adopted = list(journals.unfinished(state_dir, store.id))
+    if any(upload.packs for upload in adopted):
+        indexed = store.index.pack_ids()
+        for upload in adopted:
+            for pack_id in upload.packs:
+                if pack_id not in indexed:
+                    try:
+                        writer.adopt(places_of(pack_id, read_footer(store.backend, pack_id)))
+                    except CasstoreError:
+                        continue  # lost or damaged: its chunks are stored again
+        writer.flush()
+    return adopted
+
+
+def is_stored(store: Store, writer: Writer, content: Content, size: int) -> bool:
+    """Whether the store really has all chunks of a file of ``size`` bytes, and the list of them can be right."""
+    pending = [(content.depth, content.refs, size)] if size or content.refs else []
+    try:
+        while pending:
+            depth, refs, length = pending.pop()
+            check_list(depth, refs, length)
+            for chunk_id, part in list_records(depth, refs):
+                if not writer.known(chunk_id):
+                    return False
+                if depth:
+                    pending.append((depth - 1, store.read_chunk(chunk_id), part))
+    except CasstoreError:
+        return False
+    return True
