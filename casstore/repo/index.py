@@ -13,17 +13,14 @@ segment speaks of are read instead, and the next writer that publishes makes the
 from __future__ import annotations
 
 import contextlib
-import mmap
-import os
 import threading
 from collections.abc import Collection, Iterator, Sequence
 
 from casstore import hashing
-from casstore.backend.base import Absent, Backend
-from casstore.errors import FormatError, IntegrityError, NotFoundError, PreconditionError, StorageError
+from casstore.backend.base import Absent, Backend, ObjectInfo
+from casstore.errors import IntegrityError, NotFoundError, PreconditionError
 from casstore.format.index import Location, Segment, encode, merge
-from casstore.repo import layout
-from casstore.repo.limits import bounded_get
+from casstore.repo import layout, segments
 from casstore.repo.packs import places_of, read_footer
 
 MERGE_ABOVE = 12
@@ -32,12 +29,11 @@ MERGE_RECORDS = 1 << 20
 """Records of a merged segment, at most."""
 _STEP = 8
 """A segment is merged with smaller ones unless it has more than this many times the records of all of them."""
-MAX_SEGMENT = 1 << 30
-"""Bytes of a segment, at most: a writer's are a twentieth of that."""
 
-
-_REBUILT = ""
-"""Stands for the key of what was read from footers, and is not stored."""
+_REBUILT = "rebuilt/"
+"""Stands before the keys of what was read from footers, and is not stored."""
+_REBUILT_RECORDS = 1 << 18
+"""Records that are collected from footers before they become a segment."""
 
 
 class Index:
@@ -49,6 +45,7 @@ class Index:
         self._segments: dict[str, Segment] = {}
         self._search: tuple[Segment, ...] = ()
         self._damaged: set[str] = set()
+        self._rebuilt: dict[str, bytes] = {}
         self._loaded = False
         self._complete = False
 
@@ -62,15 +59,12 @@ class Index:
     def _load(self) -> bool:
         keys = {info.key for info in self._backend.list(layout.INDEX)}
         fresh = keys - self._segments.keys() - self._damaged
-        for key in self._segments.keys() - keys - {_REBUILT}:
+        for key in self._segments.keys() - keys - self._rebuilt.keys():
             del self._segments[key]
-        for key in sorted(fresh):
-            try:
-                self._segments[key] = self._open(key)
-            except NotFoundError:
-                continue  # merged away between the listing and now; its successor is found by the next listing
-            except IntegrityError:
-                self._damaged.add(key)
+        wanted = sorted(fresh)
+        for key, segment in zip(wanted, segments.each(self._backend, self._try, wanted), strict=True):
+            if segment is not None:
+                self._segments[key] = segment
         if not self._complete and (self._damaged or not self._segments):
             self._rebuild()
         self._publish()
@@ -82,42 +76,37 @@ class Index:
         self._complete = True
         known = {pack_id for segment in self._segments.values() for pack_id in segment.pack_ids()}
         found: list[tuple[bytes, Location]] = []
-        for info in self._backend.list(layout.PACKS):
+
+        def read(info: ObjectInfo) -> list[tuple[bytes, Location]]:
             try:
                 pack_id = layout.id_of(info.key)
-                if pack_id not in known:
-                    found += places_of(pack_id, read_footer(self._backend, pack_id))
+                return [] if pack_id in known else places_of(pack_id, read_footer(self._backend, pack_id))
             except (IntegrityError, NotFoundError):
-                continue  # a pack that is damaged or gone: `verify` says so
-        if found:
-            self._segments[_REBUILT] = Segment(encode(found))
-            self._publish()
+                return []  # a pack that is damaged or gone: a check says so
 
-    def _open(self, key: str) -> Segment:
-        segment_id = layout.id_of(key)
-        path = self._backend.local_path(key)
-        if path is None:
-            data = bounded_get(self._backend, key, MAX_SEGMENT)
-            if segment_id != hashing.digest(data):
-                raise FormatError(f"{key} is damaged")
-            return Segment(data)
+        for places in segments.each(self._backend, read, self._backend.list(layout.PACKS)):
+            found += places
+            if len(found) >= _REBUILT_RECORDS:
+                self._keep(found)
+                found = []
+        if found:
+            self._keep(found)
+        self._publish()
+
+    def _keep(self, found: list[tuple[bytes, Location]]) -> None:
+        key = f"{_REBUILT}{len(self._rebuilt)}"
+        self._rebuilt[key] = encode(found)
+        self._segments[key] = Segment(self._rebuilt[key])
+
+    def _try(self, key: str) -> Segment | None:
+        """Return the segment, or None; notes that it is damaged."""
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except FileNotFoundError:
-            raise NotFoundError(f"{key} is gone") from None
-        except OSError as error:
-            raise StorageError(f"{key}: {error.strerror or error}", hint="look at the disk of the store") from None
-        try:
-            if not 0 < os.fstat(descriptor).st_size <= MAX_SEGMENT:
-                raise FormatError(f"{key} has an impossible size")
-            mapped = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
-            if segment_id != hashing.digest(memoryview(mapped)):
-                raise FormatError(f"{key} is damaged")
-            return Segment(mapped)
-        except OSError as error:
-            raise StorageError(f"{key}: {error.strerror or error}", hint="look at the disk of the store") from None
-        finally:
-            os.close(descriptor)
+            return segments.open_segment(self._backend, key)
+        except NotFoundError:
+            return None  # merged away between the listing and now; its successor is found by the next listing
+        except IntegrityError:
+            self._damaged.add(key)
+            return None
 
     def _publish(self) -> None:
         # Large segments first: most hits are there.
@@ -168,27 +157,37 @@ class Index:
         with self._lock:
             if not self._loaded:
                 self._load()
-            rebuilt = self._segments.pop(_REBUILT, None)
-            data = encode([*records, *(rebuilt.items() if rebuilt else ())])
+            added = {self._add(data) for data in self._take_rebuilt()}
+            data = encode(records)
             merged = self._to_merge(len(records))
             if merged:
                 data = merge([Segment(data), *(self._segments[key] for key in merged)])
-            self._add(data)
-            merged += self._without(frozenset(lost)) if lost else []
-            for key in merged:
+            added.add(self._add(data))
+            if lost:
+                merged += self._without(frozenset(lost), added)
+            # What says no more than one that is there has its name, and stays.
+            stale = set(merged).difference(added)
+            for key in stale:
                 self._segments.pop(key, None)
             self._publish()
-            if merged or self._damaged:
-                self._backend.delete([*merged, *self._damaged])
+            if stale or self._damaged:
+                self._backend.delete(sorted(stale | self._damaged))
                 self._damaged.clear()
 
-    def _without(self, lost: frozenset[bytes]) -> list[str]:
+    def _take_rebuilt(self) -> list[bytes]:
+        """Return what was read from footers, and is going to be stored now."""
+        for key in self._rebuilt:
+            del self._segments[key]
+        found, self._rebuilt = [*self._rebuilt.values()], {}
+        return found
+
+    def _without(self, lost: frozenset[bytes], added: set[str]) -> list[str]:
         """Write the segments that speak of lost packs again, without those; returns the keys of the old ones."""
         stale = {key: segment for key, segment in self._segments.items() if not lost.isdisjoint(segment.pack_ids())}
         for segment in stale.values():
             rest = [item for item in segment.items() if item[1].pack_id not in lost]
             if rest:
-                self._add(encode(rest))
+                added.add(self._add(encode(rest)))
         return list(stale)
 
     def _to_merge(self, total: int) -> list[str]:
@@ -203,15 +202,22 @@ class Index:
             keys.append(key)
         return keys
 
-    def _add(self, data: bytes) -> None:
+    def _add(self, data: bytes) -> str:
+        """Store a segment, and return its key."""
         key = layout.index_key(hashing.digest(data))
         with contextlib.suppress(PreconditionError):
             self._backend.put(key, [data], condition=Absent())
         try:
-            self._segments[key] = self._open(key)
+            self._segments[key] = segments.open_segment(self._backend, key)
         except NotFoundError:
             # Another writer had the same, and merged it into a larger one already.
             self._segments[key] = Segment(data)
+        except IntegrityError:
+            # What is there under this name is damaged: these are the right bytes, and there are no others.
+            self._backend.put(key, [data])
+            self._segments[key] = segments.open_segment(self._backend, key)
+        self._damaged.discard(key)
+        return key
 
     def close(self) -> None:
         """Forget the segments; their maps go when the last look-up has ended."""
@@ -219,4 +225,5 @@ class Index:
             self._segments.clear()
             self._search = ()
             self._damaged.clear()
+            self._rebuilt.clear()
             self._loaded = self._complete = False

@@ -37,6 +37,8 @@ PACK_LEAST = 8 << 20
 """No pack is planned smaller than this, however many lanes there are."""
 META_TARGET = 8 << 20
 """The same for metadata packs: they are read whole more often, and there is one buffer more for them."""
+_TAIL = 16 << 10
+"""Bytes that are read from the end of a pack that is far away: enough for 300 chunks."""
 
 
 class Sealed(NamedTuple):
@@ -102,15 +104,20 @@ class PackBuilder:
         self._chunks.clear()
 
 
-def read_footer(backend: Backend, pack_id: bytes) -> Footer:
-    """Read and verify the table of contents of a pack. ``NotFoundError``, ``IntegrityError``, ``StorageError``."""
+def read_footer(backend: Backend, pack_id: bytes, size: int | None = None) -> Footer:
+    """Read and verify the table of contents of a pack. ``NotFoundError``, ``IntegrityError``, ``StorageError``.
+
+    ``size``, when it is known already, saves a call.
+    """
     key = layout.pack_key(pack_id)
-    size = check_size(key, backend.stat(key).size, MAX_PACK_SIZE)
-    trailer = backend.read(key, -min(TRAILER_SIZE, size), min(TRAILER_SIZE, size))
-    length = tail_size(trailer)
+    size = check_size(key, backend.stat(key).size if size is None else size, MAX_PACK_SIZE)
+    # The footers of packs that are not full of tiny chunks come with the first read.
+    guess = min(size, TRAILER_SIZE if backend.capabilities.local else _TAIL)
+    tail = backend.read(key, -guess, guess)
+    length = tail_size(tail[-TRAILER_SIZE:])
     if length + HEADER_SIZE > size or length > MAX_CHUNKS * RECORD_SIZE + TRAILER_SIZE:
         length = TRAILER_SIZE  # the parser below says what is wrong
-    tail = backend.read(key, -length, length)
+    tail = tail[-length:] if length <= guess else backend.read(key, -length, length)
     return parse_footer(pack_id, backend.read(key, 0, min(HEADER_SIZE, size)), tail, size)
 
 

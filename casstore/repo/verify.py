@@ -27,10 +27,10 @@ from casstore.format.manifest import MAX_NODE, list_records
 from casstore.format.pack import Footer, Record, verify_frames
 from casstore.model import Entry, Head, Kind, VersionRecord
 from casstore.repo import layout
-from casstore.repo.index import MAX_SEGMENT
 from casstore.repo.limits import check_size
 from casstore.repo.packs import read_footer
 from casstore.repo.records import NameRecord, head_problem, is_active, version_problem
+from casstore.repo.segments import MAX_SEGMENT
 from casstore.repo.store import MAX_CONFIG, Store, StoreConfig, workers
 from casstore.repo.tree import ChecksumBuilder, Tree
 

@@ -159,3 +159,42 @@ def test_one_segment_of_several_is_lost(tmp_path: Path) -> None:
         assert {entry.path for entry in tree.entries()} == {b"f", b"g"}
         for entry in tree.entries():
             assert len(b"".join(bytes(c) for c in store.read_chunks(list(tree.chunks(entry))))) == entry.size
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_a_segment_that_is_damaged_under_the_name_that_is_to_be_written_is_replaced(
+    tmp_path: Path, remote: bool
+) -> None:
+    backend = MemoryBackend() if remote else open_backend(f"file://{tmp_path}/s", create=True)
+    records = some(20)
+    Index(backend).publish(records)
+    (info,) = backend.list("index/")
+    sound = backend.get(info.key).data
+    backend.put(info.key, [sound[:-1] + b"\1"])
+    index = Index(backend)
+    index.publish(records)
+    assert backend.get(info.key).data == sound
+    assert all(index.locate(chunk_id) == place for chunk_id, place in records)
+
+
+def test_a_merge_that_says_nothing_new_does_not_remove_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = MemoryBackend()
+    records = some(20)
+    index = Index(backend)
+    index.publish(records)
+    monkeypatch.setattr(index_module, "MERGE_ABOVE", 1)
+    index.publish(records[:5])  # merged with the first, it is the first
+    assert all(Index(backend).locate(chunk_id) == place for chunk_id, place in records)
+
+
+def test_a_large_segment_that_is_far_away_is_mapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    from casstore.repo import segments
+
+    backend = MemoryBackend()
+    for seed in range(10):
+        Index(backend).publish(some(200, seed))
+    monkeypatch.setattr(segments, "_PART", 1000)
+    fresh = Index(backend)
+    for seed in range(10):
+        for chunk_id, place in some(200, seed):
+            assert fresh.locate(chunk_id) == place
