@@ -18,7 +18,7 @@ import heapq
 import mmap
 import struct
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from casstore.compression import MAX_RAW, RAW, ZSTD
@@ -66,24 +66,29 @@ def encode(records: Iterable[tuple[bytes, Location]]) -> bytes:
     return _assemble(packs, body)
 
 
-def merge(segments: Sequence[Segment]) -> bytes:
+def merge(segments: Sequence[Segment], *, without: Collection[bytes] = ()) -> bytes:
     """Return the segment that holds the chunks of all of these; of several locations of one the first is kept.
 
-    Takes memory for the result, and little more.
+    What is in the packs of ``without`` is left out. Takes memory for the result, and little more.
     """
     packs: dict[bytes, int] = {}
     body = bytearray()
     last = b""
     # Of equal ids the one from the segment with the lower number comes first.
     rows = heapq.merge(*(segment.rows(number) for number, segment in enumerate(segments)))
-    numbers = [[packs.setdefault(pack_id, len(packs)) for pack_id in segment.pack_ids()] for segment in segments]
+    numbers = [
+        [-1 if pack_id in without else packs.setdefault(pack_id, len(packs)) for pack_id in segment.pack_ids()]
+        for segment in segments
+    ]
     for chunk_id, origin, pack, rest in rows:
         if chunk_id == last:
             continue
-        last = chunk_id
         known = numbers[origin]
         if pack >= len(known):
             raise FormatError("an index segment names a pack that it does not list")
+        if known[pack] < 0:
+            continue
+        last = chunk_id
         body += chunk_id
         body += known[pack].to_bytes(4, "little")
         body += rest

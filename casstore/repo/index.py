@@ -119,12 +119,12 @@ class Index:
             if place is not None:
                 yield place
 
-    def locate(self, chunk_id: bytes) -> Location:
-        """Return where a chunk is; ``NotFoundError`` when no segment knows it."""
+    def locate(self, chunk_id: bytes, *, gone: Collection[bytes] = ()) -> Location:
+        """Return where a chunk is, but in none of the packs ``gone``; ``NotFoundError`` when no segment knows it."""
         for look_again in (lambda: self.load(again=self._loaded), self._read_footers, None):
-            place = next(self.places(chunk_id), None)
-            if place is not None:
-                return place
+            for place in self.places(chunk_id):
+                if place.pack_id not in gone:
+                    return place
             if look_again is not None:
                 look_again()
         raise NotFoundError(f"chunk {chunk_id.hex()} is not in the store", hint="run `osmo dataset verify`")
@@ -165,14 +165,51 @@ class Index:
             added.add(self._add(data))
             if lost:
                 merged += self._without(frozenset(lost), added)
-            # What says no more than one that is there has its name, and stays.
-            stale = set(merged).difference(added)
-            for key in stale:
-                self._segments.pop(key, None)
-            self._publish()
-            if stale or self._damaged:
-                self._backend.delete(sorted(stale | self._damaged))
-                self._damaged.clear()
+            self._drop(set(merged), added)
+
+    def _drop(self, merged: set[str], added: set[str]) -> None:
+        """Delete the segments that others have replaced, and the damaged ones."""
+        # What says no more than one that is there has its name, and stays.
+        stale = merged.difference(added)
+        for key in stale:
+            self._segments.pop(key, None)
+        self._publish()
+        if stale or self._damaged:
+            self._backend.delete(sorted(stale | self._damaged))
+            self._damaged.clear()
+
+    def tidy(self, gone: Collection[bytes] = ()) -> None:
+        """Forget the packs that are ``gone``, and merge the small segments into few.
+
+        What replaces a segment is stored before that is deleted, as in ``publish``. Reads the segments anew.
+        """
+        lost = frozenset(gone)
+        with self._lock:
+            self._load()
+            added = {self._add(data) for data in self._take_rebuilt()}
+            spoken = {key for key, segment in self._segments.items() if not lost.isdisjoint(segment.pack_ids())}
+            merged: set[str] = set()
+            for group in self._groups(spoken):
+                if len(group) > 1 or group[0] in spoken:
+                    data = merge([self._segments[key] for key in group], without=lost)
+                    if Segment(data).records:
+                        added.add(self._add(data))
+                    merged.update(group)
+            self._drop(merged, added)
+
+    def _groups(self, chosen: set[str]) -> Iterator[list[str]]:
+        """Yield the keys of what is to be written as one segment: of the chosen ones and of all that are small."""
+        group: list[str] = []
+        total = 0
+        for key, segment in sorted(self._segments.items(), key=lambda item: (item[1].records, item[0])):
+            if key in chosen or segment.records <= MERGE_RECORDS // 2:
+                if group and total + segment.records > MERGE_RECORDS:
+                    yield group
+                    group, total = [], 0
+                group.append(key)
+                total += segment.records
+        if group:
+            yield group
 
     def _take_rebuilt(self) -> list[bytes]:
         """Return what was read from footers, and is going to be stored now."""

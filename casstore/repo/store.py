@@ -143,8 +143,7 @@ class Store:
         place = self.locate(chunk_id)
         if place.raw > MAX_NODE or (raw is not None and place.raw != raw):
             raise IntegrityError(f"chunk {chunk_id.hex()} has another length than its reference says")
-        payload = self.backend.read(layout.pack_key(place.pack_id), place.offset, place.stored)
-        return bytes(self._decode(chunk_id, place, payload))
+        return bytes(next(self.read_chunks([(chunk_id, place.raw)])))
 
     def read_chunks(self, refs: Sequence[tuple[bytes, int]]) -> Iterator[bytes | bytearray | memoryview]:
         """Yield the verified chunks ``(id, raw length)`` in order, reading neighbours in a pack together.
@@ -152,12 +151,22 @@ class Store:
         A yielded buffer is valid until the next one is asked for.
         """
         places = [self.locate(chunk_id) for chunk_id, _ in refs]
+        gone: set[bytes] = set()
         at = 0
         while at < len(refs):
             stop = _run_length(places, at)
             first, last = places[at], places[stop - 1]
-            key = layout.pack_key(first.pack_id)
-            view = memoryview(self.backend.read(key, first.offset, last.offset + last.stored - first.offset))
+            try:
+                part = self.backend.read(
+                    layout.pack_key(first.pack_id), first.offset, last.offset + last.stored - first.offset
+                )
+            except NotFoundError:
+                # Its chunks were moved to another pack since the index was read, or the index is behind.
+                gone.add(first.pack_id)
+                self.index.load(again=True)
+                places[at:] = [self.index.locate(chunk_id, gone=gone) for chunk_id, _ in refs[at:]]
+                continue
+            view = memoryview(part)
             for number in range(at, stop):
                 place, (chunk_id, raw) = places[number], refs[number]
                 if place.raw != raw:

@@ -98,6 +98,7 @@ class Fetcher:
         if self._local and total > len(self._buffer):
             self._buffer = bytearray(max(total, BUFFER))
         again: list[bytes] = []
+        gone: set[bytes] = set()
         for extent in extents:
             try:
                 data = self._read_extent(extent)
@@ -105,6 +106,7 @@ class Fetcher:
                 # A pack may have been rewritten into another since the index was read.
                 if retry:
                     again += [chunk_id for _, chunk_id in extent.frames]
+                    gone.add(extent.pack_id)
                 self._refuse(extent, _missing(error))
             except IntegrityError as error:
                 self._refuse(extent, error)
@@ -114,9 +116,9 @@ class Fetcher:
                     start = place[1] - base
                     frames[chunk_id] = place, data[start : start + place[2]]
         if again:
-            self._read_again(again)
+            self._read_again(again, gone)
 
-    def _read_again(self, chunk_ids: list[bytes]) -> None:
+    def _read_again(self, chunk_ids: list[bytes], gone: set[bytes]) -> None:
         self._store.index.load(again=True)
         for pack_id in list(self._packs):
             os.close(self._packs.pop(pack_id))
@@ -125,7 +127,7 @@ class Fetcher:
         moved: dict[bytes, Location] = {}
         for chunk_id in chunk_ids:
             try:
-                moved[chunk_id] = self._store.index.locate(chunk_id)
+                moved[chunk_id] = self._store.index.locate(chunk_id, gone=gone)
             except NotFoundError as error:
                 self._frames[chunk_id] = _NOWHERE, _missing(error)
         self._read(moved, retry=False)
