@@ -1,0 +1,134 @@
+"""moto's S3 server on the loopback interface.
+
+Decided here and only here: how it is started and stopped, in this process or in one of its own. The latter is for
+measurements: a server shares no interpreter with the client that is measured.
+
+``python -m casstore.testing.servers.s3`` runs one until its standard input ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from casstore.remote.credentials import StorageCredential
+
+__all__ = ["S3Server", "moto_s3", "moto_s3_process"]
+
+
+class S3Server(msgspec.Struct, frozen=True):
+    """A server that runs. moto takes any key; this one is shown to it."""
+
+    endpoint: str
+    access_key_id: str = "testing"
+    access_key: str = "testing-secret"
+    region: str = "us-east-1"
+
+    @property
+    def credential(self) -> StorageCredential:
+        """What a client needs to know."""
+        return StorageCredential(
+            access_key_id=self.access_key_id,
+            access_key=self.access_key,
+            region=self.region,
+            override_url=self.endpoint,
+        )
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The same as environment variables."""
+        return {
+            "AWS_ACCESS_KEY_ID": self.access_key_id,
+            "AWS_SECRET_ACCESS_KEY": self.access_key,
+            "AWS_DEFAULT_REGION": self.region,
+            "AWS_ENDPOINT_URL_S3": self.endpoint,
+        }
+
+    def boto3(self) -> Any:
+        """Return a plain client of boto3, to look behind the back of ours. To be closed."""
+        import boto3.session  # noqa: PLC0415
+        from botocore.config import Config  # noqa: PLC0415
+
+        return boto3.session.Session().client(
+            "s3",
+            endpoint_url=self.endpoint,
+            region_name=self.region,
+            aws_access_key_id=self.access_key_id,
+            aws_secret_access_key=self.access_key,
+            config=Config(
+                s3={"addressing_style": "path"},
+                request_checksum_calculation="when_required",
+                response_checksum_validation="when_required",
+            ),
+        )
+
+    def bucket(self, name: str = "") -> str:
+        """Make a bucket, under a new name unless one is given; returns its name."""
+        name = name or f"test-{uuid.uuid4().hex[:12]}"
+        client = self.boto3()
+        try:
+            client.create_bucket(Bucket=name)
+        finally:
+            client.close()
+        return name
+
+
+@contextlib.contextmanager
+def moto_s3() -> Iterator[S3Server]:
+    """Run the server in threads of this process."""
+    # The address is given because the default listens to the whole network.
+    from moto.moto_server.threaded_moto_server import ThreadedMotoServer  # noqa: PLC0415
+
+    log = logging.getLogger("werkzeug")
+    level = log.level
+    log.setLevel(logging.ERROR)  # it has a line for each request
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        yield S3Server(f"http://{host}:{port}")
+    finally:
+        server.stop()
+        if (inner := server._server) is not None:  # noqa: SLF001 - it has no method that closes its socket
+            inner.server_close()
+        log.setLevel(level)
+
+
+@contextlib.contextmanager
+def moto_s3_process() -> Iterator[S3Server]:
+    """Run the server in a process of its own, which ends with this one."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "casstore.testing.servers.s3"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    ) as process:
+        try:
+            yield S3Server(process.stdout.readline().strip())  # type: ignore[union-attr]  # they are pipes
+        finally:
+            process.stdin.close()  # type: ignore[union-attr]
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def _serve() -> None:
+    with moto_s3() as server:
+        sys.stdout.write(server.endpoint + "\n")
+        sys.stdout.flush()
+        sys.stdin.read()
+
+
+if __name__ == "__main__":
+    _serve()

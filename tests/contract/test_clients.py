@@ -1,0 +1,37 @@
+"""Every client of an object storage service keeps the contract, against a real server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from casstore.remote.base import ObjectClient
+from casstore.remote.s3 import S3Client
+from casstore.testing.client_contract import ClientContract
+from casstore.testing.servers.s3 import S3Server, moto_s3
+
+
+@pytest.fixture(scope="module")
+def s3_server() -> Iterator[S3Server]:
+    with moto_s3() as server:
+        yield server
+
+
+class TestS3(ClientContract):
+    SWAPS_LARGE = False  # moto does not; `tests/unit/test_remote_s3.py` looks at what is asked for
+
+    @pytest.fixture
+    def client(self, s3_server: S3Server) -> Iterator[ObjectClient]:
+        bucket = s3_server.bucket()
+        found = S3Client(bucket, url=f"s3://{bucket}", credential=s3_server.credential)
+        yield found
+        found.close()
+
+    def unfinished(self, client: ObjectClient) -> int:
+        assert isinstance(client, S3Client)
+        return len(client.call("list_multipart_uploads", None).get("Uploads") or [])
+
+    @pytest.mark.skip(reason="moto looks at a condition and writes in two steps: it is no oracle for races")
+    def test_one_winner(self, client: ObjectClient, swap: bool) -> None:
+        """Of many threads that write on a condition, one wins."""
