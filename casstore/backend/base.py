@@ -44,6 +44,8 @@ class Capabilities(msgspec.Struct, frozen=True):
     """``put`` with a condition is atomic among all writers of this back end."""
     local: bool
     """Objects are files that this machine can open (``local_path`` returns them)."""
+    probe: bool = False
+    """What is said here is the client's knowledge; whether the service keeps to it, ``probe`` has to find out."""
 
 
 class ObjectInfo(msgspec.Struct, frozen=True):

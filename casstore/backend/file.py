@@ -33,7 +33,6 @@ from casstore.backend.base import (
     validate_key,
     validate_prefix,
 )
-from casstore.backend.confined import Confined, read_at, write_all
 from casstore.backend.descriptors import Descriptors
 from casstore.errors import (
     AccessError,
@@ -45,6 +44,7 @@ from casstore.errors import (
     StorageError,
 )
 from casstore.hashing import digest, digest_parts
+from casstore.remote.confined import Confined, read_at, write_all
 
 __all__ = ["FileBackend"]
 

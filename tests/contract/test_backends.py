@@ -19,6 +19,7 @@ from casstore.backend.base import Absent, Backend, Buffer, Matches
 from casstore.backend.descriptors import Descriptors
 from casstore.backend.file import FileBackend
 from casstore.backend.memory import MemoryBackend
+from casstore.backend.objects import ObjectBackend
 from casstore.backend.wrap.trace import Call, CallLog, TraceBackend
 from casstore.errors import (
     AccessError,
@@ -28,6 +29,9 @@ from casstore.errors import (
     PreconditionError,
     StorageError,
 )
+from casstore.remote.limit import LimitClient
+from casstore.remote.local import LocalClient
+from casstore.remote.retry import RetryClient
 from casstore.testing.backend_contract import BackendContract
 from casstore.testing.faults import Fault, FaultBackend, FaultPlan, InjectedCrash
 
@@ -73,6 +77,17 @@ class TestFault(BackendContract):
     @pytest.fixture
     def backend(self) -> Backend:
         return FaultBackend(MemoryBackend())
+
+
+class TestObjects(BackendContract):
+    """Over a folder in the manner of a service, as the clients of services come: with retries, within limits."""
+
+    @pytest.fixture
+    def backend(self, tmp_path: Path) -> Iterator[Backend]:
+        client = LocalClient(str(tmp_path), durable=False)
+        found = ObjectBackend(RetryClient(LimitClient(client)), "some/prefix")
+        yield found
+        found.close()
 
 
 # --- the folder

@@ -119,10 +119,9 @@ def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("memory://a/b", "not a store in memory"),
         ("memory://a?b", "not a store in memory"),
         ("memory:/a", "not a store in memory"),
-        ("s3://bucket/prefix", "not supported by this version"),
-        ("gs://bucket", "not supported by this version"),
-        ("azure://account/container", "not supported by this version"),
-        ("swift://x", "not supported by this version"),
+        ("s3://bucket//prefix", "empty"),
+        ("azure://account", "names no container"),
+        ("swift://x", "names no account"),
         ("http://host/x", "unknown scheme"),
         ("FTP://host/x", "unknown scheme"),
     ],
@@ -141,3 +140,28 @@ def test_messages_hold_no_secret_and_no_control_characters() -> None:
         open_backend("s3://key:hunter2@bucket/\x1b[31m\nx")
     assert "hunter2" not in caught.value.message
     assert caught.value.message.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("url", "module", "extra"),
+    [
+        ("s3://bucket/p", "casstore.remote.s3", "s3"),
+        ("tos://endpoint/bucket", "casstore.remote.s3", "s3"),
+        ("swift://endpoint/account/bucket", "casstore.remote.s3", "s3"),
+        ("azure://account/container", "casstore.remote.azure", "azure"),
+        ("gs://bucket", "casstore.remote.gcs", "gcs"),
+    ],
+)
+def test_missing_extra_is_told(monkeypatch: pytest.MonkeyPatch, url: str, module: str, extra: str) -> None:
+    def missing(name: str) -> object:
+        assert name == module
+        raise ModuleNotFoundError("No module named 'vendor'", name="vendor")
+
+    monkeypatch.setattr("casstore.remote.open.importlib.import_module", missing)
+    with pytest.raises(UsageError, match=rf"pip install 'casstore\[{extra}\]'"):
+        open_backend(url)
+
+
+def test_a_path_that_leaves_no_room_for_keys() -> None:
+    with pytest.raises(UsageError, match="too long"):
+        open_backend("s3://bucket/" + "x" * 600)

@@ -1,8 +1,8 @@
 """Files below one folder, and never outside of it.
 
-Decided here and only here: how a path inside a store is opened. Every component is opened relative to the
-folder above it, following no symbolic link, so that a folder that somebody else prepared can't make the store
-read, list, write or delete anything outside of it. Errors are those of the operating system; ``file``
+Decided here and only here: how a path below a folder is opened. Every component is opened relative to the
+folder above it, following no symbolic link, so that a folder that somebody else prepared can't make anybody
+read, list, write or delete anything outside of it. Errors are those of the operating system; whoever calls
 translates them.
 """
 
