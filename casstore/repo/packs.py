@@ -6,10 +6,12 @@ buffer for its whole life: fresh large buffers cost more to touch than the work 
 
 from __future__ import annotations
 
+import os
 from typing import NamedTuple
 
+from casstore import hashing
 from casstore.backend.base import Backend, Buffer
-from casstore.compression import MAX_RAW
+from casstore.compression import MAX_RAW, RAW
 from casstore.format.index import Location
 from casstore.format.pack import (
     HEADER_SIZE,
@@ -86,6 +88,11 @@ class PackBuilder:
         self._used = end
         self._records += encode_record(chunk_id, stored, raw, codec, check_of(codec, payload))
         self._chunks.append((chunk_id, start, stored, raw, codec))
+
+    def salt(self) -> None:
+        """Add a chunk of random bytes that nobody refers to, so that the pack gets an id that no other ever had."""
+        noise = os.urandom(16)
+        self.append(hashing.digest(noise), len(noise), RAW, noise)
 
     def seal(self) -> Sealed:
         """Return the finished pack. Its parts are views of this builder's buffer: write it before ``reset``."""
