@@ -8,7 +8,7 @@ test *args:
 
 # system packages, virtual environment, locked libraries
 setup:
-    scripts/setup
+    scripts/setup dev
 
 # the main job, end to end
 demo:

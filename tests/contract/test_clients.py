@@ -6,9 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from casstore.remote.azure import AzureClient
 from casstore.remote.base import ObjectClient
 from casstore.remote.s3 import S3Client
 from casstore.testing.client_contract import ClientContract
+from casstore.testing.servers.azurite import ACCOUNT, Azurite
 from casstore.testing.servers.s3 import S3Server, moto_s3
 
 
@@ -35,3 +37,15 @@ class TestS3(ClientContract):
     @pytest.mark.skip(reason="moto looks at a condition and writes in two steps: it is no oracle for races")
     def test_one_winner(self, client: ObjectClient, swap: bool) -> None:
         """Of many threads that write on a condition, one wins."""
+
+
+class TestAzure(ClientContract):
+    KEYS = tuple(key for key in ClientContract.KEYS if "\\" not in key)  # Azure takes a backslash for a slash
+    THREADS = 32
+
+    @pytest.fixture
+    def client(self, azurite: Azurite) -> Iterator[ObjectClient]:
+        container = azurite.container()
+        found = AzureClient(ACCOUNT, container, url=f"azure://{ACCOUNT}/{container}", credential=azurite.credential)
+        yield found
+        found.close()
