@@ -12,7 +12,7 @@ import itertools
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import BinaryIO, Final, TypeVar
 
 from casstore.errors import CasstoreError, SourceError, TransientError
@@ -21,6 +21,7 @@ from casstore.remote.base import Advance
 __all__ = ["persist", "read_parts", "send_parts"]
 
 P = TypeVar("P", bytes, list[memoryview])
+P = TypeVar("P", bound=Sized)
 T = TypeVar("T")
 
 TRIES: Final = 5
@@ -96,7 +97,7 @@ def send_parts(
         finally:
             slots.release()
         if advance is not None:
-            advance(len(part) if isinstance(part, bytes) else sum(map(len, part)))
+            advance(_length(part))
         return result
 
     try:
@@ -108,6 +109,10 @@ def send_parts(
     finally:
         concurrent.futures.wait(futures)
     return [future.result() for future in futures]
+
+
+def _length(part: bytes | list[memoryview]) -> int:
+    return len(part) if isinstance(part, bytes) else sum(map(len, part))
 
 
 def persist(work: Callable[[], T]) -> T:
