@@ -20,7 +20,6 @@ from casstore.remote.base import Advance
 
 __all__ = ["persist", "read_parts", "send_parts"]
 
-P = TypeVar("P", bytes, list[memoryview])
 P = TypeVar("P", bound=Sized)
 T = TypeVar("T")
 
@@ -97,7 +96,7 @@ def send_parts(
         finally:
             slots.release()
         if advance is not None:
-            advance(_length(part))
+            advance(len(part))
         return result
 
     try:
@@ -109,10 +108,6 @@ def send_parts(
     finally:
         concurrent.futures.wait(futures)
     return [future.result() for future in futures]
-
-
-def _length(part: bytes | list[memoryview]) -> int:
-    return len(part) if isinstance(part, bytes) else sum(map(len, part))
 
 
 def persist(work: Callable[[], T]) -> T:
