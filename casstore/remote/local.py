@@ -27,6 +27,7 @@ from casstore.errors import (
     NotFoundError,
     OutOfSpaceError,
     PreconditionError,
+    SourceError,
     StorageError,
     UsageError,
 )
@@ -49,8 +50,8 @@ _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 class LocalClient:
     """An ``ObjectClient`` over an existing folder, which is the bucket.
 
-    Keys are legal relative paths: no component is empty, ``.`` or ``..``; ``UsageError`` for others. Names that are not
-    UTF-8 are decoded as ``os.fsdecode`` does.
+    Keys are legal relative paths: no component is empty, ``.`` or ``..``. No other has an object, and a put under one
+    is a ``UsageError``. Names that are not UTF-8 are decoded as ``os.fsdecode`` does.
     """
 
     def __init__(self, root: str, *, durable: bool = True) -> None:
@@ -71,16 +72,18 @@ class LocalClient:
 
     def head(self, key: str) -> RemoteInfo:
         """See ``ObjectClient.head``."""
+        self._find(key)
         try:
-            info = self._root.lstat(_checked(key))
+            info = self._root.lstat(key)
         except OSError as error:
             raise self._error(error, key) from error
         return _info(key, info)
 
     def read(self, key: str, *, offset: int = 0, length: int | None = None, if_match: str | None = None) -> Object:
         """See ``ObjectClient.read``."""
+        self._find(key)
         try:
-            fd, info = self._root.open(_checked(key))
+            fd, info = self._root.open(key)
             try:
                 size = info.st_size
                 start = offset if offset >= 0 else size + offset
@@ -101,8 +104,8 @@ class LocalClient:
     def list(self, prefix: str, *, after: str = "", recursive: bool = True) -> Iterator[RemoteInfo]:
         """See ``ObjectClient.list``. Each folder is read when the listing comes to it."""
         folder = prefix.rpartition("/")[0]
-        if folder:
-            _checked(folder)
+        if folder and not _is_legal(folder):
+            return iter(())
         return self._list(folder + "/" if folder else "", prefix, after, recursive)
 
     def _list(self, below: str, prefix: str, after: str, recursive: bool) -> Iterator[RemoteInfo]:
@@ -161,12 +164,14 @@ class LocalClient:
                 if advance is not None:
                     advance(len(block))
             if size is not None and total != size:
-                raise IntegrityError(f"{self._name(key)}: {total} bytes came where {size} were announced")
+                raise SourceError(f"{self._name(key)}: {total} bytes came where {size} were announced")
 
         return self._write(key, copy, None)
 
     def _write(self, key: str, fill: Callable[[int], None], condition: Condition) -> str:
-        folder, _, name = _checked(key).rpartition("/")
+        if not _is_legal(key):
+            raise UsageError(f"not a path of a file below a folder: {key[:80]!r}")
+        folder, _, name = key.rpartition("/")
         begun = False
 
         def begin(fd: int) -> None:
@@ -225,8 +230,8 @@ class LocalClient:
     def delete(self, keys: Iterable[str]) -> None:
         """See ``ObjectClient.delete``. Folders that this leaves empty are removed, up to the root."""
         touched: set[str] = set()
-        for key in keys:
-            folder, _, name = _checked(key).rpartition("/")
+        for key in filter(_is_legal, keys):
+            folder, _, name = key.rpartition("/")
             try:
                 with self._root.folder(folder) as fd, self._locked(fd):
                     os.unlink(name, dir_fd=fd)
@@ -266,6 +271,10 @@ class LocalClient:
         finally:
             os.close(fd)
 
+    def _find(self, key: str) -> None:
+        if not _is_legal(key):
+            raise NotFoundError(f"{self.url} can hold no file {key[:80]!r}")
+
     def _name(self, key: str) -> str:
         return os.fsencode(os.path.join(self._path, key)).decode("utf-8", "backslashreplace")
 
@@ -288,22 +297,19 @@ class LocalClient:
         return error.errno == errno.EBADF and hasattr(self, "_root") and self._root.closed
 
 
-def _checked(key: str) -> str:
-    """Return ``key`` if it is a legal relative path that no temporary file has; ``UsageError`` otherwise."""
+def _is_legal(key: str) -> bool:
+    """Whether this is a relative path without ``.`` and ``..`` that no temporary file has."""
     parts = key.split("/")
     try:
         names = [os.fsencode(part) for part in parts]
     except UnicodeEncodeError:
-        names = []
-    if (
-        not names
-        or sum(map(len, names)) > _MAX_KEY
-        or "\0" in key
-        or any(name in {b"", b".", b".."} or len(name) > _MAX_NAME for name in names)
-        or any(part.startswith(_TEMP) for part in parts)
-    ):
-        raise UsageError(f"not a path of a file below a folder: {key[:80]!r}")
-    return key
+        return False
+    return (
+        sum(map(len, names)) + len(names) <= _MAX_KEY
+        and "\0" not in key
+        and all(name not in {b"", b".", b".."} and len(name) <= _MAX_NAME for name in names)
+        and not any(part.startswith(_TEMP) for part in parts)
+    )
 
 
 def _tag(info: os.stat_result) -> str:
