@@ -71,8 +71,8 @@ class Bucket:
         self.name = name
         self.user = user
         self.refs = Refs(store.backend)
-        self._state_dir = state_dir
-        self._cache_dir = cache_dir
+        self.state_dir = state_dir
+        self.cache_dir = cache_dir
         self._catalog = Catalog(self.refs, name)
         self._collections = Collections(self.refs, self._catalog, name)
 
@@ -208,7 +208,7 @@ class Bucket:
                 keep=keep,
                 select=select,
                 cache=cache,
-                state_dir=self._state_dir,
+                state_dir=self.state_dir,
                 dataset=name,
                 progress=progress,
                 threads=threads,
@@ -217,21 +217,21 @@ class Bucket:
             cache.close()
 
     def _cache_path(self) -> str | None:
-        if self._cache_dir is None:
+        if self.cache_dir is None:
             return None
         try:
-            os.makedirs(self._cache_dir, mode=0o700, exist_ok=True)
+            os.makedirs(self.cache_dir, mode=0o700, exist_ok=True)
         except OSError:
             return None  # then every file is read
-        return os.path.join(self._cache_dir, "files.sqlite")
+        return os.path.join(self.cache_dir, "files.sqlite")
 
     def unfinished(self, name: str | None = None) -> list[Unfinished]:
         """Return this machine's interrupted uploads to this store, newest first; to one dataset when named."""
-        if self._state_dir is None:
+        if self.state_dir is None:
             return []
         from casstore.transfer import journal
 
-        found = journal.unfinished(self._state_dir, self.store.id)
+        found = journal.unfinished(self.state_dir, self.store.id)
         return [upload for upload in found if name is None or upload.header.dataset == name]
 
     def download(

@@ -41,10 +41,12 @@ class Commit:
         provenance: dict[str, Any] | None,
         force: bool,
         origin: dict[str, Any] | None = None,
+        created_at: str | None = None,
     ) -> None:
         """Refuse what could not be committed, before any data is moved.
 
-        ``origin`` is metadata that a version gets when it is made, but that is no reason to make one.
+        ``origin`` is metadata that a version gets when it is made, but that is no reason to make one. ``created_at`` is
+        the time of a version that was made elsewhere before; None for now.
         """
         check_name(name)
         if tag is not None:
@@ -61,6 +63,7 @@ class Commit:
         self._tag = tag
         self._provenance = provenance or {}
         self._force = force
+        self._created_at = created_at
         self._head()
 
     def _head(self) -> Head | None:
@@ -119,7 +122,7 @@ class Commit:
                 manifest=result.manifest.hex(),
                 checksum=result.checksum.hex(),
                 totals=result.totals,
-                created_at=now(),
+                created_at=self._created_at or now(),
                 created_by=self._user,
                 write_id=write_id,
                 new_bytes=result.new_bytes,
