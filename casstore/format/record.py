@@ -21,7 +21,7 @@ from casstore.errors import FormatError, UsageError
 from casstore.hashing import digest, to_hex
 from casstore.model import Buffer
 
-__all__ = ["MAX_BODY", "MAX_RECORD", "decode", "encode"]
+__all__ = ["MAX_BODY", "MAX_RECORD", "check", "decode", "encode"]
 
 MAX_BODY = 16 * 1024 * 1024
 """Bytes of JSON in one record, at most."""
@@ -64,6 +64,15 @@ def decode(type: str, data: Buffer, cls: type[T]) -> T:  # noqa: A002 - the word
     Raises ``FormatError``, which names the type, unless ``data`` is byte for byte a record of this type whose
     body fits ``cls``.
     """
+    body = check(type, data)
+    try:
+        return msgspec.json.decode(body, type=cls)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise FormatError(f"the {type} record can't be understood: {error}") from error
+
+
+def check(type: str, data: Buffer) -> bytes:  # noqa: A002 - the word of the format
+    """Return the body of a record of this type; ``FormatError`` unless its checksum fits."""
     if len(data) > MAX_RECORD:
         raise _too_large(type, len(data))
     head, newline, body = bytes(data).partition(b"\n")
@@ -71,10 +80,7 @@ def decode(type: str, data: Buffer, cls: type[T]) -> T:  # noqa: A002 - the word
         raise _too_large(type, len(data))
     if not newline or head + newline != _header(type, body):
         raise _mismatch(type, head)
-    try:
-        return msgspec.json.decode(body, type=cls)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise FormatError(f"the {type} record can't be understood: {error}") from error
+    return body
 
 
 def _header(type: str, body: bytes) -> bytes:  # noqa: A002 - the word of the format

@@ -209,12 +209,17 @@ def test_what_arrives_wrong_in_the_bucket_is_found(
     objects, old, new = before
     counter = FaultBackend(copy(objects), FaultPlan(operations=frozenset({"put"})))
     upload(counter, folder / "new")
+    healed = 0
     for at in range(1, counter.calls + 1):
         backend = copy(objects)
         faulty = FaultBackend(backend, FaultPlan(at, fault, operations=frozenset({"put"}), bit=12_345))
         with contextlib.suppress(IntegrityError):  # when it is read again by the upload itself
             assert upload(faulty, folder / "new").manifest == new.manifest
         assert faulty.hits == 1
-        assert not verify_store(Store.open(backend)).clean
+        if verify_store(Store.open(backend)).clean:
+            # A segment of the index is read again by whoever wrote it, and replaced.
+            assert contents(Store.open(backend), new.manifest) == expected(folder / "new")
+            healed += 1
         if not any(info.key.startswith("index/") and info.key not in objects for info in backend.list("")):
             assert contents(Store.open(backend), old.manifest) == expected(folder / "old")
+    assert healed == 1
