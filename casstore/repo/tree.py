@@ -295,7 +295,7 @@ class Tree:
 
     def chunks(self, entry: Entry) -> Iterator[tuple[bytes, int]]:
         """Yield ``(chunk id, raw length)`` of a file's chunks in order."""
-        yield from self._records(entry.content.depth, entry.content.refs)
+        yield from self.records(entry.content.depth, entry.content.refs)
 
     def list_nodes(self, entry: Entry) -> Iterator[bytes]:
         """Yield the ids of the nodes that a file's chunk list is kept in, each once."""
@@ -314,18 +314,36 @@ class Tree:
         """Yield the ids of the nodes that the entries are kept in, the root excepted."""
         yield from self._nodes_below(self._root.children, self._root.depth, None)
 
+    def leaf_refs(self) -> list[NodeRef]:
+        """Return the references to all leaves, in order. Reads the inner nodes, if there are any, and no leaf."""
+        return [ref for ref, _ in self._leaf_refs_below(self._root.children, self._root.depth, None)]
+
+    def leaf_groups(self, ref: NodeRef, end: _Key | None) -> list[Group]:
+        """Return the entries of a leaf; ``end`` is the key of the leaf after it. It is not kept."""
+        return self._leaf_node(ref, end, keep=False)
+
+    def _leaf_refs_below(
+        self, children: Sequence[NodeRef], depth: int, end: _Key | None
+    ) -> Iterator[tuple[NodeRef, _Key | None]]:
+        for child, before in _bounded(children, end):
+            if depth:
+                yield from self._leaf_refs_below(self._inner_node(child, before), depth - 1, before)
+            else:
+                yield child, before
+
     def _nodes_below(self, children: Sequence[NodeRef], depth: int, end: _Key | None) -> Iterator[bytes]:
         for child, before in _bounded(children, end):
             yield child.chunk_id
             if depth:
                 yield from self._nodes_below(self._inner_node(child, before), depth - 1, before)
 
-    def _records(self, depth: int, refs: bytes) -> Iterator[tuple[bytes, int]]:
+    def records(self, depth: int, refs: bytes) -> Iterator[tuple[bytes, int]]:
+        """Yield the chunks of a list, or of a list node of this depth, in order."""
         if depth == 0:
             yield from list_records(0, refs)
             return
         for node_id, length in list_records(depth, refs):
-            yield from self._records(depth - 1, self.list_node(depth - 1, node_id, length))
+            yield from self.records(depth - 1, self.list_node(depth - 1, node_id, length))
 
     def list_node(self, depth: int, node_id: bytes, length: int) -> bytes:
         """Return the records of a node of a chunk list, checked against what the level above says of it."""
@@ -360,7 +378,7 @@ class Tree:
             else:
                 yield from self._below(self._inner_node(child, before), depth - 1, key, skip, before)
 
-    def _leaf_node(self, child: NodeRef, end: _Key | None) -> list[Group]:
+    def _leaf_node(self, child: NodeRef, end: _Key | None, *, keep: bool = True) -> list[Group]:
         node = self._nodes.get((child.chunk_id, True))
         if node is None:
             groups = decode_leaf(self._source.read_chunk(child.chunk_id, child.length))
@@ -371,7 +389,8 @@ class Tree:
                 (last.directory.replace(b"/", b"\0"), last.rows[-1].name),
                 sum(len(group.rows) for group in groups),
             )
-            self._keep(child, node, leaf=True)
+            if keep:
+                self._keep(child, node, leaf=True)
         _check(node, child, end)
         return node.below  # type: ignore[return-value]  # what is kept as a leaf was decoded as one
 

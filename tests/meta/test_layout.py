@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = [
     "casstore",
     "cli/casstore_cli",
+    "fuse/casstore_fuse",
     "orchestrator/casstore_orchestrator",
     "server/casstore_server",
 ]

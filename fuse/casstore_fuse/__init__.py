@@ -1,0 +1,1 @@
+"""Versions as folders: the tree of a version behind the kernel's FUSE protocol."""

@@ -1,0 +1,220 @@
+"""A conversation with the kernel about one mount.
+
+Decided here and only here: which requests are answered and how, what the kernel is allowed to keep, and what is done by
+whom: everything that needs no reading of the store is answered by the thread that took the request, the rest by a pool,
+so that a slow read holds up nobody else. A failed read is ``EIO`` with a line in the log, never short or wrong data;
+the next one tries again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from casstore.errors import CasstoreError, NotFoundError
+from casstore_fuse import abi
+from casstore_fuse.abi import InitFlag, Op, OpenFlag
+from casstore_fuse.contents import Contents
+from casstore_fuse.vfs import Vfs
+
+__all__ = ["Connection"]
+
+_log = logging.getLogger("casstore.fuse")
+
+BUFFER = 1 << 17
+"""Bytes of the longest request: nothing is written, so that names and headers are all there is."""
+MAX_PAGES = 256
+READ_AHEAD = 1 << 20
+POOL = 16
+"""Reads that are under way at once."""
+_WANTED = (
+    InitFlag.ASYNC_READ
+    | InitFlag.EXPORT_SUPPORT
+    | InitFlag.DO_READDIRPLUS
+    | InitFlag.PARALLEL_DIROPS
+    | InitFlag.ABORT_ERROR
+    | InitFlag.MAX_PAGES
+    | InitFlag.CACHE_SYMLINKS
+    | InitFlag.NO_OPEN_SUPPORT
+    | InitFlag.NO_OPENDIR_SUPPORT
+    | InitFlag.EXPLICIT_INVAL_DATA
+    | InitFlag.INIT_EXT
+)
+_READ_ONLY = frozenset({4, 6, 8, 9, 10, 11, 12, 13, 16, 21, 24, 35, 43, 45, 51})
+"""Requests that would change something."""
+
+
+class Connection:
+    """Answers the requests that come from one ``/dev/fuse`` descriptor, until the mount is gone."""
+
+    def __init__(self, descriptor: int, vfs: Vfs, contents: Contents, *, no_open: bool = False) -> None:
+        """``no_open`` spares the kernel two requests for each open file, for the whole life of the mount."""
+        self._fd = descriptor
+        self._no_open = no_open
+        self._vfs = vfs
+        self._contents = contents
+        self._pool = ThreadPoolExecutor(POOL, thread_name_prefix="casstore-fuse")
+        self._buffer = bytearray(BUFFER)
+        self._listing = bytearray(1 << 20)
+        self.flags = InitFlag(0)
+        self._handlers: dict[int, Callable[[int, int, memoryview], None]] = {
+            Op.LOOKUP: self._lookup,
+            Op.GETATTR: self._getattr,
+            Op.READLINK: self._readlink,
+            Op.OPEN: self._open,
+            Op.READ: self._read,
+            Op.READDIR: self._readdir,
+            Op.READDIRPLUS: self._readdirplus,
+            Op.STATFS: self._statfs,
+            Op.GETXATTR: self._getxattr,
+            Op.LISTXATTR: self._listxattr,
+            Op.RELEASE: self._release,
+            Op.RELEASEDIR: self._release,
+            Op.INIT: self._init,
+        }
+
+    def serve(self) -> None:
+        """Answer requests until the file system is unmounted."""
+        view = memoryview(self._buffer)
+        header = abi.IN_HEADER
+        handlers = self._handlers
+        try:
+            while True:
+                try:
+                    length = os.readv(self._fd, [view])
+                except OSError as error:
+                    # A request that was interrupted before it was taken; the mount is gone.
+                    if error.errno in {errno.ENOENT, errno.EINTR, errno.EAGAIN}:
+                        continue
+                    if error.errno == errno.ENODEV:
+                        return
+                    raise
+                _, op, unique, node, _, _, _, extensions, _ = header.unpack_from(view)
+                body = view[header.size : length - 8 * extensions]
+                handler = handlers.get(op)
+                if handler is not None:
+                    self._answer(handler, op, unique, node, body)
+                elif op == Op.DESTROY:
+                    return
+                elif op not in {Op.FORGET, Op.BATCH_FORGET, Op.INTERRUPT}:
+                    self._error(unique, errno.EROFS if op in _READ_ONLY else errno.ENOSYS)
+        finally:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _answer(
+        self, handler: Callable[[int, int, memoryview], None], op: int, unique: int, node: int, body: memoryview
+    ) -> None:
+        try:
+            handler(unique, node, body)
+        except NotFoundError:
+            self._error(unique, errno.ENOENT)
+        except CasstoreError as error:
+            _log.error("inode %d: %s", node, error.message)
+            self._error(unique, errno.EIO)
+        except Exception:  # noqa: BLE001 - see the next line
+            # A mistake of ours ends one request, not everybody's mount.
+            _log.exception("request %d about inode %d", op, node)
+            self._error(unique, errno.EIO)
+
+    def _reply(self, unique: int, *body: bytes | memoryview) -> None:
+        size = sum(len(part) for part in body)
+        with contextlib.suppress(FileNotFoundError):  # whoever asked has gone
+            os.writev(self._fd, [abi.reply_header(unique, size), *body])
+
+    def _error(self, unique: int, number: int) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.write(self._fd, abi.reply_header(unique, 0, number))
+
+    def _init(self, unique: int, _: int, body: memoryview) -> None:
+        offer = abi.parse_init(body)
+        self.flags = InitFlag(offer.flags & _WANTED)
+        reply = abi.init_out(
+            min(offer.minor, abi.MINOR),
+            int(self.flags),
+            max_readahead=min(offer.max_readahead, READ_AHEAD),
+            max_pages=MAX_PAGES,
+            stack_depth=0,
+        )
+        self._reply(unique, reply)
+
+    def _lookup(self, unique: int, node: int, body: memoryview) -> None:
+        self._reply(unique, abi.entry_out(self._vfs.lookup(node, bytes(body[:-1]))))
+
+    def _getattr(self, unique: int, node: int, _: memoryview) -> None:
+        self._reply(unique, abi.attr_out(self._vfs.attributes(node)))
+
+    def _readlink(self, unique: int, node: int, _: memoryview) -> None:
+        self._reply(unique, self._vfs.target(node))
+
+    def _open(self, unique: int, _: int, body: memoryview) -> None:
+        flags, _flags = abi.OPEN_IN.unpack_from(body)
+        if self._no_open and InitFlag.NO_OPEN_SUPPORT in self.flags:
+            self._error(unique, errno.ENOSYS)
+        elif flags & os.O_ACCMODE != os.O_RDONLY:
+            self._error(unique, errno.EROFS)
+        else:
+            self._reply(unique, abi.open_out(OpenFlag.KEEP_CACHE | OpenFlag.NOFLUSH))
+
+    def _release(self, unique: int, _: int, __: memoryview) -> None:
+        self._reply(unique)
+
+    def _read(self, unique: int, node: int, body: memoryview) -> None:
+        _, offset, size, *_rest = abi.READ_IN.unpack_from(body)
+        length, content = self._vfs.content(node)
+        layout = self._contents.layout(node, length, content)
+        pieces = self._contents.cached(layout, offset, size)
+        if pieces is not None:
+            self._reply(unique, *pieces)
+            return
+
+        def work(unique: int, node: int, _: memoryview) -> None:
+            self._reply(unique, *self._contents.fetch(node, layout, offset, size))
+
+        self._pool.submit(self._answer, work, Op.READ, unique, node, memoryview(b""))
+
+    def _readdirplus(self, unique: int, node: int, body: memoryview) -> None:
+        self._list(unique, node, body, abi.direntplus_size, abi.pack_direntplus)
+
+    def _readdir(self, unique: int, node: int, body: memoryview) -> None:
+        self._list(unique, node, body, abi.dirent_size, abi.pack_dirent)
+
+    def _list(
+        self, unique: int, node: int, body: memoryview, size_of: Callable[[bytes], int], pack: abi.Packer
+    ) -> None:
+        _, offset, size, *_rest = abi.READ_IN.unpack_from(body)
+        buffer, at = self._listing, 0
+        size = min(size, len(buffer))
+        for name, after, attributes in self._vfs.listing(node, offset):
+            if at + size_of(name) > size:
+                break
+            at = pack(buffer, at, name, after, attributes)
+        self._reply(unique, memoryview(buffer)[:at])
+
+    def _statfs(self, unique: int, _: int, __: memoryview) -> None:
+        totals = self._vfs.tree.totals
+        self._reply(unique, abi.statfs_out(totals.files + totals.directories + totals.symlinks, totals.size))
+
+    def _getxattr(self, unique: int, node: int, body: memoryview) -> None:
+        size, _ = abi.XATTR_IN.unpack_from(body)
+        value = self._vfs.xattrs(node).get(bytes(body[abi.XATTR_IN.size : -1]))
+        if value is None:
+            self._error(unique, errno.ENODATA)
+        else:
+            self._sized(unique, size, value)
+
+    def _listxattr(self, unique: int, node: int, body: memoryview) -> None:
+        size, _ = abi.XATTR_IN.unpack_from(body)
+        self._sized(unique, size, b"".join(name + b"\0" for name in sorted(self._vfs.xattrs(node))))
+
+    def _sized(self, unique: int, size: int, value: bytes) -> None:
+        """Answer with a value, or with its length when that is what was asked for."""
+        if not size:
+            self._reply(unique, abi.XATTR_IN.pack(len(value), 0))
+        elif len(value) > size:
+            self._error(unique, errno.ERANGE)
+        else:
+            self._reply(unique, value)

@@ -1,0 +1,191 @@
+"""A mounted version, through the real kernel."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import mmap
+import os
+import random
+import stat
+import subprocess
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from casstore.backend.memory import MemoryBackend
+from casstore.dataset import Bucket
+from casstore.errors import CasstoreError, ConflictError, NotFoundError, UsageError
+from casstore.repo.store import Store
+from casstore.testing.faults import Fault, FaultBackend, FaultPlan
+from casstore_fuse.connection import Connection
+from casstore_fuse.contents import Contents
+from casstore_fuse.mounting import mount, unmount
+from casstore_fuse.vfs import Vfs
+
+
+def why_not() -> str | None:
+    if not os.path.exists("/dev/fuse"):
+        return "this machine has no /dev/fuse"
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        return "this user may not open /dev/fuse"
+    return None
+
+
+pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+
+
+class Mounted:
+    """A mount that is served by a thread of this process."""
+
+    def __init__(self, bucket: Bucket, path: Path, *, no_open: bool = False) -> None:
+        self.path = path
+        tree = bucket.tree(bucket.resolve("ds"))
+        self.contents = Contents(bucket.store, tree)
+        descriptor = mount(str(path), "osmo:ds")
+        self.connection = Connection(descriptor, Vfs(tree, uid=0, gid=0), self.contents, no_open=no_open)
+        self.descriptor = descriptor
+        self.thread = threading.Thread(target=self.connection.serve)
+        self.thread.start()
+
+    def end(self) -> None:
+        with_errors: list[CasstoreError] = []
+        try:
+            unmount(str(self.path), lazy=True)
+        except NotFoundError as error:
+            with_errors.append(error)
+        self.thread.join()
+        os.close(self.descriptor)
+        self.contents.close()
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    root = tmp_path / "in"
+    rng = random.Random(3)
+    for number in range(300):
+        path = root / f"d{number % 7}" / f"f{number}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(rng.randbytes(rng.choice([0, 1, 100, 8192, 100_000])))
+    (root / "large").write_bytes(rng.randbytes(5 << 20))
+    (root / "run").write_bytes(b"#!/bin/sh\necho works\n")
+    (root / "run").chmod(0o755)
+    (root / "link").symlink_to("d0/f0")
+    (root / "empty").mkdir()
+    os.utime(root / "large", ns=(0, -5_000_000_001))
+    return root
+
+
+@pytest.fixture
+def faults() -> FaultBackend:
+    return FaultBackend(MemoryBackend())
+
+
+@pytest.fixture
+def bucket(source: Path, faults: FaultBackend) -> Iterator[Bucket]:
+    with Store.open(faults, create=True) as store:
+        found = Bucket(store, name="b", user="u")
+        found.upload("ds", [f"{source}/*"])
+        yield found
+
+
+@pytest.fixture(params=[False, True], ids=["open", "no-open"])
+def mounted(bucket: Bucket, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Mounted]:
+    path = tmp_path / "mnt"
+    path.mkdir()
+    found = Mounted(bucket, path, no_open=request.param)
+    yield found
+    found.end()
+
+
+def tree_of(root: Path) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for path in sorted(root.rglob("*")):
+        info = path.lstat()
+        what = f"{stat.S_IFMT(info.st_mode)} {info.st_mtime_ns}"
+        if path.is_symlink():
+            what += f" {os.readlink(path)}"
+        elif path.is_file():
+            what += f" {info.st_size} {hashlib.sha256(path.read_bytes()).hexdigest()} {info.st_mode & 0o555:o}"
+        found[str(path.relative_to(root))] = what
+    return found
+
+
+def test_everything_is_as_it_was_uploaded(mounted: Mounted, source: Path) -> None:
+    before = tree_of(source)
+    assert len(before) > 300
+    assert tree_of(mounted.path) == before
+    assert tree_of(mounted.path) == before, "the second time from the kernel's memory"
+
+
+def test_tools_see_no_difference(mounted: Mounted, source: Path) -> None:
+    subprocess.run(["diff", "-r", str(source), str(mounted.path)], check=True)
+    done = subprocess.run(["tar", "-cf", "-", "."], cwd=mounted.path, capture_output=True, check=True)
+    assert len(done.stdout) > 5 << 20
+    assert subprocess.run([mounted.path / "run"], capture_output=True, check=True).stdout == b"works\n"
+
+
+def test_random_ranges_and_maps(mounted: Mounted, source: Path) -> None:
+    data = (source / "large").read_bytes()
+    rng = random.Random(9)
+    with open(mounted.path / "large", "rb") as file:
+        for _ in range(200):
+            at, length = rng.randrange(len(data) + 10), rng.randrange(1 << 17)
+            assert os.pread(file.fileno(), length, at) == data[at : at + length]
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
+            assert hashlib.sha256(view).digest() == hashlib.sha256(data).digest()
+
+
+def test_many_readers_at_once(mounted: Mounted, source: Path) -> None:
+    names = [str(path.relative_to(source)) for path in source.rglob("*") if path.is_file() and not path.is_symlink()]
+    wanted = {name: hashlib.sha256((source / name).read_bytes()).digest() for name in names}
+
+    def read(name: str) -> bool:
+        return hashlib.sha256((mounted.path / name).read_bytes()).digest() == wanted[name]
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(read, names * 2))
+
+
+def test_nothing_can_be_changed(mounted: Mounted) -> None:
+    for work in (
+        lambda: (mounted.path / "new").write_bytes(b"x"),
+        lambda: (mounted.path / "large").write_bytes(b"x"),
+        (mounted.path / "large").unlink,
+        lambda: (mounted.path / "large").chmod(0o777),
+        (mounted.path / "folder").mkdir,
+    ):
+        with pytest.raises(OSError, match=os.strerror(errno.EROFS)):
+            work()
+    with pytest.raises(FileNotFoundError):
+        (mounted.path / "no such").read_bytes()
+
+
+@pytest.mark.parametrize("fault", [Fault.ERROR_BEFORE, Fault.FLIP, Fault.TRUNCATE])
+def test_a_read_that_fails_is_an_error_and_the_next_one_is_whole(
+    mounted: Mounted, source: Path, faults: FaultBackend, fault: Fault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.stat(mounted.path / "large")
+    plan = FaultPlan(at=1, times=10**6, fault=fault, operations=frozenset({"read"}), prefix="packs/")
+    monkeypatch.setattr(faults, "_plan", plan)
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        (mounted.path / "large").read_bytes()
+    assert faults.hits
+    monkeypatch.setattr(faults, "_plan", FaultPlan())
+    assert (mounted.path / "large").read_bytes() == (source / "large").read_bytes()
+
+
+def test_a_mount_in_use_is_not_taken_away(mounted: Mounted) -> None:
+    with open(mounted.path / "large", "rb"), pytest.raises(ConflictError):
+        unmount(str(mounted.path))
+    assert (mounted.path / "run").exists()
+
+
+def test_wrong_places(tmp_path: Path) -> None:
+    with pytest.raises(UsageError):
+        mount(str(tmp_path / "no such"), "osmo:x")
+    with pytest.raises(NotFoundError):
+        unmount(str(tmp_path))

@@ -1,0 +1,137 @@
+"""The tree of a version as inodes, without a kernel."""
+
+from __future__ import annotations
+
+import os
+import random
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from casstore.backend.memory import MemoryBackend
+from casstore.dataset import Bucket
+from casstore.repo.store import Store
+from casstore_fuse.contents import Contents
+from casstore_fuse.vfs import ROOT, Vfs
+
+MANY = 3000
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Several leaves of entries: a large folder, deep folders, names that sort around the slash, links, holes."""
+    root = tmp_path_factory.mktemp("vfs") / "in"
+    rng = random.Random(7)
+    for folder in ("a", "a/b", "a/b/c", "a-b", "a.b", "empty", "many"):
+        (root / folder).mkdir(parents=True)
+    for number in range(MANY):
+        (root / "many" / f"f{number}").write_bytes(b"%d" % number)
+    for path in ("a/x", "a/b/x", "a/b/c/x", "a-b/x", "a.b/x", "x"):
+        (root / path).write_bytes(path.encode())
+    (root / "large").write_bytes(rng.randbytes(3 << 20))
+    (root / "none").touch()
+    (root / "run").write_bytes(b"#!/bin/sh\necho works\n")
+    (root / "run").chmod(0o755)
+    os.link(root / "x", root / "y")
+    (root / "link").symlink_to("a/b/x")
+    return root
+
+
+@pytest.fixture(scope="module")
+def bucket(source: Path) -> Iterator[Bucket]:
+    with Store.open(MemoryBackend("vfs-tests"), create=True) as store:
+        found = Bucket(store, name="b", user="u")
+        found.upload("ds", [f"{source}/*"])
+        yield found
+
+
+@pytest.fixture
+def vfs(bucket: Bucket) -> Vfs:
+    return Vfs(bucket.tree(bucket.resolve("ds")), uid=7, gid=8)
+
+
+def paths(vfs: Vfs, node: int = ROOT, above: str = "") -> Iterator[str]:
+    for name, _, attributes in vfs.listing(node, 0):
+        path = f"{above}/{name.decode()}" if above else name.decode()
+        yield path
+        if stat.S_ISDIR(attributes.mode):
+            yield from paths(vfs, attributes.node, path)
+
+
+def find(vfs: Vfs, path: str) -> int:
+    node = ROOT
+    for name in path.split("/"):
+        found = vfs.lookup(node, name.encode())
+        assert found is not None, path
+        node = found.node
+    return node
+
+
+def test_every_path_is_there_once(vfs: Vfs, source: Path) -> None:
+    found = sorted(paths(vfs))
+    assert found == sorted(str(path.relative_to(source)) for path in source.rglob("*"))
+
+
+def test_stat_shows_what_was_there(vfs: Vfs, source: Path) -> None:
+    for path in source.rglob("*"):
+        there, here = path.lstat(), vfs.attributes(find(vfs, str(path.relative_to(source))))
+        assert stat.S_IFMT(here.mode) == stat.S_IFMT(there.st_mode)
+        assert here.mtime_ns == there.st_mtime_ns
+        assert (here.uid, here.gid) == (7, 8)
+        if not stat.S_ISDIR(there.st_mode):
+            assert here.size == there.st_size
+        if stat.S_ISREG(there.st_mode):
+            assert stat.S_IMODE(here.mode) == there.st_mode & 0o555
+    assert vfs.attributes(find(vfs, "x")).ino == vfs.attributes(find(vfs, "y")).ino
+    assert vfs.target(find(vfs, "link")) == b"a/b/x"
+
+
+def test_what_is_not_there(vfs: Vfs) -> None:
+    assert vfs.lookup(ROOT, b"no such") is None
+    assert vfs.lookup(ROOT, b"") is None
+    assert vfs.lookup(find(vfs, "empty"), b"x") is None
+    assert list(vfs.listing(find(vfs, "empty"), 0)) == []
+    assert vfs.lookup(find(vfs, "many"), b"f") is None
+    assert vfs.lookup(find(vfs, "many"), b"f99999") is None
+
+
+@pytest.mark.parametrize("step", [1, 7, 1000])
+def test_a_listing_goes_on_where_it_stopped(vfs: Vfs, step: int) -> None:
+    node = find(vfs, "many")
+    names: list[bytes] = []
+    offset = 0
+    while True:
+        part = [item for item, _ in zip(vfs.listing(node, offset), range(step), strict=False)]
+        if not part:
+            break
+        names += [name for name, _, _ in part]
+        offset = part[-1][1]
+    assert names == sorted(b"f%d" % number for number in range(MANY))
+
+
+def test_a_folder_is_known_by_its_number_alone(bucket: Bucket, vfs: Vfs) -> None:
+    node = find(vfs, "a/b")
+    fresh = Vfs(bucket.tree(bucket.resolve("ds")), uid=7, gid=8)
+    assert [name for name, _, _ in fresh.listing(node, 0)] == [b"c", b"x"]
+    assert fresh.lookup(node, b"x") is not None
+
+
+def test_ranges_of_files(bucket: Bucket, vfs: Vfs, source: Path) -> None:
+    contents = Contents(bucket.store, vfs.tree)
+    rng = random.Random(1)
+    for path in ("large", "x", "none", "many/f2999"):
+        data = (source / path).read_bytes()
+        node = find(vfs, path)
+        size, content = vfs.content(node)
+        layout = contents.layout(node, size, content)
+        ranges = [(0, len(data)), (0, 1), (len(data), 10), (max(0, len(data) - 3), 100), (len(data) + 5, 5)]
+        ranges += [(rng.randrange(len(data) + 1), rng.randrange(1 << 18)) for _ in range(50)]
+        for offset, length in ranges:
+            fetched = b"".join(contents.fetch(node, layout, offset, length))
+            assert fetched == data[offset : offset + length]
+            again = contents.cached(layout, offset, length)
+            assert again is not None
+            assert b"".join(again) == fetched
+    contents.close()
