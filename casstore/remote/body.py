@@ -52,7 +52,7 @@ class Body:
     """
 
     def __init__(self, views: Sequence[memoryview]) -> None:
-        self._views = list(views)
+        self.views = list(views)
         self._size = sum(len(view) for view in views)
         self._index = 0
         self._offset = 0
@@ -76,9 +76,9 @@ class Body:
 
     def read_block(self) -> Buffer:
         """Return the next block, empty at the end."""
-        if self._index >= len(self._views):
+        if self._index >= len(self.views):
             return b""
-        view = self._views[self._index]
+        view = self.views[self._index]
         block = view[self._offset : self._offset + BLOCK]
         self._offset += len(block)
         self._position += len(block)
@@ -100,7 +100,7 @@ class Body:
         if not 0 <= position <= self._size:
             raise ValueError("a position outside of the body")
         self._index, self._offset, self._position = 0, position, position
-        while self._index < len(self._views) and self._offset >= len(self._views[self._index]):
-            self._offset -= len(self._views[self._index])
+        while self._index < len(self.views) and self._offset >= len(self.views[self._index]):
+            self._offset -= len(self.views[self._index])
             self._index += 1
         return position

@@ -273,7 +273,7 @@ class S3Client:
         try:
             return method(Bucket=self._bucket, **request)
         except self._errors as error:
-            if not hasattr(error, "response"):
+            if not isinstance(getattr(error, "response", None), dict):
                 raise library_error(error, self._name(key)) from None
             code = code_of(error)
             if operation == "get_object" and code in {"InvalidRange", "416"}:

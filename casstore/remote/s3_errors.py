@@ -159,8 +159,9 @@ def library_error(error: BaseException, what: str) -> CasstoreError:
         return TransientError(f"{what}: {_reason(error)}", hint="look at the network and the endpoint")
     if type(error).__name__ == "ResponseParserError":
         return TransientError(f"{what}: the answer is not that of an S3 service", hint="look at the endpoint")
-    if isinstance(error, boto.ParamValidationError | boto.InvalidDNSNameError | boto.InvalidRegionError | ValueError):
-        return UsageError(f"{what}: not a name that S3 allows")
+    wrong = (boto.ValidationError, boto.ParamValidationError, boto.InvalidDNSNameError, boto.EndpointProviderError)
+    if isinstance(error, (*wrong, ValueError)):
+        return UsageError(f"{what}: not a name, a region or an endpoint that S3 allows")
     return StorageError(f"{what}: {type(error).__name__}")
 
 
