@@ -120,7 +120,8 @@ class VersionRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     ``manifest`` is the id (hex) of the manifest: the digest of the version, everything included. ``checksum``
     (hex) covers paths, kinds, permission bits, contents and link targets, not times: equal checksums, equal
     content. ``metadata`` is the tree given at upload; later edits live in the head. ``new_bytes`` is what the
-    upload added to the store, in stored bytes. ``write_id`` tells a lost reply from a conflict.
+    upload added to the store, in stored bytes. ``write_id`` tells a lost reply from a conflict. ``epoch`` is that of
+    the head that the writer read before it looked at what is being deleted; ``lease`` is the id of the lease it held.
     """
 
     number: int
@@ -133,6 +134,8 @@ class VersionRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     new_bytes: int = 0
     metadata: dict[str, Any] = {}
     provenance: dict[str, Any] = {}
+    epoch: int = 0
+    lease: str = ""
 
 
 class Member(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -150,13 +153,26 @@ class VersionState(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     last_used: str | None = None
 
 
+class Retention(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which versions of a dataset are kept when others go: what one of the rules keeps is kept.
+
+    ``keep_last``: so many of the newest. ``keep_tagged``: those with a tag. ``keep_within_s``: those that are not older
+    than so many seconds.
+    """
+
+    keep_last: int | None = None
+    keep_tagged: bool = False
+    keep_within_s: int | None = None
+
+
 class Head(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The mutable state of a dataset or collection; changed by compare-and-swap only.
 
     ``tags`` maps a tag to a version number; ``latest`` is never in it: it is the highest READY version.
     ``versions`` holds only versions about which something changed. ``last_version`` is at least the highest
     number that was ever deleted, so that numbers are not used twice. ``deleted`` marks a dataset on its way
-    out.
+    out. ``epoch`` is raised before anything is deleted from the store: see ``casstore.repo.versions``. ``retention``
+    None keeps everything.
     """
 
     id: str
@@ -171,3 +187,5 @@ class Head(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     last_version: int = 0
     members: list[Member] = []
     deleted: bool = False
+    epoch: int = 0
+    retention: Retention | None = None

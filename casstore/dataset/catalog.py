@@ -43,7 +43,7 @@ class Catalog:
 
     def ready(self, head: Head) -> list[int]:
         """Return the numbers of the versions that are ready, ascending."""
-        return [number for number in self._refs.versions(head.id) if is_active(head, number)]
+        return [number for number in self._refs.versions(head.id, head) if is_active(head, number)]
 
     def version(self, head: Head, number: int, *, latest: int | None) -> Version:
         """Return one version, whatever its state; ``latest`` is the number of the latest."""
@@ -63,7 +63,7 @@ class Catalog:
 
         ``NotFoundError`` when there is none such, or (unless ``any_state``) when it was deleted.
         """
-        listed = self._refs.versions(head.id)
+        listed = self._refs.versions(head.id, head)
         ready = [number for number in listed if is_active(head, number)]
         latest = ready[-1] if ready else None
         if tag is None or tag == LATEST:
@@ -131,7 +131,7 @@ class Catalog:
 
     def all_versions(self, head: Head, *, deleted: bool = False) -> list[Version]:
         """Return the versions of a dataset, ascending; those that are ready, or all."""
-        listed = self._refs.versions(head.id)
+        listed = self._refs.versions(head.id, head)
         ready = [number for number in listed if is_active(head, number)]
         latest = ready[-1] if ready else None
         return self._refs.each(lambda number: self.version(head, number, latest=latest), listed if deleted else ready)

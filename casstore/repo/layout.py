@@ -19,6 +19,8 @@ INDEX = "index/"
 MANIFESTS = "manifests/"
 NAMES = "names/"
 DATASETS = "datasets/"
+LEASES = "leases/"
+TRASH = "trash/"
 
 MAX_NAME = 200
 """Characters in the name of a dataset, and in a tag."""
@@ -27,6 +29,7 @@ _NAME = re.compile(r"[A-Za-z0-9_-]+\Z", re.ASCII)
 _DATASET_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{21}\Z", re.ASCII)
 # A key must not have a component that starts with a dash, a name may; no name holds a dot.
 _DASHED = "_."
+_RANDOM_ID = re.compile(r"[0-9a-f]{32}\Z", re.ASCII)
 _MAX_DIGITS = 12
 
 
@@ -117,3 +120,29 @@ def version_number(key: str) -> int:
     if not digits.isascii() or not digits.isdigit() or digits.startswith("0") or len(digits) > _MAX_DIGITS:
         raise FormatError(f"{key} does not name a version")
     return int(digits)
+
+
+def new_id() -> str:
+    """Return a fresh random id of a lease or of a record of what is being deleted: 32 hexadecimal digits."""
+    return os.urandom(16).hex()
+
+
+def lease_key(lease_id: str) -> str:
+    """Key of a lease."""
+    return LEASES + _random_id(lease_id)
+
+
+def trash_key(trash_id: str) -> str:
+    """Key of a record of what is being deleted."""
+    return TRASH + _random_id(trash_id)
+
+
+def random_id(key: str) -> str:
+    """Return the id in the key of a lease or of a record of what is being deleted; ``FormatError`` for another key."""
+    return _random_id(key.rpartition("/")[2])
+
+
+def _random_id(text: str) -> str:
+    if not _RANDOM_ID.match(text):
+        raise FormatError(f"illegal id {text[:40]!r}")
+    return text

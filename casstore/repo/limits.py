@@ -6,16 +6,22 @@ Decided here and only here: that no object is read whole before its size was loo
 
 from __future__ import annotations
 
-from casstore.backend.base import Backend
+from casstore.backend.base import Backend, Object
 from casstore.errors import FormatError
 
-__all__ = ["bounded_get", "check_size"]
+__all__ = ["bounded_get", "bounded_object", "check_size"]
 
 
 def bounded_get(backend: Backend, key: str, limit: int) -> bytes:
     """Return the whole object, at most ``limit`` bytes long; ``FormatError`` for a longer one, before it is read."""
     size = check_size(key, backend.stat(key).size, limit)
     return backend.read(key, 0, size)
+
+
+def bounded_object(backend: Backend, key: str, limit: int) -> Object:
+    """The same with the tag of the object's state."""
+    check_size(key, backend.stat(key).size, limit)
+    return backend.get(key)
 
 
 def check_size(key: str, size: int, limit: int) -> int:

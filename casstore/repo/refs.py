@@ -9,11 +9,7 @@ compare-and-swap too, because a late unconditional delete could take away what s
 *Create.* 1. the head under a new random id, 2. the name. A crash after 1 leaves a head that no name leads to.
 Of two who create the same name one wins step 2; the other removes its own head and uses the winner's.
 
-*Commit.* 1. the version record, put where no object is: the commit, it allots the number; 2. the head's
-``last_version`` is raised to the number unless it is there already. Step 2 is the fence against deletion: a
-deletion reads the head, then lists the versions, then swaps the head. So it either saw this version, or its
-swap fails and is done over, or it came first and step 2 finds ``deleted``, which is reported. A crash after 1
-leaves a valid version.
+*Commit.* See ``versions``.
 
 *Delete.* 1. one swap of the head marks the versions, and when none is left active, the dataset; 2. the name
 is released. ``deleted`` is final. A crash after 1 leaves a name that leads to a deleted dataset, which is the
@@ -28,8 +24,6 @@ name by somebody who acts on older knowledge fail, or repairs it.
 from __future__ import annotations
 
 import contextlib
-import os
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -46,19 +40,16 @@ from casstore.errors import (
     StorageError,
     UsageError,
 )
-from casstore.format import record
 from casstore.model import DatasetType, Head, Member, VersionRecord, VersionState, VersionStatus
-from casstore.repo import layout
-from casstore.repo.records import NameRecord, head_problem, is_active, is_tag, now, version_problem
+from casstore.repo import layout, versions
+from casstore.repo.records import NameRecord, Records, is_active, is_tag, now, write_id
+from casstore.repo.versions import ATTEMPTS, Also, Build, Validate, no_dataset, pause
 
-__all__ = ["NameRecord", "Refs", "is_active", "is_tag", "now"]
+__all__ = ["Damaged", "NameRecord", "Refs", "is_active", "is_tag", "now"]
 
-_ATTEMPTS = 256
-_FIRST_PAUSE = 0.0005
-_LONGEST_PAUSE = 0.25
-_PARALLEL = 16
+Damaged = Callable[[CasstoreError], None]
+"""Is told of a record that can't be read, where the others are wanted all the same."""
 
-_T = TypeVar("_T", bound=msgspec.Struct)
 _A = TypeVar("_A")
 _B = TypeVar("_B")
 
@@ -68,6 +59,7 @@ class Refs:
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
+        self._records = Records(backend)
 
     # ---- reading
 
@@ -86,21 +78,30 @@ class Refs:
             ids[info.key.removeprefix(layout.DATASETS).partition("/")[0]] = None
         return [text for text in ids if layout.is_dataset_id(text)]
 
-    def heads(self) -> list[Head]:
-        """Return the heads of all datasets and collections, sorted by name. Reads them side by side."""
-        names = [layout.name_of(info.key) for info in self._backend.list(layout.NAMES)]
-        return sorted(
-            (head for head in self.each(self._own_head, names) if head is not None), key=lambda head: head.name
-        )
+    def heads(self, damaged: Damaged | None = None) -> list[Head]:
+        """Return the heads of all datasets and collections, sorted by name. Reads them side by side.
+
+        With ``damaged``, it is told of names and heads that can't be read, and the others are returned.
+        """
+        names: list[str] = []
+        for info in self._backend.list(layout.NAMES):
+            try:
+                names.append(layout.name_of(info.key))
+            except IntegrityError as error:
+                _tell(damaged, error)
+
+        def look(name: str) -> Head | None:
+            try:
+                return self._own_head(name)
+            except IntegrityError as error:
+                _tell(damaged, error)
+                return None
+
+        return sorted((head for head in self.each(look, names) if head is not None), key=lambda head: head.name)
 
     def each(self, work: Callable[[_A], _B], items: Sequence[_A]) -> list[_B]:
         """Return ``work(item)`` for all items, in parallel where the back end is far away."""
-        if self._backend.capabilities.local or len(items) < 2:
-            return [work(item) for item in items]
-        from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - slow to load, and local stores never need it
-
-        with ThreadPoolExecutor(min(_PARALLEL, len(items)), thread_name_prefix="refs") as pool:
-            return list(pool.map(work, items))
+        return self._records.each(work, items)
 
     def _own_head(self, name: str) -> Head | None:
         """Return the head whose right name this is."""
@@ -114,7 +115,7 @@ class Refs:
         """Return the id of the dataset with this name; ``NotFoundError`` when there is none."""
         found = self._name(name)
         if found is None or found[0].id is None:
-            raise _no_dataset(name)
+            raise no_dataset(name)
         return found[0].id
 
     def find(self, name: str) -> Head:
@@ -125,35 +126,32 @@ class Refs:
         dataset_id = self.resolve_name(name)
         head = self._live_head(dataset_id)
         if head is None:
-            raise _no_dataset(name)
+            raise no_dataset(name)
         return head
 
     def read_head(self, dataset_id: str) -> tuple[Head, str]:
         """Return a head, deleted or not, and its etag. ``NotFoundError`` when there is no such object."""
-        key = layout.head_key(dataset_id)
-        head, etag = self._read(key, "head", Head)
-        problem = head_problem(head)
-        if head.id != dataset_id:
-            problem = f"it says that it belongs to dataset {head.id[:40]!r}"
-        if problem:
-            raise FormatError(f"{key} can't be right: {problem}", hint="run `osmo dataset verify`")
-        return head, etag
+        return self._records.head(dataset_id)
 
-    def versions(self, dataset_id: str) -> list[int]:
-        """Return the numbers of the versions that have a record, ascending, deleted or not."""
-        prefix = layout.versions_prefix(dataset_id)
-        return sorted(layout.version_number(info.key) for info in self._backend.list(prefix))
+    def numbers(self, dataset_id: str) -> list[int]:
+        """Return the numbers that have a version record, ascending: deleted ones and void ones included."""
+        return self._records.numbers(dataset_id)
+
+    def versions(self, dataset_id: str, head: Head | None = None) -> list[int]:
+        """Return the numbers of the versions that are there, ascending, deleted or not; void ones are not.
+
+        ``head``, when it was read already, saves a call.
+        """
+        if head is None:
+            try:
+                head, _ = self._records.head(dataset_id)
+            except NotFoundError:
+                return self._records.numbers(dataset_id)
+        return versions.there(self._records, head)
 
     def read_version(self, dataset_id: str, number: int) -> VersionRecord:
         """Return the record of a version; ``NotFoundError`` when there is none."""
-        key = layout.version_key(dataset_id, number)
-        version, _ = self._read(key, "version", VersionRecord)
-        problem = version_problem(version)
-        if version.number != number:
-            problem = f"it says that it is version {version.number}"
-        if problem:
-            raise FormatError(f"{key} can't be right: {problem}", hint="run `osmo dataset verify`")
-        return version
+        return self._records.version(dataset_id, number)
 
     # ---- changing
 
@@ -179,11 +177,11 @@ class Refs:
             type=type,
             created_at=now(),
             created_by=created_by,
-            write_id=_write_id(),
+            write_id=write_id(),
             labels=labels or {},
             members=list(members),
         )
-        self._put_head(head, Absent())
+        self._records.put_head(head, Absent())
         holder = self._claim(name, head.id)
         if holder is None:
             return head
@@ -203,26 +201,26 @@ class Refs:
         deleted dataset.
         """
         # One id for all attempts: an earlier one whose reply was lost may still have arrived.
-        write_id = _write_id()
-        for attempt in range(_ATTEMPTS):
+        this = write_id()
+        for attempt in range(ATTEMPTS):
             head, etag = self.read_head(dataset_id)
-            if not attempt or head.write_id != write_id:
+            if not attempt or head.write_id != this:
                 if head.deleted:
-                    raise _no_dataset(head.name)
+                    raise no_dataset(head.name)
                 changed = change(head)
                 if changed is head:
                     return head
-                head = msgspec.structs.replace(changed, write_id=write_id)
+                head = msgspec.structs.replace(changed, write_id=this)
                 try:
-                    self._put_head(head, Matches(etag))
+                    self._records.put_head(head, Matches(etag))
                 except PreconditionError:
-                    _pause(attempt)
+                    pause(attempt)
                     continue
             if head.deleted:
                 self._release(head.name, dataset_id)
             return head
         raise ConflictError(
-            f"{layout.head_key(dataset_id)} was changed by others {_ATTEMPTS} times in a row",
+            f"{layout.head_key(dataset_id)} was changed by others {ATTEMPTS} times in a row",
             hint="try again",
         )
 
@@ -233,7 +231,7 @@ class Refs:
         if changed is head:
             return True
         try:
-            self._put_head(msgspec.structs.replace(changed, write_id=_write_id()), Matches(etag))
+            self._records.put_head(msgspec.structs.replace(changed, write_id=write_id()), Matches(etag))
         except PreconditionError:
             return False
         return True
@@ -241,53 +239,27 @@ class Refs:
     def commit_version(
         self,
         dataset_id: str,
-        build: Callable[[int, str], VersionRecord],
+        build: Build,
         *,
-        also: Callable[[Head, int], Head] | None = None,
+        also: Also | None = None,
+        validate: Validate | None = None,
     ) -> VersionRecord:
-        """Commit ``build(number, write_id)`` under the next free number and return it.
+        """Commit ``build(number, write_id)`` under the next free number and return it; its epoch is set here.
 
         ``also(head, number)`` changes the head (labels, tags) in the swap that follows the commit. Everything
-        that the record leads to must be durable before. ``ConflictError`` when the dataset was deleted
-        meanwhile.
+        that the record leads to must be durable before. ``validate(head)`` is called after the head was read, and
+        before the commit, each time that it is begun: it raises when something is gone that the record leads to.
+        ``ConflictError`` when the dataset was deleted meanwhile.
         """
-        self._require_conditions()
-        head, _ = self._head_to_change(dataset_id)
-        number = max([head.last_version, *self.versions(dataset_id)]) + 1
-        write_id = _write_id()
-        for attempt in range(_ATTEMPTS):
-            version = build(number, write_id)
-            if version.number != number or version.write_id != write_id:
-                raise ValueError("build() must use the number and the write id that it is given")
-            problem = version_problem(version)
-            if problem:
-                raise ValueError(f"illegal version record: {problem}")
-            try:
-                self._put(layout.version_key(dataset_id, number), "version", version, Absent())
-                break
-            except PreconditionError:
-                # No gaps: the fence relies on a version being there after all those with lower numbers.
-                if number in self.versions(dataset_id):
-                    number += 1
-                else:
-                    _pause(attempt)
-        else:
-            raise ConflictError(f"{_ATTEMPTS} other versions were committed meanwhile", hint="try again")
+        return versions.commit(self._records, self.update_head, dataset_id, build, also, validate)
 
-        def fence(head: Head) -> Head:
-            changed = also(head, number) if also else head
-            if changed.last_version < number:
-                changed = msgspec.structs.replace(changed, last_version=number)
-            return changed
+    def fence(self, dataset_id: str) -> Head:
+        """Make void what is committed from now on by writers who looked before; return the head, deleted or not.
 
-        try:
-            self.update_head(dataset_id, fence)
-        except NotFoundError:
-            raise ConflictError(
-                f"dataset {head.name!r} was deleted while the upload ran",
-                hint="upload again to create it anew",
-            ) from None
-        return version
+        ``NotFoundError`` when there is no such object. For the garbage collector: see ``versions``.
+        """
+        self._records.require_conditions()
+        return versions.fence(self._records, dataset_id)
 
     def delete_versions(self, dataset_id: str, choose: Callable[[Head, list[int]], Iterable[int]]) -> Head:
         """Mark versions PENDING_DELETE, with their tags removed, and return the head.
@@ -297,7 +269,8 @@ class Refs:
         """
 
         def change(head: Head) -> Head:
-            listed = self.versions(dataset_id)
+            listed = self.numbers(dataset_id)
+            head = versions.raised(self._records, head, max([0, *listed]), listed)
             active = [number for number in listed if is_active(head, number)]
             chosen = set(choose(head, active))
             if not chosen.issubset(active):
@@ -310,7 +283,6 @@ class Refs:
                 head,
                 versions=states,
                 tags={tag: number for tag, number in head.tags.items() if number not in chosen},
-                last_version=max([head.last_version, *listed]),
                 deleted=chosen.issuperset(active),
             )
 
@@ -356,7 +328,7 @@ class Refs:
         if not head.deleted:
             raise UsageError(f"dataset {head.name!r} is not deleted")
         self._release(head.name, dataset_id)
-        self._backend.delete([layout.version_key(dataset_id, number) for number in self.versions(dataset_id)])
+        self._backend.delete([layout.version_key(dataset_id, number) for number in self.numbers(dataset_id)])
         self._backend.delete([layout.head_key(dataset_id)])
 
     # ---- names
@@ -364,7 +336,7 @@ class Refs:
     def _name(self, name: str) -> tuple[NameRecord, str] | None:
         key = layout.name_key(name)
         try:
-            found, etag = self._read(key, "name", NameRecord)
+            found, etag = self._records.read(key, "name", NameRecord)
         except NotFoundError:
             return None
         if found.name != name or not (found.id is None or layout.is_dataset_id(found.id)):
@@ -377,23 +349,23 @@ class Refs:
         Writes even when the name leads there already, so that a release in flight finds another state.
         """
         key = layout.name_key(name)
-        write_id = _write_id()
-        for attempt in range(_ATTEMPTS):
+        this = write_id()
+        for attempt in range(ATTEMPTS):
             current = self._name(name)
             condition: Condition = Absent()
             if current is not None:
                 holder, etag = current
-                if attempt and holder.write_id == write_id:
+                if attempt and holder.write_id == this:
                     return None
                 if holder.id not in (None, dataset_id) and holder.id and self._live_head(holder.id) is not None:
                     return holder.id
                 condition = Matches(etag)
             try:
-                self._put(key, "name", NameRecord(name=name, id=dataset_id, write_id=write_id), condition)
+                self._records.put(key, "name", NameRecord(name=name, id=dataset_id, write_id=this), condition)
                 return None
             except PreconditionError:
-                _pause(attempt)
-        raise ConflictError(f"{key} was changed by others {_ATTEMPTS} times in a row", hint="try again")
+                pause(attempt)
+        raise ConflictError(f"{key} was changed by others {ATTEMPTS} times in a row", hint="try again")
 
     def _release(self, name: str, dataset_id: str) -> None:
         """Free a name unless it leads to another dataset, or is this one's right name."""
@@ -406,8 +378,8 @@ class Refs:
             return
         # Somebody who changed the name meanwhile has decided what it is now.
         with contextlib.suppress(PreconditionError):
-            free = NameRecord(name=name, id=None, write_id=_write_id())
-            self._put(layout.name_key(name), "name", free, Matches(current[1]))
+            free = NameRecord(name=name, id=None, write_id=write_id())
+            self._records.put(layout.name_key(name), "name", free, Matches(current[1]))
 
     # ---- heads and versions
 
@@ -415,7 +387,7 @@ class Refs:
         try:
             head, _ = self.read_head(dataset_id)
         except NotFoundError:
-            if self.versions(dataset_id):
+            if self.numbers(dataset_id):
                 raise IntegrityError(
                     f"{layout.head_key(dataset_id)} is missing, but the dataset has versions",
                     hint="run `osmo dataset verify`",
@@ -426,60 +398,19 @@ class Refs:
     def _head_to_change(self, dataset_id: str) -> tuple[Head, str]:
         head, etag = self.read_head(dataset_id)
         if head.deleted:
-            raise _no_dataset(head.name)
+            raise no_dataset(head.name)
         return head, etag
 
-    def _put_head(self, head: Head, condition: Condition) -> None:
-        problem = head_problem(head)
-        if problem:
-            raise ValueError(f"illegal head: {problem}")
-        self._put(layout.head_key(head.id), "head", head, condition)
 
-    # ---- objects
-
-    def _require_conditions(self) -> None:
-        if not self._backend.capabilities.conditional_put:
-            raise UsageError(
-                f"{self._backend.url} has no conditional writes, so two writers could overwrite each other",
-                hint="use a bucket that supports them; this one can be read",
-            )
-
-    def _read(self, key: str, kind: str, cls: type[_T]) -> tuple[_T, str]:
-        found = self._backend.get(key)
-        try:
-            return record.decode(kind, found.data, cls), found.etag
-        except FormatError as error:
-            raise FormatError(f"{key}: {error.message}", hint=error.hint or "run `osmo dataset verify`") from None
-
-    def _put(self, key: str, kind: str, value: msgspec.Struct, condition: Condition) -> None:
-        self._require_conditions()
-        data = record.encode(kind, value)
-        try:
-            self._backend.put(key, [data], condition=condition)
-        except (PreconditionError, StorageError):
-            # Was it this very write, and only the reply got lost? Its write id makes it like no other.
-            with contextlib.suppress(CasstoreError):
-                if self._backend.get(key).data == data:
-                    return
-            raise
+def _tell(damaged: Damaged | None, error: CasstoreError) -> None:
+    """Pass the damage of a record on to whoever wants to know of it, if anybody does."""
+    if damaged is None:
+        raise error
+    damaged(error)
 
 
 def _renamed(head: Head, name: str) -> Head:
     return msgspec.structs.replace(head, name=name)
-
-
-def _write_id() -> str:
-    return os.urandom(16).hex()
-
-
-def _pause(attempt: int) -> None:
-    """Wait a random while, longer with each attempt, so that writers in a race get out of step."""
-    longest = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**attempt)
-    time.sleep(longest * os.urandom(1)[0] / 255)
-
-
-def _no_dataset(name: str) -> NotFoundError:
-    return NotFoundError(f"there is no dataset or collection {name!r}", hint="see `osmo dataset list --all-users`")
 
 
 def _alias(name: str, real: str) -> ConflictError:

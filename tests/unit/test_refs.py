@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from casstore.backend.base import Absent, Backend, Capabilities
+from casstore.backend.base import Absent, Backend, Capabilities, Object
 from casstore.backend.memory import MemoryBackend
 from casstore.backend.registry import open_backend
 from casstore.errors import ConflictError, FormatError, IntegrityError, NotFoundError, UsageError
@@ -518,3 +518,125 @@ def test_illegal_values_are_never_written(refs: Refs) -> None:
         refs.commit_version(head.id, lambda n, w: msgspec.structs.replace(build(n, w), manifest="x"))
     with pytest.raises(ValueError, match="number and the write id"):
         refs.commit_version(head.id, lambda n, w: build(n + 1, w))
+
+
+# ---- fences
+
+
+def late(backend: Backend, head: Head, number: int) -> None:
+    """Put the record of a writer who stood still since it read this head."""
+    version = msgspec.structs.replace(build(number, "late"), epoch=head.epoch)
+    backend.put(layout.version_key(head.id, number), [record.encode("version", version)], condition=Absent())
+
+
+def test_a_fence_keeps_what_is_committed(refs: Refs) -> None:
+    head = refs.create_dataset("ds", created_by="me")
+    for _ in range(3):
+        refs.commit_version(head.id, build)
+    fenced = refs.fence(head.id)
+    assert (fenced.epoch, fenced.last_version) == (1, 3)
+    assert refs.versions(head.id) == [1, 2, 3]
+    assert refs.commit_version(head.id, build).epoch == 1
+    assert refs.versions(head.id) == [1, 2, 3, 4]
+
+
+def test_a_fence_keeps_what_was_put_and_not_yet_swapped(refs: Refs, backend: Backend) -> None:
+    head = refs.create_dataset("ds", created_by="me")
+    late(backend, head, 1)
+    assert refs.versions(head.id) == [1]
+    assert refs.fence(head.id).last_version == 1
+    assert refs.versions(head.id) == [1]
+
+
+def test_a_late_version_is_void_and_stays_so(refs: Refs, backend: Backend) -> None:
+    head = refs.create_dataset("ds", created_by="me")
+    refs.commit_version(head.id, build)
+    refs.fence(head.id)
+    late(backend, head, 2)
+    assert refs.versions(head.id) == [1]
+    assert refs.numbers(head.id) == [1, 2]
+    assert refs.commit_version(head.id, build).number == 3
+    assert [number for number in refs.versions(head.id) if is_active(refs.find("ds"), number)] == [1, 3]
+    late(backend, head, 4)
+    fenced = refs.fence(head.id)
+    assert (fenced.last_version, fenced.epoch) == (4, 2)
+    late(backend, head, 5)
+    head = refs.delete_versions(head.id, lambda _, active: [3] if active == [1, 3] else [])
+    assert [number for number in refs.versions(head.id) if is_active(head, number)] == [1]
+    assert head.last_version == 5
+
+
+def test_a_commit_that_was_fenced_off_starts_again(refs: Refs) -> None:
+    head = refs.create_dataset("ds", created_by="me")
+    looked: list[int] = []
+
+    def fence_first(number: int, write_id: str) -> VersionRecord:
+        if number == 1:
+            refs.fence(head.id)
+        return build(number, write_id)
+
+    version = refs.commit_version(head.id, fence_first, validate=lambda head: looked.append(head.epoch))
+    assert looked == [0, 1]
+    assert (version.number, version.epoch) == (2, 1)
+    assert not is_active(refs.find("ds"), 1)
+
+
+def test_what_a_commit_finds_gone_is_not_committed(refs: Refs) -> None:
+    head = refs.create_dataset("ds", created_by="me")
+
+    def gone(_: Head) -> None:
+        raise ConflictError("gone")
+
+    with pytest.raises(ConflictError, match="gone"):
+        refs.commit_version(head.id, build, validate=gone)
+    assert refs.numbers(head.id) == []
+
+
+def test_deleted_heads_are_fenced_and_purged_ones_are_not_there(refs: Refs) -> None:
+    head = refs.create_dataset("ds", created_by="me")
+    refs.commit_version(head.id, build)
+    refs.delete_dataset(head.id)
+    assert refs.fence(head.id).deleted
+    refs.purge(head.id)
+    with pytest.raises(NotFoundError):
+        refs.fence(head.id)
+
+
+def test_a_commit_into_a_purged_dataset_leaves_nothing(refs: Refs, backend: Backend) -> None:
+    head = refs.create_dataset("ds", created_by="me")
+
+    def purge_first(number: int, write_id: str) -> VersionRecord:
+        refs.delete_dataset(head.id)
+        refs.purge(head.id)
+        return build(number, write_id)
+
+    with pytest.raises(ConflictError, match="'ds' was deleted while the upload ran"):
+        refs.commit_version(head.id, purge_first)
+    assert [info.key for info in backend.list("")] == ["names/ds"]
+
+
+def test_damage_of_one_is_told_and_the_others_are_shown(refs: Refs, backend: Backend) -> None:
+    good, bad = (refs.create_dataset(name, created_by="me") for name in ("good", "bad"))
+    backend.put(layout.head_key(bad.id), [b"x"])
+    backend.put("names/no.name", [b"x"])
+    told: list[str] = []
+    assert [head.id for head in refs.heads(lambda error: told.append(error.message))] == [good.id]
+    assert sorted(message.split()[0].rstrip(":") for message in told) == [layout.head_key(bad.id), "names/no.name"]
+    with pytest.raises(FormatError):
+        refs.heads()
+
+
+def test_a_record_is_not_taken_into_memory_before_its_size_is_known() -> None:
+    class Counting(MemoryBackend):
+        got = 0
+
+        def get(self, key: str) -> Object:
+            self.got += 1
+            return super().get(key)
+
+    backend = Counting()
+    head = a_head()
+    backend.put(layout.head_key(head.id), [b"x" * (record.MAX_RECORD + 1)])
+    with pytest.raises(FormatError, match="the limit is"):
+        Refs(backend).read_head(head.id)
+    assert backend.got == 0
