@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pytest
 
@@ -25,8 +24,9 @@ from casstore.errors import (
     UsageError,
 )
 from casstore.model import Buffer
-from casstore.remote.base import Advance, Condition, Object, RemoteInfo
+from casstore.remote.base import Condition, Object, RemoteInfo
 from casstore.remote.credentials import StorageCredential
+from casstore.testing.bucket import MemoryBucket as Bucket
 from casstore.transfer.raw import (
     Place,
     check_access,
@@ -41,74 +41,6 @@ from casstore.transfer.raw import (
 from casstore.transfer.raw import download as download_function
 from casstore.transfer.raw.fetch import PIECE
 from casstore.transfer.raw.send import SMALL
-
-
-class Bucket:
-    """An ``ObjectClient`` in memory that takes any key and gives MD5 tags, as S3 does."""
-
-    url = "s3://double"
-
-    def __init__(self, objects: dict[str, bytes] | None = None) -> None:
-        self.objects = dict(objects or {})
-        self.times: dict[str, float] = {}
-        self.reads: list[tuple[str, int]] = []
-        self.puts: list[str] = []
-        self.closed = False
-        self.salt = b""
-
-    def tag(self, key: str) -> str:
-        return hashlib.md5(self.objects[key] + self.salt).hexdigest()
-
-    def info(self, key: str) -> RemoteInfo:
-        return RemoteInfo(key, len(self.objects[key]), self.times.get(key, 1700000000.0), self.tag(key))
-
-    def head(self, key: str) -> RemoteInfo:
-        if key not in self.objects:
-            raise NotFoundError(f"{key} does not exist")
-        return self.info(key)
-
-    def read(self, key: str, *, offset: int = 0, length: int | None = None, if_match: str | None = None) -> Object:
-        self.reads.append((key, offset))
-        if key not in self.objects:
-            raise NotFoundError(f"{key} does not exist")
-        if if_match is not None and if_match != self.tag(key):
-            raise PreconditionError(f"{key} was changed meanwhile")
-        data = self.objects[key][offset : None if length is None else offset + length]
-        return Object(data, self.tag(key))
-
-    def put(self, key: str, data: Sequence[Buffer], *, condition: Condition = None) -> str:
-        self.puts.append(key)
-        self.objects[key] = b"".join(bytes(part) for part in data)
-        return self.tag(key)
-
-    def upload(self, key: str, source: BinaryIO, *, size: int | None = None, advance: Advance | None = None) -> str:
-        data = b""
-        while block := source.read(1 << 20):
-            data += block
-            if advance is not None:
-                advance(len(block))
-        self.puts.append(key)
-        self.objects[key] = data
-        return self.tag(key)
-
-    def list(self, prefix: str, *, after: str = "", recursive: bool = True) -> Iterator[RemoteInfo]:
-        shown: set[str] = set()
-        for key in sorted(self.objects, key=lambda key: key.encode("utf-8", "surrogatepass")):
-            if not key.startswith(prefix):
-                continue
-            head, slash, _ = key[len(prefix) :].partition("/")
-            if recursive or not slash:
-                yield self.info(key)
-            elif (folder := prefix + head + "/") not in shown:
-                shown.add(folder)
-                yield RemoteInfo(folder, 0, 0.0, "")
-
-    def delete(self, keys: Iterable[str]) -> None:
-        for key in keys:
-            self.objects.pop(key, None)
-
-    def close(self) -> None:
-        self.closed = True
 
 
 def place(bucket: Bucket, prefix: str = "") -> Place:

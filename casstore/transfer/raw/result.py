@@ -84,7 +84,7 @@ class Tally:
     def note(self, *parts: str) -> None:
         """Take an object into the digest; in the order of keys, by one thread."""
         for part in parts:
-            data = part.encode("utf-8", "surrogateescape")
+            data = part.encode("utf-8", "surrogatepass")
             self._digest.update(len(data).to_bytes(4, "big") + data)
 
     def result(self, *, digest: bool) -> Result:
