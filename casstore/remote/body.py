@@ -49,10 +49,13 @@ class Body:
 
     ``read`` returns views of the buffers, a block at a time however little is asked for: the size that is asked for is
     that of a library's own buffer, and a system call for every 16 KiB costs more than the copy to the socket.
+
+    ``named_by_hash``: whoever reads it back verifies it by itself.
     """
 
-    def __init__(self, views: Sequence[memoryview]) -> None:
+    def __init__(self, views: Sequence[memoryview], *, named_by_hash: bool = False) -> None:
         self.views = list(views)
+        self.named_by_hash = named_by_hash
         self._size = sum(len(view) for view in views)
         self._index = 0
         self._offset = 0

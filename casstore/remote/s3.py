@@ -176,9 +176,12 @@ class S3Client:
             return s3_multipart.put_parts(self, key, views_of(data), condition)
         return self.put_one(key, views_of(data), condition)
 
-    def put_one(self, key: str, views: Sequence[memoryview], condition: Condition = None) -> str:
+    def put_one(
+        self, key: str, views: Sequence[memoryview], condition: Condition = None, *, named_by_hash: bool = True
+    ) -> str:
         """Store an object in one request."""
-        return str(self.conditional("put_object", key, condition, **self.body_of(views)).get("ETag", ""))
+        body = self.body_of(views, named_by_hash=named_by_hash)
+        return str(self.conditional("put_object", key, condition, **body).get("ETag", ""))
 
     def upload(self, key: str, source: BinaryIO, *, size: int | None = None, advance: Advance | None = None) -> str:
         """Store a stream: at most ``s3_multipart.MEMORY`` bytes of it are in memory."""
@@ -238,13 +241,16 @@ class S3Client:
 
     # --- requests, for this module and for multipart uploads
 
-    def body_of(self, views: Sequence[memoryview]) -> dict[str, Any]:
-        """Return the parameters of a request that sends these bytes.
+    def body_of(self, views: Sequence[memoryview], *, named_by_hash: bool = True) -> dict[str, Any]:
+        """Return the parameters of a request that sends these bytes. All that a ``put`` sends in more than one piece
+        is named by its hash; what ``upload`` sends is not.
 
         AWS compares a CRC-32 with what has arrived. Other services are not asked to: many know only older checksums.
         """
         size = sum(map(len, views))
-        body: dict[str, Any] = {"Body": b"".join(views) if size <= IN_ONE_PIECE else Body(views)}
+        body: dict[str, Any] = {
+            "Body": b"".join(views) if size <= IN_ONE_PIECE else Body(views, named_by_hash=named_by_hash)
+        }
         if self.on_aws:
             check = 0
             for view in views:

@@ -41,7 +41,7 @@ def put_parts(client: S3Client, key: str, views: Sequence[memoryview], condition
     """Store buffers as one object, in parts; returns its tag."""
     size = sum(map(len, views))
     runs = cut(views, max(PART, -(-size // MOST_PARTS)))
-    return _send(client, key, map(Body, runs), condition=condition)
+    return _send(client, key, (Body(run, named_by_hash=True) for run in runs), condition=condition)
 
 
 def upload_stream(client: S3Client, key: str, source: BinaryIO, size: int | None, advance: Advance | None) -> str:
@@ -52,7 +52,7 @@ def upload_stream(client: S3Client, key: str, source: BinaryIO, size: int | None
     following = next(parts, b"") if len(first) == part else b""
     if not following:
         next(parts, None)  # so that the size is compared
-        etag = client.put_one(key, [memoryview(first)] if first else [])
+        etag = client.put_one(key, [memoryview(first)] if first else [], named_by_hash=False)
         if advance is not None:
             advance(len(first))
         return etag
@@ -73,7 +73,7 @@ def _send(
     upload_id: str = client.call("create_multipart_upload", key, **checksum)["UploadId"]
 
     def send(number: int, part: Body) -> dict[str, Any]:
-        body = client.body_of(part.views)
+        body = client.body_of(part.views, named_by_hash=part.named_by_hash)
         sent = client.call("upload_part", key, UploadId=upload_id, PartNumber=number + 1, **body)
         tag = {"PartNumber": number + 1, "ETag": sent["ETag"]}
         if "ChecksumCRC32" in body:

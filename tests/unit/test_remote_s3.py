@@ -475,6 +475,30 @@ def test_aws_compares_checksums() -> None:
     client.close()
 
 
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_what_is_hashed_for_the_signature(scheme: str) -> None:
+    credential = StorageCredential(access_key_id="a", access_key="b", override_url=f"{scheme}://127.0.0.1:1")
+    client = S3Client("bucket", url="s3://bucket", credential=credential)
+    seen: list[bool] = []
+
+    def look(request: Any, **_: Any) -> None:
+        seen.append(request.headers["X-Amz-Content-SHA256"] != b"UNSIGNED-PAYLOAD")
+        raise ConnectTimeoutError(endpoint_url="")
+
+    client._client.meta.events.register("before-send.s3", look)
+    large = [bytes(1 << 20), b"x"]
+    for write in (
+        lambda: client.put("record", [b"small"]),
+        lambda: client.put("pack", large),
+        lambda: client.upload("file", io.BytesIO(b"".join(large))),
+        lambda: client.upload("file", io.BytesIO(b"small")),
+    ):
+        with pytest.raises(TransientError):
+            write()
+    client.close()
+    assert seen == ([False] * 4 if scheme == "https" else [True, False, True, True])
+
+
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(s3_multipart, "THRESHOLD", 10)
