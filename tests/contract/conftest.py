@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from casstore.testing.servers.azurite import Azurite
+from casstore.testing.servers.gcs import GcsServer
 
 SERVERS = Path(__file__).parents[1] / "servers"
 
@@ -15,4 +16,10 @@ SERVERS = Path(__file__).parents[1] / "servers"
 @pytest.fixture(scope="session")
 def azurite() -> Iterator[Azurite]:
     with Azurite(SERVERS / "azurite") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def gcs_server() -> Iterator[GcsServer]:
+    with GcsServer() as server:
         yield server

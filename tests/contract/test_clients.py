@@ -8,9 +8,11 @@ import pytest
 
 from casstore.remote.azure import AzureClient
 from casstore.remote.base import ObjectClient
+from casstore.remote.gcs import GcsClient
 from casstore.remote.s3 import S3Client
 from casstore.testing.client_contract import ClientContract
 from casstore.testing.servers.azurite import ACCOUNT, Azurite
+from casstore.testing.servers.gcs import GcsServer
 from casstore.testing.servers.s3 import S3Server, moto_s3
 
 
@@ -49,3 +51,24 @@ class TestAzure(ClientContract):
         found = AzureClient(ACCOUNT, container, url=f"azure://{ACCOUNT}/{container}", credential=azurite.credential)
         yield found
         found.close()
+
+
+class TestGcs(ClientContract):
+    """With an HMAC key; `tests/unit/test_remote_gcs.py` has the tokens."""
+
+    THREADS = 32
+
+    @pytest.fixture
+    def client(self, gcs_server: GcsServer) -> Iterator[ObjectClient]:
+        bucket = gcs_server.bucket()
+        found = GcsClient(bucket, url=f"gs://{bucket}", credential=gcs_server.credential)
+        yield found
+        found.close()
+        del gcs_server.buckets[bucket]
+
+    @pytest.fixture(autouse=True)
+    def _server(self, gcs_server: GcsServer) -> None:
+        self.server = gcs_server
+
+    def unfinished(self, client: ObjectClient) -> int:
+        return self.server.unfinished(client.url.removeprefix("gs://"))
