@@ -31,6 +31,7 @@ __all__ = [
     "pack_direntplus",
     "parse_init",
     "reply_header",
+    "resend",
     "statfs_out",
 ]
 
@@ -82,6 +83,7 @@ class InitFlag(IntFlag):
     EXPLICIT_INVAL_DATA = 1 << 25
     INIT_EXT = 1 << 30
     PASSTHROUGH = 1 << 37
+    HAS_RESEND = 1 << 39
 
 
 class OpenFlag(IntFlag):
@@ -115,6 +117,7 @@ _STATFS_OUT = struct.Struct("<QQQQQIIII24x")
 _BACKING_MAP = struct.Struct("<iIQ")
 _NEGATIVE = _ENTRY_OUT.pack(0, 0, FOREVER, 0, *[0] * 18)
 
+_NOTIFY_RESEND = 7
 _IOC_WRITE, _IOC_READ, _MAGIC = 1, 2, 229
 
 
@@ -171,6 +174,11 @@ def init_out(minor: int, flags: int, *, max_readahead: int, max_pages: int, stac
 def reply_header(unique: int, size: int, error: int = 0) -> bytes:
     """Header of a reply with a body of ``size`` bytes; ``error`` is a positive errno, and then there is no body."""
     return OUT_HEADER.pack(OUT_HEADER.size + size, -error, unique)
+
+
+def resend() -> bytes:
+    """The notice by which a new server asks for the requests that the one before it had taken and not answered."""
+    return OUT_HEADER.pack(OUT_HEADER.size, _NOTIFY_RESEND, 0)
 
 
 def _attr(a: Attributes) -> tuple[int, ...]:

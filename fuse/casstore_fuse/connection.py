@@ -19,6 +19,7 @@ from casstore.errors import CasstoreError, NotFoundError
 from casstore_fuse import abi
 from casstore_fuse.abi import InitFlag, Op, OpenFlag
 from casstore_fuse.contents import Contents
+from casstore_fuse.state import State
 from casstore_fuse.vfs import Vfs
 
 __all__ = ["Connection"]
@@ -43,6 +44,7 @@ _WANTED = (
     | InitFlag.NO_OPENDIR_SUPPORT
     | InitFlag.EXPLICIT_INVAL_DATA
     | InitFlag.INIT_EXT
+    | InitFlag.HAS_RESEND
 )
 _READ_ONLY = frozenset({4, 6, 8, 9, 10, 11, 12, 13, 16, 21, 24, 35, 43, 45, 51})
 """Requests that would change something."""
@@ -51,16 +53,21 @@ _READ_ONLY = frozenset({4, 6, 8, 9, 10, 11, 12, 13, 16, 21, 24, 35, 43, 45, 51})
 class Connection:
     """Answers the requests that come from one ``/dev/fuse`` descriptor, until the mount is gone."""
 
-    def __init__(self, descriptor: int, vfs: Vfs, contents: Contents, *, no_open: bool = False) -> None:
-        """``no_open`` spares the kernel two requests for each open file, for the whole life of the mount."""
+    def __init__(
+        self, descriptor: int, vfs: Vfs, contents: Contents, *, state: State | None = None, no_open: bool = False
+    ) -> None:
+        """``state`` is where the mount is counted and described; ``no_open`` spares the kernel two requests for each
+        open file, for the whole life of the mount.
+        """
         self._fd = descriptor
+        self._state = state or State.anonymous()
         self._no_open = no_open
         self._vfs = vfs
         self._contents = contents
         self._pool = ThreadPoolExecutor(POOL, thread_name_prefix="casstore-fuse")
         self._buffer = bytearray(BUFFER)
         self._listing = bytearray(1 << 20)
-        self.flags = InitFlag(0)
+        self.flags = InitFlag(self._state.flags)
         self._handlers: dict[int, Callable[[int, int, memoryview], None]] = {
             Op.LOOKUP: self._lookup,
             Op.GETATTR: self._getattr,
@@ -76,6 +83,11 @@ class Connection:
             Op.RELEASEDIR: self._release,
             Op.INIT: self._init,
         }
+
+    def resume(self) -> None:
+        """Take over from a server that has died: what it had taken and not answered comes again."""
+        if InitFlag.HAS_RESEND in self.flags:
+            os.write(self._fd, abi.resend())
 
     def serve(self) -> None:
         """Answer requests until the file system is unmounted."""
@@ -114,6 +126,7 @@ class Connection:
             self._error(unique, errno.ENOENT)
         except CasstoreError as error:
             _log.error("inode %d: %s", node, error.message)
+            self._state.count("errors")
             self._error(unique, errno.EIO)
         except Exception:  # noqa: BLE001 - see the next line
             # A mistake of ours ends one request, not everybody's mount.
@@ -132,6 +145,7 @@ class Connection:
     def _init(self, unique: int, _: int, body: memoryview) -> None:
         offer = abi.parse_init(body)
         self.flags = InitFlag(offer.flags & _WANTED)
+        self._state.flags = int(self.flags)
         reply = abi.init_out(
             min(offer.minor, abi.MINOR),
             int(self.flags),
@@ -167,7 +181,9 @@ class Connection:
         length, content = self._vfs.content(node)
         layout = self._contents.layout(node, length, content)
         pieces = self._contents.cached(layout, offset, size)
+        self._state.count("reads")
         if pieces is not None:
+            self._state.count("hits")
             self._reply(unique, *pieces)
             return
 

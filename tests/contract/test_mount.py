@@ -7,9 +7,12 @@ import hashlib
 import mmap
 import os
 import random
+import signal
 import stat
 import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,13 +20,16 @@ from pathlib import Path
 import pytest
 
 from casstore.backend.memory import MemoryBackend
+from casstore.backend.registry import open_backend
 from casstore.dataset import Bucket
 from casstore.errors import CasstoreError, ConflictError, NotFoundError, UsageError
 from casstore.repo.store import Store
 from casstore.testing.faults import Fault, FaultBackend, FaultPlan
+from casstore_fuse.abi import InitFlag
 from casstore_fuse.connection import Connection
 from casstore_fuse.contents import Contents
 from casstore_fuse.mounting import mount, unmount
+from casstore_fuse.state import State
 from casstore_fuse.vfs import Vfs
 
 
@@ -189,3 +195,112 @@ def test_wrong_places(tmp_path: Path) -> None:
         mount(str(tmp_path / "no such"), "osmo:x")
     with pytest.raises(NotFoundError):
         unmount(str(tmp_path))
+
+
+SERVER = """
+import sys, threading
+from casstore.backend.registry import open_backend
+from casstore.dataset import Bucket
+from casstore.repo.store import Store
+from casstore_fuse.connection import Connection
+from casstore_fuse.contents import Contents
+from casstore_fuse.mounting import mount
+from casstore_fuse.state import State
+from casstore_fuse.supervisor import supervise
+from casstore_fuse.vfs import Vfs
+
+url, path, page = sys.argv[1:]
+state = State.create(page)
+descriptor = mount(path, "osmo:ds")
+
+def serve(deaths):
+    store = Store.open(open_backend(url))
+    bucket = Bucket(store, name="b", user="u")
+    tree = bucket.tree(bucket.resolve("ds"))
+    connection = Connection(descriptor, Vfs(tree, uid=0, gid=0), Contents(store, tree), state=state)
+    if deaths:
+        connection.resume()
+    connection.serve()
+
+sys.exit(supervise(descriptor, path, state, serve))
+"""
+
+
+@pytest.fixture
+def supervised(source: Path, tmp_path: Path) -> Iterator[tuple[Path, subprocess.Popen[bytes], State]]:
+    url = f"file://{tmp_path}/store"
+    with Store.open(open_backend(url, create=True), create=True) as store:
+        Bucket(store, name="b", user="u").upload("ds", [f"{source}/*"])
+    path, page = tmp_path / "mnt", tmp_path / "page"
+    path.mkdir()
+    process = subprocess.Popen([sys.executable, "-c", SERVER, url, str(path), str(page)])
+    while not os.path.ismount(path):
+        assert process.poll() is None
+        time.sleep(0.01)
+    state = State.open(str(page))
+    yield path, process, state
+    state.close()
+    process.kill()
+    process.wait()
+    subprocess.run(["umount", "-l", str(path)], check=False, capture_output=True)
+
+
+def server_of(process: subprocess.Popen[bytes]) -> int | None:
+    found = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return int(found[0]) if found else None
+
+
+def test_a_server_killed_under_load_is_replaced_and_no_reader_notices(
+    supervised: tuple[Path, subprocess.Popen[bytes], State], source: Path
+) -> None:
+    path, process, state = supervised
+    names = [str(found.relative_to(source)) for found in source.rglob("*") if found.is_file()]
+    stop = threading.Event()
+
+    def read(seed: int) -> int:
+        rng = random.Random(seed)
+        done = 0
+        while not stop.is_set() or not done:
+            name = rng.choice(names)
+            assert (path / name).read_bytes() == (source / name).read_bytes()
+            done += 1
+        return done
+
+    os.stat(path)
+    again = InitFlag.HAS_RESEND in InitFlag(state.flags)
+    with ThreadPoolExecutor(4) as pool:
+        readers = [pool.submit(read, seed) for seed in range(4)] if again else []
+        for round_ in range(3):
+            while (server := server_of(process)) is None:
+                time.sleep(0.01)
+            os.kill(server, signal.SIGKILL)
+            while state.get("restarts") <= round_:
+                time.sleep(0.01)
+        stop.set()
+        assert [reader.result() > 0 for reader in readers] == [True] * len(readers)
+    assert tree_of(path) == tree_of(source)
+
+
+def test_a_supervisor_that_is_ended_takes_the_mount_away(
+    supervised: tuple[Path, subprocess.Popen[bytes], State],
+) -> None:
+    path, process, _ = supervised
+    assert (path / "run").exists()
+    process.terminate()
+    assert process.wait(timeout=60) in {0, -signal.SIGTERM}
+    assert not os.path.ismount(path)
+
+
+def test_a_mount_whose_processes_are_all_killed_can_be_cleared(
+    supervised: tuple[Path, subprocess.Popen[bytes], State],
+) -> None:
+    path, process, _ = supervised
+    server = server_of(process)
+    process.kill()
+    process.wait()
+    assert server is not None
+    while os.path.exists(f"/proc/{server}") and Path(f"/proc/{server}/stat").read_text().split()[2] != "Z":
+        time.sleep(0.01)
+    unmount(str(path), lazy=True)
+    assert not os.path.ismount(path)
+    assert list(path.iterdir()) == []
