@@ -1,0 +1,1 @@
+"""What was read from stores before, on this machine's disk."""

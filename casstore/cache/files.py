@@ -1,0 +1,85 @@
+"""Whole files, as plain files of this machine.
+
+Decided here and only here: what a cached file is called and how it comes to be. Its name is the identity of its
+content (the list of its chunks), so that equal files of any version of any store are one. It is written under another
+name, every chunk verified on the way, and renamed when it is whole: what has the right name is right. It belongs to
+the user and can't be written to.
+
+    files/<2 hex>/<content id>
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable
+
+from casstore import hashing
+from casstore.cache.space import Space
+from casstore.model import Buffer, Content
+
+__all__ = ["FileCache", "content_id"]
+
+
+def content_id(size: int, content: Content) -> bytes:
+    """Return the identity of a file's content: equal for equal bytes in stores that cut alike."""
+    return hashing.digest(b"%d %d " % (size, content.depth) + content.refs)
+
+
+class FileCache:
+    """Whole files by the identity of their content. Thread-safe, and safe among processes."""
+
+    def __init__(self, space: Space) -> None:
+        self._space = space
+        self._root = os.path.join(space.root, "files")
+
+    def path(self, identity: bytes) -> str:
+        """Return where a file is, or would be."""
+        name = identity.hex()
+        return os.path.join(self._root, name[:2], name)
+
+    def open(self, identity: bytes, size: int) -> int | None:
+        """Return a descriptor for reading, or None when the file is not there."""
+        path = self.path(identity)
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            return None
+        if os.fstat(descriptor).st_size != size:  # cut short by a disk that was full, or by hand
+            os.close(descriptor)
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+            return None
+        self._space.used(path)
+        return descriptor
+
+    def add(self, identity: bytes, size: int, pieces: Iterable[Buffer]) -> bool:
+        """Keep a file whose verified chunks ``pieces`` yields; False where it can't be kept. Raises what they raise."""
+        path = self.path(identity)
+        temporary = os.path.join(self._root, f".tmp-{os.getpid()}-{os.urandom(6).hex()}")
+        try:
+            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o400)
+        except OSError:
+            return False
+        written = 0
+        try:
+            for piece in pieces:
+                view = memoryview(piece)
+                while view:
+                    done = os.write(descriptor, view)
+                    written += done
+                    view = view[done:]
+            if written != size:
+                return False
+            os.rename(temporary, path)
+            temporary = ""
+        except OSError:
+            return False  # no room
+        finally:
+            os.close(descriptor)
+            if temporary:
+                with contextlib.suppress(OSError):
+                    os.unlink(temporary)
+        self._space.added(size)
+        return True

@@ -1,0 +1,207 @@
+"""What was read before: verified, bounded, shared."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from casstore.cache.files import FileCache, content_id
+from casstore.cache.frames import FrameCache
+from casstore.cache.space import STALE, Space, parse_limit
+from casstore.errors import StorageError
+from casstore.format.index import Location
+from casstore.model import Content
+
+MIB = 1 << 20
+
+
+def place(pack: int, offset: int, stored: int) -> Location:
+    return Location(bytes([pack]) * 32, offset, stored, stored, 0)
+
+
+@pytest.fixture
+def space(tmp_path: Path) -> Space:
+    return Space(str(tmp_path / "cache"), 64 * MIB)
+
+
+def test_frames_come_back(space: Space) -> None:
+    cache = FrameCache(space)
+    frames = {place(n % 3, 16 + 1000 * n, 1000): bytes([n]) * 1000 for n in range(50)}
+    for where, data in frames.items():
+        assert cache.get(where) is None
+        cache.put(where, data)
+    assert all(cache.get(where) == data for where, data in frames.items())
+    assert cache.get(place(0, 17, 1000)) is None
+    assert cache.get(place(0, 16, 999)) is None, "a place with another length is another frame"
+    cache.close()
+    again = FrameCache(space)
+    assert all(again.get(where) == data for where, data in frames.items())
+    again.close()
+
+
+def test_what_others_add_is_seen(space: Space) -> None:
+    first, second = FrameCache(space), FrameCache(space)
+    first.put(place(1, 16, 3), b"abc")
+    assert second.get(place(1, 16, 3)) == b"abc"
+    second.put(place(1, 50, 3), b"def")
+    assert first.get(place(1, 50, 3)) == b"def"
+    first.close()
+    second.close()
+
+
+def test_a_dropped_pack_is_gone_for_all_who_open_it(space: Space) -> None:
+    cache = FrameCache(space)
+    cache.put(place(1, 16, 3), b"abc")
+    cache.drop(bytes([1]) * 32)
+    assert cache.get(place(1, 16, 3)) is None
+    cache.put(place(1, 16, 3), b"abd")
+    assert cache.get(place(1, 16, 3)) == b"abd"
+    cache.close()
+
+
+def test_a_list_that_was_cut_or_data_that_vanished_is_a_miss(space: Space) -> None:
+    cache = FrameCache(space)
+    cache.put(place(1, 16, 3), b"abc")
+    cache.put(place(1, 20, 3), b"def")
+    cache.close()
+    (path,) = Path(space.root).rglob("01" * 32)
+    with open(f"{path}.map", "r+b") as file:
+        file.truncate(12)
+    cache = FrameCache(space)
+    assert cache.get(place(1, 16, 3)) == b"abc"
+    assert cache.get(place(1, 20, 3)) is None
+    cache.close()
+    path.unlink()
+    cache = FrameCache(space)
+    assert cache.get(place(1, 16, 3)) is None
+    cache.close()
+
+
+def test_many_threads_and_packs(space: Space) -> None:
+    cache = FrameCache(space)
+    rng = random.Random(4)
+    frames = {place(rng.randrange(256), 16 + 64 * n, 64): rng.randbytes(64) for n in range(3000)}
+
+    def work(item: tuple[Location, bytes]) -> bool:
+        cache.put(*item)
+        return cache.get(item[0]) == item[1]
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(work, frames.items()))
+    cache.close()
+
+
+def test_whole_files(space: Space) -> None:
+    cache = FileCache(space)
+    content = Content(0, b"r" * 36)
+    identity = content_id(6, content)
+    assert identity != content_id(6, Content(0, b"s" * 36))
+    assert cache.open(identity, 6) is None
+    assert cache.add(identity, 6, [b"abc", b"def"])
+    descriptor = cache.open(identity, 6)
+    assert descriptor is not None
+    assert os.read(descriptor, 10) == b"abcdef"
+    os.close(descriptor)
+    assert not cache.add(identity, 7, [b"abc"]), "shorter than it should be"
+    Path(cache.path(identity)).chmod(0o600)
+    os.truncate(cache.path(identity), 3)
+    assert cache.open(identity, 6) is None
+    assert not os.path.exists(cache.path(identity))
+
+
+def test_a_file_whose_source_fails_is_not_kept(space: Space) -> None:
+    def pieces():
+        yield b"abc"
+        raise StorageError("gone")
+
+    cache = FileCache(space)
+    with pytest.raises(StorageError):
+        cache.add(b"i" * 32, 6, pieces())
+    assert cache.open(b"i" * 32, 6) is None
+    assert [path for path in Path(space.root).rglob("*") if path.is_file()] == []
+
+
+def test_the_limit_holds_and_the_oldest_goes_first(tmp_path: Path) -> None:
+    space = Space(str(tmp_path / "cache"), 4 * MIB)
+    cache = FileCache(space)
+    rng = random.Random(2)
+    for number in range(32):
+        identity = bytes([number]) * 32
+        assert cache.add(identity, MIB // 2, [rng.randbytes(MIB // 2)])
+        os.utime(cache.path(identity), (1000 + number,) * 2)
+        assert space.usage() <= 4 * MIB + MIB // 2
+    held = [number for number in range(32) if os.path.exists(cache.path(bytes([number]) * 32))]
+    assert held == list(range(held[0], 32))
+    assert len(held) >= 6
+
+
+def test_what_is_used_stays(tmp_path: Path) -> None:
+    space = Space(str(tmp_path / "cache"), MIB)
+    cache = FileCache(space)
+    for number in range(4):
+        cache.add(bytes([number]) * 32, MIB // 4, [b"x" * (MIB // 4)])
+        os.utime(cache.path(bytes([number]) * 32), (1000 + number,) * 2)
+    descriptor = cache.open(bytes(32), MIB // 4)
+    assert descriptor is not None
+    os.close(descriptor)
+    assert os.stat(cache.path(bytes(32))).st_mtime > 1000 + STALE
+    cache.add(b"n" * 32, MIB // 4, [b"x" * (MIB // 4)])
+    space.shrink()
+    assert os.path.exists(cache.path(bytes(32)))
+    assert not os.path.exists(cache.path(bytes([1]) * 32))
+
+
+def test_leftovers_of_crashed_writers_are_removed(space: Space) -> None:
+    os.makedirs(f"{space.root}/files")
+    for name, age in (("old", 10**6), ("young", 0)):
+        path = Path(space.root, "files", f".tmp-{name}")
+        path.write_bytes(b"x")
+        os.utime(path, (os.stat(path).st_mtime - age,) * 2)
+    space.usage()
+    assert [path.name for path in Path(space.root, "files").iterdir()] == [".tmp-young"]
+
+
+FILLER = """
+import os, sys
+from casstore.cache.files import FileCache
+from casstore.cache.space import Space
+space = Space(sys.argv[1], 4 << 20)
+cache = FileCache(space)
+for number in range(60):
+    cache.add(os.urandom(32), 1 << 18, [os.urandom(1 << 18)])
+"""
+
+
+def test_processes_share_the_limit(tmp_path: Path) -> None:
+    root = str(tmp_path / "cache")
+    processes = [subprocess.Popen([sys.executable, "-c", FILLER, root]) for _ in range(3)]
+    assert [process.wait() for process in processes] == [0, 0, 0]
+    space = Space(root, 4 * MIB)
+    # Each may have written a twentieth, and one file, since somebody looked.
+    assert space.usage() <= 4 * MIB + 3 * (4 * MIB // 20 + MIB // 4)
+
+
+def test_a_cache_that_can_not_be_made_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StorageError, match="cache"):
+        Space(str(tmp_path / "file" / "x"), MIB)
+
+
+def test_sizes() -> None:
+    assert [parse_limit(text) for text in ("0", "10", "2K", "1.5M", "20GiB", "1 tb")] == [
+        0,
+        10,
+        2048,
+        3 * MIB // 2,
+        20 << 30,
+        1 << 40,
+    ]
+    for text in ("", "x", "-1", "5Q"):
+        with pytest.raises(ValueError):
+            parse_limit(text)
