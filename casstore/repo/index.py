@@ -144,6 +144,13 @@ class Index:
         self.load(again=True)
         return list(self._search)
 
+    def everything(self) -> list[Segment]:
+        """Return all segments, listed anew, and what no segment says of the packs that are there, from their footers."""
+        with self._lock:
+            self._load()
+            self._rebuild()
+            return list(self._search)
+
     def publish(self, records: Sequence[tuple[bytes, Location]], *, lost: Collection[bytes] = ()) -> None:
         """Make these chunks known to everybody: write a segment, and merge small ones when there are many.
 
@@ -186,10 +193,12 @@ class Index:
         lost = frozenset(gone)
         with self._lock:
             self._load()
-            added = {self._add(data) for data in self._take_rebuilt()}
+            for data in self._take_rebuilt():
+                self._add(data)
             spoken = {key for key, segment in self._segments.items() if not lost.isdisjoint(segment.pack_ids())}
             merged: set[str] = set()
-            for group in self._groups(spoken):
+            added: set[str] = set()
+            for group in [*self._groups(spoken)]:
                 if len(group) > 1 or group[0] in spoken:
                     data = merge([self._segments[key] for key in group], without=lost)
                     if Segment(data).records:

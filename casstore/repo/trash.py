@@ -10,19 +10,35 @@ its last look and the deletion. See ``docs/adr/0006-leases-epochs-and-gc.md``.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
 import msgspec
 
 from casstore import hashing
-from casstore.backend.base import Backend
-from casstore.errors import FormatError, NotFoundError
+from casstore.backend.base import Absent, Backend, Matches
+from casstore.errors import ConflictError, FormatError, NotFoundError, PreconditionError
 from casstore.format import record
 from casstore.repo import layout
-from casstore.repo.limits import bounded_get
+from casstore.repo.limits import bounded_get, check_size
+from casstore.repo.records import Records, now, write_id
 
-__all__ = ["MAX_IDS", "DyingSet", "TrashRecord", "TrashState", "dying", "read_trash"]
+__all__ = [
+    "MAX_IDS",
+    "NOTHING",
+    "DyingSet",
+    "Listed",
+    "TrashRecord",
+    "TrashState",
+    "create",
+    "dying",
+    "list_trash",
+    "read_listed",
+    "read_trash",
+    "replace",
+]
 
 MAX_IDS = 50_000
 """Packs and manifests in one record, at most; more go into several."""
@@ -39,7 +55,11 @@ class TrashState(StrEnum):
 
 
 class TrashRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """``trash/<id>``: packs and manifests, by the hexadecimal form of their ids."""
+    """``trash/<id>``: packs and manifests, by the hexadecimal form of their ids.
+
+    ``versions`` (dataset id, number) and ``datasets`` were deleted by their users: their records go with the rest.
+    ``sealed``: all of it goes now, and nothing is taken off any more.
+    """
 
     id: str
     state: TrashState
@@ -47,6 +67,17 @@ class TrashRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     write_id: str
     packs: list[str] = []
     manifests: list[str] = []
+    versions: list[tuple[str, int]] = []
+    datasets: list[str] = []
+    sealed: bool = False
+
+
+class Listed(NamedTuple):
+    """A record as it was read: with the tag of that state, and its time by the back end's clock."""
+
+    record: TrashRecord
+    etag: str
+    mtime: float
 
 
 class DyingSet(NamedTuple):
@@ -56,17 +87,90 @@ class DyingSet(NamedTuple):
     manifests: frozenset[bytes]
 
 
+NOTHING = DyingSet(frozenset(), frozenset())
+
+
 def read_trash(backend: Backend, trash_id: str) -> TrashRecord:
     """Return a record of what is being deleted. ``NotFoundError``; ``FormatError``, which names the key."""
+    return _parse(trash_id, bounded_get(backend, layout.trash_key(trash_id), MAX_TRASH))
+
+
+def _parse(trash_id: str, data: bytes) -> TrashRecord:
     key = layout.trash_key(trash_id)
-    data = bounded_get(backend, key, MAX_TRASH)
     try:
         found = record.decode("trash", data, TrashRecord)
     except FormatError as error:
         raise FormatError(f"{key}: {error.message}", hint=error.hint or "run `osmo dataset verify`") from None
-    if found.id != trash_id or len(found.packs) + len(found.manifests) > MAX_IDS:
+    if found.id != trash_id or len(found.packs) + len(found.manifests) > MAX_IDS or not all(map(_is_id, _ids(found))):
         raise FormatError(f"{key} can't be right", hint="run `osmo dataset verify`")
     return found
+
+
+def _ids(found: TrashRecord) -> list[str]:
+    return [*found.packs, *found.manifests]
+
+
+def _is_id(text: str) -> bool:
+    return len(text) == 64 and not set(text).difference("0123456789abcdef")
+
+
+def read_listed(backend: Backend, trash_id: str) -> Listed:
+    """Return a record with its state, for changing it. Errors as with ``read_trash``."""
+    key = layout.trash_key(trash_id)
+    info = backend.stat(key)
+    check_size(key, info.size, MAX_TRASH)
+    found = backend.get(key)
+    return Listed(_parse(trash_id, found.data), found.etag, info.mtime)
+
+
+def list_trash(backend: Backend) -> list[Listed]:
+    """Return all records. One that can't be read is a ``FormatError``: nobody knows what it deletes."""
+    found: list[Listed] = []
+    for info in backend.list(layout.TRASH):
+        with contextlib.suppress(NotFoundError):
+            found.append(read_listed(backend, layout.random_id(info.key)))
+    return found
+
+
+def create(
+    backend: Backend,
+    *,
+    packs: Sequence[str],
+    manifests: Sequence[str],
+    versions: Sequence[tuple[str, int]],
+    datasets: Sequence[str],
+) -> str:
+    """Write a new record in state ``marked`` and return its id."""
+    marked = TrashRecord(
+        id=layout.new_id(),
+        state=TrashState.MARKED,
+        created_at=now(),
+        write_id=write_id(),
+        packs=[*packs],
+        manifests=[*manifests],
+        versions=[*versions],
+        datasets=[*datasets],
+    )
+    Records(backend).put(layout.trash_key(marked.id), "trash", marked, Absent())
+    return marked.id
+
+
+def replace(backend: Backend, listed: Listed, changed: TrashRecord) -> Listed:
+    """Replace a record that was read by another state. ``ConflictError`` when somebody else was faster."""
+    key = layout.trash_key(changed.id)
+    changed = msgspec.structs.replace(changed, write_id=write_id())
+    try:
+        Records(backend).put(key, "trash", changed, Matches(listed.etag))
+    except (NotFoundError, PreconditionError):
+        raise ConflictError(
+            "another collection has taken over what this one was deleting", hint="let that one finish, and try again"
+        ) from None
+    after = read_listed(backend, changed.id)
+    if after.record.write_id != changed.write_id:
+        raise ConflictError(
+            "another collection has taken over what this one was deleting", hint="let that one finish, and try again"
+        )
+    return after
 
 
 def dying(backend: Backend) -> DyingSet:

@@ -1,0 +1,170 @@
+"""What there is, and what is referred to.
+
+Decided here and only here: which versions count, and in which order a store is looked at. Packs and manifests are
+listed first, then leases, then heads and versions: whatever was stored after the listing is not in question, and an
+operation that ended in between has committed what the last look finds. A version that can't be read ends the
+collection, unless it was deleted: what it refers to is not known, so nothing may go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable
+from dataclasses import dataclass, field
+
+from casstore.errors import CasstoreError, FormatError, IntegrityError, NotFoundError
+from casstore.model import DatasetType, Head
+from casstore.repo import layout
+from casstore.repo.gc.live import Walker
+from casstore.repo.refs import Refs, is_active
+from casstore.repo.store import Store
+
+__all__ = ["REPAIR", "Dropped", "Found", "Objects", "Watcher", "find_versions", "list_objects", "walk"]
+
+REPAIR = "`osmo store check` says what is damaged; `osmo store repair` mends what can be, or delete that version"
+
+Dropped = Container[tuple[str, int]]
+"""Versions (dataset id, number) to be taken for deleted: those that are going to be."""
+
+
+class Watcher:
+    """Told how far a collection is; the base class tells nobody."""
+
+    def phase(self, what: str, total: int) -> None:
+        """Another part begins: in words for people, and how many steps it has (0: nobody knows)."""
+
+    def step(self, size: int = 0) -> None:
+        """A step is done; ``size`` bytes were read, written or freed by it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """A version that is there: what it is called, and the id of its manifest."""
+
+    name: str
+    number: int
+    manifest: bytes
+
+
+@dataclass(slots=True)
+class Found:
+    """The versions of a store: those that count, and what was deleted and has objects still."""
+
+    live: list[Live] = field(default_factory=list)
+    heads: list[Head] = field(default_factory=list)
+    """Of the datasets that are there."""
+    versions: list[tuple[str, int]] = field(default_factory=list)
+    """Deleted versions of those."""
+    datasets: list[str] = field(default_factory=list)
+    """Deleted datasets and collections."""
+
+
+@dataclass(slots=True)
+class Objects:
+    """Packs and manifests: id -> size and time."""
+
+    packs: dict[bytes, tuple[int, float]] = field(default_factory=dict)
+    manifests: dict[bytes, tuple[int, float]] = field(default_factory=dict)
+
+
+def list_objects(store: Store, watcher: Watcher) -> Objects:
+    """List packs and manifests. What has no name of one is no concern of a collection."""
+    watcher.phase("Listing", 0)
+    objects = Objects()
+    for prefix, key_of, found in (
+        (layout.PACKS, layout.pack_key, objects.packs),
+        (layout.MANIFESTS, layout.manifest_key, objects.manifests),
+    ):
+        for info in store.backend.list(prefix):
+            try:
+                object_id = layout.id_of(info.key)
+            except FormatError:
+                continue
+            if key_of(object_id) == info.key:
+                found[object_id] = info.size, info.mtime
+                watcher.step()
+    return objects
+
+
+def find_versions(refs: Refs, *, purged: Container[str] = (), dropped: Dropped = ()) -> Found:
+    """Read all heads and version records. ``IntegrityError`` when one that counts can't be read.
+
+    ``purged`` are datasets whose head a collection has removed: what is left of them counts as deleted.
+    """
+    found = Found()
+    wanted: list[tuple[Head, int]] = []
+    for dataset_id, head in _heads(refs, purged):
+        if head is None or head.deleted:
+            found.datasets.append(dataset_id)
+            continue
+        found.heads.append(head)
+        if head.type == DatasetType.COLLECTION:
+            continue
+        for number in refs.versions(dataset_id, head):
+            if not is_active(head, number):
+                found.versions.append((dataset_id, number))
+            elif (dataset_id, number) not in dropped:
+                wanted.append((head, number))
+
+    def read(item: tuple[Head, int]) -> Live | None:
+        head, number = item
+        try:
+            record = refs.read_version(head.id, number)
+        except NotFoundError:
+            _expect_gone(refs, head, number)
+            return None
+        except IntegrityError as error:
+            raise unreadable(head.name, number, error) from None
+        return Live(head.name, number, bytes.fromhex(record.manifest))
+
+    found.live = [version for version in refs.each(read, wanted) if version is not None]
+    return found
+
+
+def _heads(refs: Refs, purged: Container[str]) -> Iterable[tuple[str, Head | None]]:
+    for dataset_id in refs.dataset_ids():
+        try:
+            yield dataset_id, refs.read_head(dataset_id)[0]
+        except NotFoundError:
+            if not refs.numbers(dataset_id):
+                continue  # a name was taken meanwhile, or a collection was faster
+            if dataset_id not in purged:
+                raise IntegrityError(
+                    f"{layout.head_key(dataset_id)} is missing, but the dataset has versions: nothing is collected",
+                    hint=REPAIR,
+                ) from None
+            yield dataset_id, None
+        except IntegrityError as error:
+            raise IntegrityError(f"{error.message}: nothing is collected", hint=REPAIR) from None
+
+
+def _expect_gone(refs: Refs, head: Head, number: int) -> None:
+    """A version vanished between two looks: right if it was deleted, a damage otherwise."""
+    try:
+        now, _ = refs.read_head(head.id)
+    except NotFoundError:
+        return
+    if not now.deleted and is_active(now, number):
+        raise IntegrityError(
+            f"version {number} of {head.name!r} has no record any more: nothing is collected", hint=REPAIR
+        )
+
+
+def unreadable(name: str, number: int, error: CasstoreError) -> IntegrityError:
+    """The error for a version whose record or tree can't be read."""
+    return IntegrityError(
+        f"version {number} of {name!r} can't be read ({error.message}): nothing is collected", hint=REPAIR
+    )
+
+
+def walk(store: Store, versions: Iterable[Live], watcher: Watcher) -> Walker:
+    """Collect what these versions refer to."""
+    versions = list(versions)
+    watcher.phase("Reading versions", len(versions))
+    walker = Walker(store)
+    for version in versions:
+        try:
+            walker.manifest(version.manifest)
+        except (IntegrityError, NotFoundError) as error:
+            raise unreadable(version.name, version.number, error) from None
+        watcher.step()
+    return walker
