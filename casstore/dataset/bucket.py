@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from casstore.dataset import moving
 from casstore.dataset.catalog import Catalog, require_dataset
 from casstore.dataset.collections import Collections
 from casstore.dataset.commit import Commit
 from casstore.dataset.ref import check_name, parse_ref
-from casstore.dataset.sources import Select, matcher, parse_additions, parse_sources, refuse_store
+from casstore.dataset.sources import matcher, parse_additions, parse_mixed
 from casstore.dataset.summary import (
     DatasetInfo,
     DatasetSummary,
@@ -38,10 +39,9 @@ from casstore.transfer.progress import Progress, Silent
 
 if TYPE_CHECKING:
     from casstore.dataset.diff import Diff
+    from casstore.remote.credentials import CredentialSource
     from casstore.repo.verify import Report, Watcher
     from casstore.transfer.journal import Unfinished
-    from casstore.transfer.scan import Source
-    from casstore.transfer.upload import TreeResult
 
 __all__ = ["Bucket"]
 
@@ -61,11 +61,13 @@ class Bucket:
         user: str,
         state_dir: str | None = None,
         cache_dir: str | None = None,
+        credentials: CredentialSource | None = None,
     ) -> None:
         """``name`` is what this user calls the bucket, ``user`` is written into what is created.
 
         ``state_dir`` is where interrupted uploads leave word for the next one, ``cache_dir`` where it is
-        remembered which files were uploaded unchanged before; without them uploads do more work.
+        remembered which files were uploaded unchanged before; without them uploads do more work. ``credentials`` are
+        for sources in object storage; without them the environment decides.
         """
         self.store = store
         self.name = name
@@ -73,6 +75,7 @@ class Bucket:
         self.refs = Refs(store.backend)
         self.state_dir = state_dir
         self.cache_dir = cache_dir
+        self.credentials = credentials
         self._catalog = Catalog(self.refs, name)
         self._collections = Collections(self.refs, self._catalog, name)
 
@@ -117,12 +120,12 @@ class Bucket:
             force=force_new_version,
             origin=origin,
         )
-        parsed = parse_sources(sources)
+        parsed = parse_mixed(sources)
         if not parsed:
             raise UsageError("nothing to upload", hint="name a file or a folder")
         select = matcher(regex, named=parsed)
-        result = self._transfer(
-            name, parsed, select=select, resume=resume, threads=threads, progress=progress or Silent()
+        result = moving.transfer(
+            self, name, parsed, select=select, resume=resume, threads=threads, progress=progress or Silent()
         )
         if select is not None and not result.totals.files and not result.totals.symlinks:
             raise SourceError(f"the regular expression {regex!r} matches no file", hint="nothing was uploaded")
@@ -170,7 +173,8 @@ class Bucket:
         dropped = matcher(remove)
         parsed = parse_additions(add)
         base = self.resolve(name, tag)
-        result = self._transfer(
+        result = moving.transfer(
+            self,
             name,
             parsed,
             base=self.tree(base),
@@ -180,50 +184,6 @@ class Bucket:
             progress=progress or Silent(),
         )
         return commit.finish(result)
-
-    def _transfer(
-        self,
-        name: str,
-        sources: Sequence[Source],
-        *,
-        base: Tree | None = None,
-        keep: Select | None = None,
-        select: Select | None = None,
-        resume: bool,
-        threads: int | None,
-        progress: Progress,
-    ) -> TreeResult:
-        if resume and not any(self.unfinished()):
-            progress.warn("there is no interrupted upload to continue: uploading from the start")
-        from casstore.transfer.statcache import StatCache
-        from casstore.transfer.upload import upload_tree
-
-        refuse_store(sources, self.store.url)
-        cache = StatCache(self._cache_path(), self.store.id)
-        try:
-            return upload_tree(
-                self.store,
-                sources,
-                base=base,
-                keep=keep,
-                select=select,
-                cache=cache,
-                state_dir=self.state_dir,
-                dataset=name,
-                progress=progress,
-                threads=threads,
-            )
-        finally:
-            cache.close()
-
-    def _cache_path(self) -> str | None:
-        if self.cache_dir is None:
-            return None
-        try:
-            os.makedirs(self.cache_dir, mode=0o700, exist_ok=True)
-        except OSError:
-            return None  # then every file is read
-        return os.path.join(self.cache_dir, "files.sqlite")
 
     def unfinished(self, name: str | None = None) -> list[Unfinished]:
         """Return this machine's interrupted uploads to this store, newest first; to one dataset when named."""

@@ -2,7 +2,7 @@
 
 Decided here and only here: where the files of an argument land in the version. ``dir`` keeps its last
 component, ``dir/*`` is its content, a file keeps its base name; of an update, ``SOURCE:DEST`` puts all that
-below ``DEST``.
+below ``DEST``. The same holds for URLs of object storage: a prefix keeps its last component, ``prefix/*`` does not.
 """
 
 from __future__ import annotations
@@ -13,20 +13,47 @@ import stat
 from collections.abc import Callable, Sequence
 from urllib.parse import unquote_to_bytes
 
+import msgspec
+
 from casstore.errors import SourceError, UsageError
 from casstore.transfer.scan import Source
 
-__all__ = ["compile_regex", "matcher", "parse_additions", "parse_sources", "refuse_store"]
+__all__ = [
+    "RemoteSource",
+    "compile_regex",
+    "matcher",
+    "parse_additions",
+    "parse_mixed",
+    "parse_sources",
+    "refuse_store",
+]
 
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_HOST = re.compile(r"(?:tos|swift)://[^/]*", re.IGNORECASE)
 _MAX_REGEX = 4096
 
 Select = Callable[[bytes], bool]
 
 
+class RemoteSource(msgspec.Struct, frozen=True):
+    """A prefix or an object to upload, below ``dest``. ``contents``: without the prefix's own last component."""
+
+    url: str
+    dest: bytes
+    contents: bool = False
+
+
 def parse_sources(arguments: Sequence[str]) -> list[Source]:
     """Return the sources that these arguments name, in their order. ``SourceError`` for one that does not exist."""
+    for argument in arguments:
+        if _URI.match(argument):
+            raise UsageError(f"{argument!r}: only local files are possible here", hint="download the files first")
     return [_source(argument, b"") for argument in arguments]
+
+
+def parse_mixed(arguments: Sequence[str]) -> list[Source | RemoteSource]:
+    """The same, with URLs of object storage among them."""
+    return [_remote(argument, b"") or _source(argument, b"") for argument in arguments]
 
 
 def refuse_store(sources: Sequence[Source], url: str) -> None:
@@ -42,18 +69,20 @@ def refuse_store(sources: Sequence[Source], url: str) -> None:
             )
 
 
-def parse_additions(arguments: Sequence[str]) -> list[Source]:
+def parse_additions(arguments: Sequence[str]) -> list[Source | RemoteSource]:
     r"""Return the sources that ``SOURCE[:DEST]`` arguments name; ``\:`` is a colon in a name."""
-    sources: list[Source] = []
+    sources: list[Source | RemoteSource] = []
     for argument in arguments:
-        source, dest = _split(argument)
-        sources.append(_source(source, _destination(dest, argument) if dest is not None else b""))
+        source, text = _split(argument)
+        dest = _destination(text, argument) if text is not None else b""
+        sources.append(_remote(source, dest) or _source(source, dest))
     return sources
 
 
 def _split(argument: str) -> tuple[str, str | None]:
-    """Split at the first colon that is neither escaped nor part of ``://``."""
-    at = 0
+    """Split at the first colon that is neither escaped nor part of ``://`` or of a host and its port."""
+    host = _HOST.match(argument)
+    at = host.end() if host else 0
     while at < len(argument):
         if argument[at] == "\\" and argument[at + 1 : at + 2] == ":":
             at += 2
@@ -79,12 +108,22 @@ def _destination(text: str, argument: str) -> bytes:
     return b"/".join(parts)
 
 
+def _remote(argument: str, dest: bytes) -> RemoteSource | None:
+    """Return the source that a URL names; None for a path."""
+    if not _URI.match(argument):
+        return None
+    from casstore.remote.urls import parse_url  # noqa: PLC0415 - most uploads have none
+
+    contents = argument.endswith("/*")
+    place = parse_url(argument.removesuffix("*"))
+    if place.scheme == "file":
+        raise UsageError(f"{argument!r} is a local folder", hint="write it as a path")
+    if not contents and not place.prefix:
+        raise UsageError(f"{argument} has no name of its own", hint=f"upload its content: {argument.rstrip('/')}/*")
+    return RemoteSource(place.url, dest, contents)
+
+
 def _source(argument: str, dest: bytes) -> Source:
-    if _URI.match(argument):
-        raise UsageError(
-            f"{argument!r}: remote sources are not supported by this version",
-            hint="download the files first, then upload the folder",
-        )
     path = os.fsencode(argument)
     if not path or b"\0" in path:
         raise UsageError(f"{argument!r} is not a path")
@@ -125,7 +164,7 @@ def compile_regex(pattern: str) -> re.Pattern[str]:
         raise UsageError(f"{pattern[:120]!r} is not a regular expression: {error}") from None
 
 
-def matcher(pattern: str | None, *, named: Sequence[Source] = ()) -> Select | None:
+def matcher(pattern: str | None, *, named: Sequence[Source | RemoteSource] = ()) -> Select | None:
     """Return a test of paths for a pattern, or None for none (``""`` is none).
 
     Files that were named one by one are always taken, as in OSMO.
@@ -133,5 +172,6 @@ def matcher(pattern: str | None, *, named: Sequence[Source] = ()) -> Select | No
     if not pattern:
         return None
     match = compile_regex(pattern).match
-    single = {source.dest for source in named if not source.contents and not os.path.isdir(source.path)}
+    local = (source for source in named if isinstance(source, Source) and not source.contents)
+    single = {source.dest for source in local if not os.path.isdir(source.path)}
     return lambda path: path in single or match(path.decode("utf-8", "surrogateescape")) is not None

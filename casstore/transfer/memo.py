@@ -1,8 +1,8 @@
 """What was read from where: lets an object that several versions share be read once, also after an interruption.
 
 Decided here and only here: what identifies the bytes of an object elsewhere (its URL, its ETag and its size), and that
-what is remembered is only a hint: it counts for chunks that the store really has. A SQLite file, held by a lock so that
-the same source is not taken over twice at once on this machine; without a folder for it, a temporary one.
+what is remembered is only a hint: it counts for chunks that the store really has. A SQLite file for each source, held
+by a lock; without a folder for it, or when it has become too large, memory of the moment.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from casstore.transfer.spool import ForeignFile
 __all__ = ["Memo", "identity"]
 
 _KEEP_EVERY = 1024
+_LARGEST = 1 << 30
 _SCHEMA = "CREATE TABLE IF NOT EXISTS seen (id BLOB PRIMARY KEY, size INTEGER, verdict TEXT, depth INTEGER, refs BLOB)"
 
 
@@ -36,29 +37,38 @@ def identity(file: ForeignFile) -> bytes | None:
 
 
 class Memo:
-    """The memory for one source and one store. Used by one thread at a time; close it."""
+    """The memory for one source and one store. Used by one thread at a time; close it.
 
-    def __init__(self, folder: str | None, source: str, store_id: str) -> None:
+    ``exclusive``: ``ConflictError`` when another process has it; otherwise nothing is remembered then.
+    """
+
+    def __init__(self, folder: str | None, source: str, store_id: str, *, exclusive: bool = True) -> None:
         self._path: str | None = None
         self._lock = -1
         if folder is not None:
             name = hashing.digest(f"{store_id} {source}".encode("utf-8", "surrogateescape")).hex()[:32]
             with contextlib.suppress(OSError):  # where nothing can be kept, more is read
-                os.makedirs(folder, mode=0o700, exist_ok=True)
-                self._path = os.path.join(folder, name + ".sqlite")
-                self._lock = os.open(self._path + ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                below = os.path.join(folder, "sources")
+                os.makedirs(below, mode=0o700, exist_ok=True)
+                self._lock = os.open(os.path.join(below, name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                self._path = os.path.join(below, name + ".sqlite")
         if self._lock >= 0:
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 os.close(self._lock)
+                self._lock, self._path = -1, None
+            if self._lock < 0 and exclusive:
                 raise ConflictError(
                     f"{source} is being taken over already, by another process of yours", hint="wait until it is done"
-                ) from None
+                )
         self._db = self._open()
         self._pending = 0
 
     def _open(self) -> sqlite3.Connection:
+        with contextlib.suppress(OSError):
+            if self._path is not None and os.path.getsize(self._path) > _LARGEST:
+                self._remove()
         for path in (self._path, ":memory:"):
             if path is None:
                 continue
@@ -103,10 +113,6 @@ class Memo:
         with contextlib.suppress(sqlite3.Error):
             self._db.execute("COMMIT")
             self._db.execute("BEGIN")
-
-    def finish(self) -> None:
-        """Everything was taken over: forget it."""
-        self._remove()
 
     def _remove(self) -> None:
         if self._path is not None:

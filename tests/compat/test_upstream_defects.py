@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 import pytest
 
+from casstore.dataset.adopt import base as adopt
+from casstore.testing.foreign import MemoryBuckets
 from casstore_cli import main
 
 
@@ -170,10 +172,15 @@ def test_07_the_checksum_is_of_the_content_alone(
     assert osmo("checksum", twin).out not in sums
 
 
-def test_08_remote_sources_are_refused_in_words(osmo: Osmo) -> None:
-    result = osmo("upload", "DS", "s3://bucket/raw/folder")
-    assert result.code == 2
-    assert "s3://bucket/raw/folder" in result.out
+def test_08_objects_of_storage_keep_their_keys(osmo: Osmo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`a.txt` in `raw/folder` is made of letters of the folder's name, and stays what it is."""
+    services = MemoryBuckets()
+    services.bucket("s3://rec").store("raw/folder/a.txt", b"a")
+    monkeypatch.setattr(adopt, "open_objects", services)
+    assert osmo("upload", "DS", "s3://rec/raw/folder").code == 0
+    assert osmo("inspect", "DS").out == "folder/a.txt\n"
+    result = osmo("upload", "DS", "s3://rec/raw/other")
+    assert (result.code, "there is nothing at s3://rec/raw/other" in result.out) == (2, True)
 
 
 def test_09_numbers_never_become_tags(osmo: Osmo, source: Path) -> None:

@@ -387,7 +387,10 @@ def test_a_manifest_in_pieces(world: World, monkeypatch: pytest.MonkeyPatch) -> 
         buckets, [dataset] = world.datasets()
         with buckets:
             [version] = dataset.versions()
-            found = [entry.relative_path for entry in manifest.read_manifest(dataset.client, version.info)]
+            found = [
+                entry.relative_path
+                for entry in manifest.read_list(dataset.client, version.info, manifest.ManifestEntry)
+            ]
         assert found == list(files)
 
 
@@ -397,7 +400,7 @@ def test_a_manifest_that_changes_is_noticed(world: World) -> None:
     [version] = dataset.versions()
     world.osmo.version(1, {"x": b""})
     with buckets, pytest.raises(FormatError, match="changed since"):
-        list(manifest.read_manifest(dataset.client, version.info))
+        list(manifest.read_list(dataset.client, version.info, manifest.ManifestEntry))
 
 
 def test_which_datasets_there_are(world: World) -> None:

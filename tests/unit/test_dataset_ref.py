@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from casstore.dataset.ref import Ref, check_name, check_tag, parse_ref, version_number
-from casstore.dataset.sources import matcher, parse_additions, parse_sources
+from casstore.dataset.sources import RemoteSource, matcher, parse_additions, parse_mixed, parse_sources
 from casstore.errors import SourceError, UsageError
 from casstore.transfer.scan import Source
 
@@ -107,8 +107,8 @@ def test_dots_get_a_name(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("file.txt/x", SourceError, "does not exist"),
         ("", UsageError, "not a path"),
         ("a\0b", UsageError, "not a path"),
-        ("s3://bucket/x", UsageError, "remote sources are not supported"),
-        ("file:///tmp", UsageError, "remote sources are not supported"),
+        ("s3://bucket/x", UsageError, "only local files"),
+        ("file:///tmp", UsageError, "only local files"),
         ("/dev/null", SourceError, "neither a file nor a folder"),
     ],
 )
@@ -150,9 +150,32 @@ def test_destinations_outside(tree: Path, dest: str) -> None:
 
 
 def test_additions_from_elsewhere(tree: Path) -> None:
-    for argument in ("s3://bucket/x", "s3://bucket/x:dest"):
-        with pytest.raises(UsageError, match="remote sources"):
-            parse_additions([argument])
+    assert parse_additions(["s3://bucket/x/y", "gs://b/x:dest/z", "azure://a/c/*:d", "tos://h.org:80/b/x:y"]) == [
+        RemoteSource("s3://bucket/x/y", b""),
+        RemoteSource("gs://b/x", b"dest/z"),
+        RemoteSource("azure://a/c", b"d", contents=True),
+        RemoteSource("tos://h.org:80/b/x", b"y"),
+    ]
+    assert parse_mixed(["s3://bucket/*", "s3://b/x/"]) == [
+        RemoteSource("s3://bucket", b"", contents=True),
+        RemoteSource("s3://b/x", b""),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("s3://bucket", "no name of its own"),
+        ("file:///tmp", "a local folder"),
+        ("http://x.org/a", "unknown scheme"),
+        ("s3://bucket/../x", "is empty, '.' or '..'"),
+        ("s3://bucket/a*/b", "asterisk"),
+    ],
+)
+def test_remote_sources_that_can_not_be(argument: str, message: str) -> None:
+    for parse in (parse_mixed, parse_additions):
+        with pytest.raises(UsageError, match=message):
+            parse([argument])
 
 
 def test_patterns(tree: Path) -> None:

@@ -1,6 +1,6 @@
-"""The manifests of OSMO's datasets, read as a stream.
+"""Lists of files that other tools keep as JSON, read as a stream: OSMO's manifests, DVC's folders.
 
-Decided here and only here: which bytes are a manifest: a JSON array of objects, each a file. It can be larger than
+Decided here and only here: which bytes are such a list: a JSON array of objects, each a file. It can be larger than
 memory and it can be hostile: it is read in pieces, from one state of the object, an entry has a largest size, and every
 value has the type that it must have.
 """
@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import msgspec
 
 from casstore.errors import FormatError, IntegrityError, PreconditionError
 from casstore.remote.base import ObjectClient, RemoteInfo
 
-__all__ = ["ManifestEntry", "read_manifest"]
+__all__ = ["DvcEntry", "ManifestEntry", "read_list"]
+
+_T = TypeVar("_T", bound=msgspec.Struct)
 
 MAX_MANIFEST = 8 << 30
 MAX_ENTRY = 64 << 10
@@ -35,13 +38,25 @@ class ManifestEntry(msgspec.Struct, frozen=True):
     etag: str
 
 
-def read_manifest(client: ObjectClient, info: RemoteInfo) -> Iterator[ManifestEntry]:
-    """Yield the entries in order. ``FormatError`` tells where it stops being a manifest, or that it was changed."""
+class DvcEntry(msgspec.Struct, frozen=True):
+    """One file of a folder, as DVC writes it down."""
+
+    relpath: str
+    md5: str
+
+
+def read_list(
+    client: ObjectClient, info: RemoteInfo, entry: type[_T], seen: Callable[[bytes], None] | None = None
+) -> Iterator[_T]:
+    """Yield the entries in order; ``seen`` gets the bytes as they are read.
+
+    ``FormatError`` tells where it stops being a list of files, or that it was changed.
+    """
     number = 0
     try:
-        for value in _values(_pieces(client, info)):
+        for value in _values(_pieces(client, info, seen)):
             number += 1
-            yield msgspec.convert(value, ManifestEntry)
+            yield msgspec.convert(value, entry)
     except msgspec.ValidationError as error:
         raise FormatError(f"entry {number} is not a file: {error}") from None
     except FormatError as error:
@@ -50,7 +65,7 @@ def read_manifest(client: ObjectClient, info: RemoteInfo) -> Iterator[ManifestEn
         raise FormatError("it was changed since it was listed") from None
 
 
-def _pieces(client: ObjectClient, info: RemoteInfo) -> Iterator[str]:
+def _pieces(client: ObjectClient, info: RemoteInfo, seen: Callable[[bytes], None] | None) -> Iterator[str]:
     if info.size > MAX_MANIFEST:
         raise FormatError(f"it has {info.size} bytes; the limit is {MAX_MANIFEST}")
     decoder = codecs.getincrementaldecoder("utf-8")()
@@ -58,6 +73,8 @@ def _pieces(client: ObjectClient, info: RemoteInfo) -> Iterator[str]:
         for offset in range(0, info.size, _PIECE):
             length = min(_PIECE, info.size - offset)
             found = client.read(info.key, offset=offset, length=length, if_match=info.etag or None)
+            if seen is not None:
+                seen(found.data)
             yield decoder.decode(found.data, final=offset + length == info.size)
     except UnicodeDecodeError:
         raise FormatError("it is not UTF-8") from None

@@ -194,7 +194,11 @@ class Migration:
         metadata: dict[str, Any] = {}
         if info is not None:
             metadata, rest = info.plain_metadata(self._warn)
-            known: dict[str, Any] = {"created_by": info.created_by, "created_date": info.created_date, "tags": info.tags}
+            known: dict[str, Any] = {
+                "created_by": info.created_by,
+                "created_date": info.created_date,
+                "tags": info.tags,
+            }
             known = {key: value for key, value in known.items() if value}
             if rest:
                 known["metadata"] = rest

@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from casstore.dataset.adopt.base import Buckets, Found
-from casstore.dataset.adopt.manifest import ManifestEntry, read_manifest
+from casstore.dataset.adopt.manifest import ManifestEntry, read_list
 from casstore.errors import AccessError, CasstoreError, NotFoundError, UsageError
 from casstore.remote.base import ObjectClient, RemoteInfo
 from casstore.remote.urls import REMOTE_SCHEMES, parse_url, shown
@@ -92,7 +92,7 @@ class OsmoVersion:
         """See ``Foreign.entries``."""
         checksum = hashlib.md5(usedforsecurity=False)
         self.linked = 0
-        for number, entry in enumerate(read_manifest(self.dataset.client, self.info), 1):
+        for number, entry in enumerate(read_list(self.dataset.client, self.info, ManifestEntry), 1):
             checksum.update(f"{entry.relative_path} {entry.etag}".encode("utf-8", "surrogatepass"))
             yield self._found(f"{self.url}, entry {number}", entry)
         self.checksum = checksum.hexdigest()
