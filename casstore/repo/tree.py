@@ -29,6 +29,7 @@ from casstore.format.manifest import (
     checksum_bytes,
     decode_inner,
     decode_leaf,
+    decode_root,
     encode_inner,
     encode_leaf,
     encode_root,
@@ -214,6 +215,21 @@ class TreeBuilder:
         node_id = self._sink.put_node(data)
         first = children[0]
         return NodeRef(first.directory, first.name, node_id, len(data), sum(child.count for child in children))
+
+
+def rewrapped(sink: NodeSink, data: bytes) -> bytes:
+    """Return another root of the same tree, with one more level, so that its id is another one.
+
+    The tree without entries has one root only, which comes back.
+    """
+    root = decode_root(data)
+    if not root.children:
+        return data
+    first = root.children[0]
+    node = encode_inner(root.children)
+    entries = sum(child.count for child in root.children)
+    top = NodeRef(first.directory, first.name, sink.put_node(node), len(node), entries)
+    return encode_root(root.checksum, Totals(*root.totals), root.depth + 1, [top])
 
 
 def _width_of(child: NodeRef) -> int:

@@ -25,8 +25,10 @@ from casstore.format.index import Location
 from casstore.format.pack import PackKind
 from casstore.repo import layout, packs
 from casstore.repo.index import Index
-from casstore.repo.live import LivePacks
+from casstore.repo.live import NOTHING, LivePacks
 from casstore.repo.packs import PackBuilder, Sealed
+from casstore.repo.trash import DyingSet
+from casstore.repo.tree import rewrapped
 
 PUBLISH_EVERY = 1 << 18
 """New chunks after which the index gets a segment, so that memory stays bounded however large the upload."""
@@ -80,11 +82,15 @@ class Lane:
 class Writer:
     """Adds chunks to a store. Use as a context manager: leaving it with an error drops what was not stored."""
 
-    def __init__(self, backend: Backend, index: Index, *, lanes: int, on_pack: OnPack | None = None) -> None:
+    def __init__(
+        self, backend: Backend, index: Index, *, lanes: int, on_pack: OnPack | None = None, dying: DyingSet = NOTHING
+    ) -> None:
+        """``dying`` is not relied on, and nothing is stored under an id that is in it."""
         self._backend = backend
         self._index = index
         self._on_pack = on_pack
-        self.packs = LivePacks(backend)
+        self._dying = dying
+        self.packs = LivePacks(backend, dying.packs)
         index.load()
         self._new: dict[bytes, object] = {}
         self._places: list[tuple[bytes, Location]] = []
@@ -107,6 +113,11 @@ class Writer:
             thread.start()
         self._meta = self.lane(PackKind.META)
         self._meta_lock = threading.Lock()
+
+    @property
+    def dying(self) -> frozenset[bytes]:
+        """The packs that this writer does not rely on."""
+        return self._dying.packs
 
     def lane(self, kind: PackKind = PackKind.DATA) -> Lane:
         """Return a new lane for the calling thread."""
@@ -171,7 +182,7 @@ class Writer:
         while (builder := self._full.get()) is not None:
             try:
                 if self._error is None:
-                    self._store(builder.seal())
+                    self._store(self._sealed(builder))
             except BaseException as error:  # noqa: BLE001 - handed to the thread that waits for this pack
                 self._error = self._error or error
             builder.reset()
@@ -179,6 +190,13 @@ class Writer:
             with self._idle:
                 self._pending -= 1
                 self._idle.notify_all()
+
+    def _sealed(self, builder: PackBuilder) -> Sealed:
+        sealed = builder.seal()
+        if sealed.pack_id in self._dying.packs:
+            builder.salt()
+            sealed = builder.seal()
+        return sealed
 
     def _store(self, sealed: Sealed) -> None:
         key = layout.pack_key(sealed.pack_id)
@@ -227,8 +245,12 @@ class Writer:
 
     def put_manifest(self, data: bytes) -> bytes:
         """Write the root of a manifest, after everything it refers to; returns its id."""
+        while (manifest_id := hashing.digest(data)) in self._dying.manifests:
+            other = rewrapped(self, data)
+            if other == data:
+                break  # the empty tree: its root is never collected
+            data = other
         self.flush()
-        manifest_id = hashing.digest(data)
         with contextlib.suppress(PreconditionError):
             self._backend.put(layout.manifest_key(manifest_id), [data], condition=Absent())
         return manifest_id

@@ -18,7 +18,7 @@ from casstore.chunking.fastcdc import FastCDCChunker
 from casstore.errors import IntegrityError, SourceError
 from casstore.format.manifest import MAX_FILE
 from casstore.model import Content, Entry, Flag, Kind, Totals
-from casstore.repo.live import LivePacks
+from casstore.repo.hold import Hold
 from casstore.repo.store import Store, workers
 from casstore.repo.tree import Tree, TreeBuilder
 from casstore.repo.writer import Writer
@@ -36,7 +36,7 @@ from casstore.transfer.scan import (
     show,
     state_of,
 )
-from casstore.transfer.session import is_stored, writing
+from casstore.transfer.session import carry_over, is_stored, writing
 from casstore.transfer.statcache import SLICE, CachedTree, Known, StatCache
 
 MAX_WAITING = 20_000
@@ -98,6 +98,7 @@ def upload_tree(
     cache: StatCache | None = None,
     state_dir: str | None = None,
     dataset: str = "",
+    hold: Hold | None = None,
     progress: Progress | None = None,
     threads: int | None = None,
 ) -> TreeResult:
@@ -105,7 +106,8 @@ def upload_tree(
 
     ``base``: its entries are under the sources; ``keep(path)`` false drops one of them. ``select(path)`` false leaves a
     source's file out. ``cache`` lets unchanged files go unread. ``state_dir`` is where the journal is kept that lets an
-    interrupted upload be continued; packs that earlier ones left are adopted.
+    interrupted upload be continued; packs that earlier ones left are adopted. ``hold`` learns what the tree relies on,
+    and says before a commit whether it is still there.
 
     Raises ``SourceError`` for a file that can't be read or keeps changing, and the store's errors. Nothing is
     committed, and what was stored so far serves the next attempt.
@@ -113,17 +115,16 @@ def upload_tree(
     progress = progress or Silent()
     cache = cache or StatCache(None, store.id)
     key = _key(sources) if base is None and select is None else None
-    if key is not None and cache.has_tree(key):
-        signature = Scanner(sources).signature()
-        known = cache.tree(key, signature) if signature else None
-        if known is not None and store.has_manifest(known.manifest) and LivePacks(store.backend).all_there(known.packs):
+    if key is not None:
+        known = _unchanged(store, sources, key, cache, hold)
+        if known is not None:
             totals = Totals(*known.totals)
             progress.expect(totals.files, totals.size)
             progress.listed()
             progress.advance(totals.size)
             return TreeResult(known.manifest, known.checksum, totals, reused=totals.files, skipped=known.skipped)
     scanner = Scanner(sources, base=base, keep=keep, select=select)
-    with writing(store, lanes=threads or workers(), state_dir=state_dir, dataset=dataset) as writer:
+    with writing(store, lanes=threads or workers(), state_dir=state_dir, dataset=dataset, hold=hold) as writer:
         upload = _Upload(store, writer, scanner, cache, progress, threads or workers())
         result = upload.run()
         used = sorted(writer.packs.used.items())
@@ -133,6 +134,24 @@ def upload_tree(
         kept = CachedTree(result.manifest, result.checksum, sums, result.skipped, used)
         cache.keep_tree(key, upload.signature, kept)
     return result
+
+
+def _unchanged(
+    store: Store, sources: Sequence[Source], key: bytes, cache: StatCache, hold: Hold | None
+) -> CachedTree | None:
+    """Return what came of these sources the last time, if nothing was touched since and all of it is there."""
+    if not cache.has_tree(key):
+        return None
+    signature = Scanner(sources).signature()
+    known = cache.tree(key, signature) if signature else None
+    if known is None or not store.has_manifest(known.manifest):
+        return None
+    packs = dict(known.packs)
+    own = Hold(store) if hold is None else hold
+    if known.manifest in own.dying.manifests or not own.all_there(packs):
+        return None
+    own.rely(packs)
+    return known
 
 
 def _key(sources: Sequence[Source]) -> bytes:
@@ -209,17 +228,14 @@ class _Upload:
             first, last = (item.path.rpartition(b"/")[2] for item in (items[0], items[-1]))
             known = self._cache.folder(listing.pure, first, last)
             folder = _Slice(listing.pure, known, {})
-        files = size = 0
+        # Before any of them may be told to be done: an upload that is done again must not pass its total.
+        sizes = [i.status.st_size for i in items if i.status is not None and stat.S_ISREG(i.status.st_mode)]
+        self._progress.expect(len(sizes), sum(sizes))
         for item in items:
             waiting = self._prepare(item, folder)
-            if waiting is None:
-                continue
-            waiting.closes = item is items[-1]
-            if item.status is not None and stat.S_ISREG(item.status.st_mode):
-                files += 1
-                size += item.status.st_size
-            self._waiting.append(waiting)
-        self._progress.expect(files, size)
+            if waiting is not None:
+                waiting.closes = item is items[-1]
+                self._waiting.append(waiting)
         while self._waiting and (self._is_done(self._waiting[0]) or len(self._waiting) > MAX_WAITING):
             if not self._is_done(self._waiting[0]):
                 self._submit()
@@ -247,7 +263,7 @@ class _Upload:
     def _base_entry(self, item: Item) -> Entry:
         """Return an entry that comes from no local file."""
         entry = item.base or Entry(item.path, Kind.DIRECTORY, 0o755)
-        if not self._is_stored(entry.content, entry.size):
+        if not carry_over(self._store, self._writer, entry.content, entry.size):
             raise IntegrityError(
                 f"{show(entry.path)} of the version to start from has lost data",
                 hint="see `osmo dataset verify`; remove or replace that file in the update",
