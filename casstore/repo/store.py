@@ -6,6 +6,7 @@ leaves this module was checked against its id.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -16,20 +17,21 @@ import msgspec
 
 from casstore import hashing
 from casstore.backend.base import Absent, Backend
+from casstore.backend.probe import PROBES, ProbeReport, probe, refusal
 from casstore.chunking.params import ChunkerParams
 from casstore.errors import FormatError, IntegrityError, NotFoundError, PreconditionError
 from casstore.format import record
 from casstore.format.index import Location
 from casstore.format.manifest import MAX_NODE, decode_root
 from casstore.format.pack import decode_frame
-from casstore.repo import layout
+from casstore.repo import layout, single
 from casstore.repo.index import Index
 from casstore.repo.limits import bounded_get
 from casstore.repo.tree import Tree
 from casstore.repo.writer import OnPack, Writer
 
 FORMAT = 1
-FEATURES: frozenset[str] = frozenset()
+FEATURES: frozenset[str] = frozenset({single.FEATURE})
 """Features beyond format 1 that this version understands; a store that needs others is refused."""
 MAX_CONFIG = 64 << 10
 """Bytes of ``store.json``, at most."""
@@ -42,16 +44,22 @@ _STORE_ID = re.compile(r"[0-9a-f]{32}\Z", re.ASCII)
 
 
 class StoreConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """``store.json``. ``id`` is random: local state is kept per store, not per URL."""
+    """``store.json``. ``id`` is random: local state is kept per store, not per URL. ``writer`` goes with the feature
+    ``single-writer``.
+    """
 
     format: int
     id: str
     chunker: dict[str, Any]
     features: list[str] = []
+    writer: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class Store:
     """One open store. Thread-safe. Close it, or use it as a context manager."""
+
+    probed: ProbeReport | None = None
+    """What was found out about the place when the store was made just now."""
 
     def __init__(self, backend: Backend, config: StoreConfig) -> None:
         self.backend = backend
@@ -75,40 +83,44 @@ class Store:
 
         ``NotFoundError`` when there is none and ``create`` is false; ``FormatError`` when it needs a newer version.
         """
+        report = None
         try:
-            data = bounded_get(backend, layout.STORE, MAX_CONFIG)
-        except NotFoundError:
+            config = read_config(backend)
+        except NotFoundError as error:
             if not create:
+                if error.hint:  # it is not the object that is missing, but the bucket
+                    raise
                 raise NotFoundError(
                     f"there is no store at {backend.url}", hint="add it with `osmo bucket add NAME URL`"
                 ) from None
-            data = cls._create(backend)
-        config = record.decode("store", data, StoreConfig)
-        if config.format != FORMAT or not FEATURES.issuperset(config.features):
-            needs = ", ".join(sorted(set(config.features) - FEATURES))[:200] or "no features"
-            raise FormatError(
-                f"the store at {backend.url} has format {config.format} and needs {needs}",
-                hint="upgrade casstore",
-            )
-        if not _STORE_ID.match(config.id):
-            # It becomes part of paths on this machine.
-            raise FormatError(f"the store at {backend.url} has an illegal id")
-        return cls(backend, config)
+            report = cls._create(backend)
+            config = read_config(backend)
+        store = cls(single.guarded(backend, config) if single.FEATURE in config.features else backend, config)
+        store.probed = report
+        return store
 
     @staticmethod
-    def _create(backend: Backend) -> bytes:
-        for _ in backend.list(""):
+    def _create(backend: Backend) -> ProbeReport | None:
+        """Put ``store.json``; what a probe of the place said, where one is needed."""
+        for info in backend.list(""):
+            if info.key.startswith(PROBES):
+                continue  # of a probe that was interrupted
             raise FormatError(
                 f"{backend.url} holds objects but no store",
                 hint="choose an empty folder or prefix for a new store",
             )
         config = StoreConfig(format=FORMAT, id=os.urandom(16).hex(), chunker=ChunkerParams().to_dict())
-        data = record.encode("store", config)
-        try:
-            backend.put(layout.STORE, [data], condition=Absent())
-        except PreconditionError:
-            return bounded_get(backend, layout.STORE, MAX_CONFIG)
-        return data
+        report = None
+        if backend.capabilities.probe:
+            report = probe(backend)
+            if not report.usable:
+                raise refusal(report, backend.url)
+            if not report.conditional:
+                config = msgspec.structs.replace(config, features=[single.FEATURE], writer=single.new_token(config.id))
+        conditional = single.FEATURE not in config.features
+        with contextlib.suppress(PreconditionError):  # somebody else's store, then
+            backend.put(layout.STORE, [record.encode("store", config)], condition=Absent() if conditional else None)
+        return report
 
     def writer(self, *, lanes: int | None = None, on_pack: OnPack | None = None) -> Writer:
         """Return a writer of chunks for ``lanes`` threads (all cores by default)."""
@@ -196,6 +208,21 @@ class Store:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def read_config(backend: Backend) -> StoreConfig:
+    """Return what ``store.json`` says; ``NotFoundError`` where there is none, ``FormatError`` for a newer version's."""
+    config = record.decode("store", bounded_get(backend, layout.STORE, MAX_CONFIG), StoreConfig)
+    if config.format != FORMAT or not FEATURES.issuperset(config.features):
+        needs = ", ".join(sorted(set(config.features) - FEATURES))[:200] or "no features"
+        raise FormatError(
+            f"the store at {backend.url} has format {config.format} and needs {needs}",
+            hint="upgrade casstore",
+        )
+    if not _STORE_ID.match(config.id):
+        # It becomes part of paths on this machine.
+        raise FormatError(f"the store at {backend.url} has an illegal id")
+    return config
 
 
 def _run_length(places: Sequence[Location], at: int) -> int:

@@ -19,6 +19,7 @@ from casstore_cli.lazy import LazyGroup, Table
 COMMANDS: Table = {
     "dataset": ("casstore_cli.commands.dataset", "cli", "Upload, download and manage versioned datasets."),
     "bucket": ("casstore_cli.commands.bucket", "cli", "Declare and list the places that hold datasets."),
+    "store": ("casstore_cli.commands.store", "cli", "Care for the store of a bucket."),
     "workflow": ("casstore_cli.commands.workflow", "cli", "Run workflows and watch them."),
     "task": ("casstore_cli.commands.task", "cli", "Show the tasks of workflows."),
     "pool": ("casstore_cli.commands.pool", "cli", "Declare and list pools of platforms."),

@@ -11,8 +11,9 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from casstore.errors import IntegrityError, NotFoundError, UsageError
+from casstore.errors import IntegrityError, NotFoundError, StorageError, UsageError
 from casstore_cli.config import DEFAULT_BUCKET, BucketConfig, Config, load_config, private_dir
+from casstore_cli.credentials import ConfigCredentials
 
 if TYPE_CHECKING:
     from casstore.dataset import Bucket
@@ -38,31 +39,70 @@ def open_bucket(name: str | None = None, *, write: bool = False, config: Config 
     )
     if undeclared:
         private_dir(config.paths.data)
-    with open_store(found, create=undeclared) as store:
+    with open_store(found, create=undeclared, config=config) as store:
         paths = config.paths
-        yield Bucket(store, name=found.name, user=config.user, state_dir=paths.state, cache_dir=paths.cache)
+        yield Bucket(
+            store,
+            name=found.name,
+            user=config.user,
+            state_dir=paths.state,
+            cache_dir=paths.cache,
+            credentials=ConfigCredentials(config),
+        )
 
 
 @contextlib.contextmanager
-def open_store(bucket: BucketConfig, *, create: bool = False) -> Iterator[Store]:
-    """The store of a bucket. ``create`` makes the folder and the store where there is none."""
+def open_store(bucket: BucketConfig, *, create: bool = False, config: Config | None = None) -> Iterator[Store]:
+    """The store of a bucket, with the credentials of ``config``. ``create`` makes the folder and the store where there
+    is none.
+    """
     from casstore.backend.registry import open_backend
     from casstore.repo.store import Store
 
     try:
-        store = Store.open(open_backend(bucket.url, create=create), create=create)
+        backend = open_backend(bucket.url, create=create, credentials=ConfigCredentials(config))
+        try:
+            store = Store.open(backend, create=create)
+        except BaseException:
+            backend.close()
+            raise
     except IntegrityError as error:
         raise type(error)(
             f"bucket {bucket.name!r} at {bucket.url}: {error.message}",
             hint=error.hint or "put store.json back from a copy of the bucket; the data itself is not touched by this",
         ) from None
     except NotFoundError as error:
+        local = "is the disk mounted? " if bucket.url.startswith("file:") else ""
         raise NotFoundError(
             f"bucket {bucket.name!r} has no store at {bucket.url}: {error.message}",
-            hint="is the disk mounted? A new store is made with: osmo bucket add NAME URL",
+            hint=(not local and error.hint) or f"{local}A new store is made with: osmo bucket add NAME URL",
         ) from None
     with store:
         yield store
+
+
+def probe_store(store: Store) -> list[str]:
+    """Try what the place of a store really does, where that is not known; return what was found, a line each.
+
+    ``StorageError`` when several writers would not be safe there though the store was made for them.
+    """
+    from casstore.backend.probe import probe
+    from casstore.backend.wrap.single import SingleWriterBackend
+
+    single = isinstance(store.backend, SingleWriterBackend)
+    report = store.probed
+    if report is None and store.backend.capabilities.probe:
+        report = probe(store.backend)
+        if not report.conditional or not report.usable:
+            broken = next(finding for finding in report.findings if not finding.kept)
+            raise StorageError(
+                f"{store.url} can't be written safely: not so that {broken.promise}: {broken.detail}",
+                hint="that held where the store was made: look at the endpoint, or use the bucket with --mode read-only",
+            )
+    lines = report.lines if report is not None else []
+    if single:
+        lines = [*lines, "This store has one writer, because the service has no conditional writes: see the guide."]
+    return lines
 
 
 def normal_url(text: str) -> str:

@@ -66,9 +66,10 @@ def list_(format_type: str) -> None:
 def add(name: str, url: str, description: str, mode: str, default: bool) -> None:
     """Declare the bucket NAME at URL, a URL or the path of a folder.
 
-    A read-write bucket gets a store if there is none yet; a read-only one must have one.
+    A read-write bucket gets a store if there is none yet; a read-only one must have one. What a storage service really
+    does is tried first, and told.
     """
-    from casstore_cli.stores import normal_url, open_store
+    from casstore_cli.stores import normal_url, open_store, probe_store
 
     if not BUCKET_NAME.fullmatch(name):
         raise UsageError(f"{name!r} can't be a bucket's name: letters, digits, '_' and '-' only")
@@ -79,6 +80,7 @@ def add(name: str, url: str, description: str, mode: str, default: bool) -> None
     _refuse_twice(declared, bucket)
     with open_store(bucket, create=mode == MODES[0]) as store:
         store_id = store.id
+        lines = probe_store(store) if mode == MODES[0] else []
 
     def change(own: dict[str, Any]) -> None:
         _refuse_twice(own, bucket)
@@ -88,6 +90,8 @@ def add(name: str, url: str, description: str, mode: str, default: bool) -> None
             own["default_bucket"] = name
 
     change_config(change)
+    for line in lines:
+        output.text(output.escape(line))
     output.text(f"Bucket {name} is at {bucket.url} (store {output.escape(store_id)}).")
 
 

@@ -123,11 +123,13 @@ def check(name: str, access_type: str | None, config_file: str | None) -> None:
 def _probe(bucket: str | None, access: str, config: Config) -> None:
     """Try one kind of access; raises what went wrong. What is written is removed again."""
     from casstore.backend.base import Absent
-    from casstore_cli.stores import open_bucket
+    from casstore_cli.stores import open_bucket, probe_store
 
     with open_bucket(bucket, write=access != "READ", config=config) as opened:
         if access == "READ":
             return  # an open store has been read
+        if access == "WRITE":
+            probe_store(opened.store)
         backend, key = opened.store.backend, f"{_PROBES}{os.urandom(16).hex()}"
         backend.put(key, [b"probe"], condition=Absent())
         try:

@@ -1,0 +1,43 @@
+"""``osmo store take-over``.
+
+Decided here and only here: what is asked before the one writer of a store is replaced.
+"""
+
+from __future__ import annotations
+
+import click
+
+from casstore.errors import UsageError
+from casstore_cli import output
+from casstore_cli.config import MODES, load_config
+from casstore_cli.multi import Command
+
+
+@click.command("take-over", cls=Command)
+@click.argument("bucket_name", metavar="BUCKET")
+@click.option("-f", "--force", is_flag=True, help="Do not ask.")
+@output.format_option("text", "json")
+def take_over(bucket_name: str, force: bool, format_type: str) -> None:
+    """Become the one writer of BUCKET's store, in place of the machine and user that is.
+
+    Stores on services without conditional writes have one writer; everybody else reads. Stop what the former writer is
+    doing first: from now on its changes are refused, and what it has not committed is lost.
+    """
+    from casstore.repo.single import FEATURE, take_over
+    from casstore_cli.stores import open_store
+
+    config = load_config()
+    bucket = config.bucket(bucket_name)
+    if bucket.mode != MODES[0]:
+        raise UsageError(
+            f"bucket {bucket.name!r} is read-only", hint=f"it is declared so in {config.paths.config_file}"
+        )
+    with open_store(bucket, config=config) as store:
+        question = f"Is the former writer of {bucket.url} stopped, and shall this machine take its place?"
+        wanted = FEATURE not in store.config.features or force or output.confirm(question)
+        if wanted:
+            take_over(store.backend)
+    if format_type == "json":
+        output.document({"bucket": bucket.name, "writer": wanted})
+    else:
+        output.text(f"This machine is the writer of {bucket.name} now." if wanted else "Nothing was changed.")
