@@ -44,7 +44,7 @@ _BATCH = 256  # what the service takes in one request
 _PAGE = 5000
 _GET = 256 << 20
 
-_MISUNDERSTOOD = (AttributeError, KeyError, TypeError, ValueError)
+_MISUNDERSTOOD = (AttributeError, LookupError, TypeError, ValueError)
 """What Azure's library raises for an answer that lacks a header, or holds what is no number or date."""
 
 _TAG = re.compile(r"[\x21\x23-\x7e]{1,256}\Z")

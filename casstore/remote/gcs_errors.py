@@ -90,11 +90,11 @@ def lost_connection(error: Exception, what: str) -> CasstoreError:
 
 
 _REASONS: Final = (
-    (http.ConnectTimeoutError, "no connection in time"),
-    (http.TimeoutError, "no answer in time"),
     (http.ProxyError, "no connection to the proxy"),
     (http.NameResolutionError, "the name of the endpoint is not known"),
-    (http.NewConnectionError, "no connection to the endpoint"),
+    (http.NewConnectionError, "no connection to the endpoint"),  # one of its bases is the next
+    (http.ConnectTimeoutError, "no connection in time"),
+    (http.TimeoutError, "no answer in time"),
 )
 
 
