@@ -104,6 +104,10 @@ class Client:
         """The reply to a POST; ``body`` is encoded as JSON unless it is None."""
         return _decode(self._exchange("POST", path, query, body), reply, path)
 
+    def delete(self, path: str, reply: type[T], query: Mapping[str, Value] | None = None) -> T:
+        """The reply to a DELETE."""
+        return _decode(self._exchange("DELETE", path, query, None), reply, path)
+
     def stream(self, path: str, query: Mapping[str, Value] | None = None) -> Iterator[bytes]:
         """Pieces of a text that may go on for days, as they come.
 

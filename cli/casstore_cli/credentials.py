@@ -24,12 +24,15 @@ __all__ = ["ConfigCredentials", "forget_data", "keep_data", "local_profiles", "o
 class ConfigCredentials:
     """Implements ``casstore.remote.credentials.CredentialSource`` over the user's ``config.yaml``.
 
-    ``config`` is what was read already, by default the file is read when a credential is first asked for. A file
-    whose secrets others can read is used, and ``warn`` is told once.
+    ``config`` is what was read already (from ``file``, if not from the usual place); by default it is read when a
+    credential is first asked for. A file whose secrets others can read is used, and ``warn`` is told once.
     """
 
-    def __init__(self, config: Config | None = None, *, warn: Callable[[str], None] = output.warn) -> None:
+    def __init__(
+        self, config: Config | None = None, *, file: str | None = None, warn: Callable[[str], None] = output.warn
+    ) -> None:
         self._config = config
+        self._file = file
         self._warn = warn
         self._source: ConfiguredCredentials | None = None
 
@@ -43,7 +46,7 @@ class ConfigCredentials:
         from casstore.remote.configured import ConfiguredCredentials
 
         config = self._config or load_config()
-        file = config.paths.config_file
+        file = self._file or config.paths.config_file
         source = ConfiguredCredentials(config.raw, file)
         if source.profiles and others_can_read(file):
             self._warn(f"other users can read the secrets in {output.escape(file)}: chmod 600 it")

@@ -18,6 +18,8 @@ from casstore_cli.lazy import LazyGroup, Table
 
 COMMANDS: Table = {
     "dataset": ("casstore_cli.commands.dataset", "cli", "Upload, download and manage versioned datasets."),
+    "data": ("casstore_cli.commands.data", "cli", "Move plain files to and from object storage."),
+    "credential": ("casstore_cli.commands.credential", "cli", "Keep the secrets of your tasks and of object storage."),
     "bucket": ("casstore_cli.commands.bucket", "cli", "Declare and list the places that hold datasets."),
     "store": ("casstore_cli.commands.store", "cli", "Care for the store of a bucket."),
     "workflow": ("casstore_cli.commands.workflow", "cli", "Run workflows and watch them."),

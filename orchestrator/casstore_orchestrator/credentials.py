@@ -6,9 +6,10 @@ files, what is refused at submission, and which strings are secrets in a log.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 
-from casstore.errors import AccessError
+from casstore.errors import AccessError, CasstoreError
 
 from .ports import Credentials, PlacedFile
 from .spec import TaskSpec, WorkflowSpec
@@ -55,15 +56,13 @@ def check_credentials(spec: WorkflowSpec, user: str, credentials: Credentials) -
 def secret_values(spec: WorkflowSpec, user: str, credentials: Credentials) -> Iterator[str]:
     """Every value that must not appear in the workflow's logs."""
     for name in sorted({name for task in spec.tasks for name in task.credentials}):
-        yield from (credentials.lookup(user, name) or {}).values()
+        with contextlib.suppress(CasstoreError):  # the attempt that needs it says so
+            yield from (credentials.lookup(user, name) or {}).values()
 
 
 def _values(task: TaskSpec, name: str, user: str, credentials: Credentials) -> Mapping[str, str]:
     values = credentials.lookup(user, name)
     if values is None:
         msg = f"task {task.name}: there is no credential {name!r}"
-        raise AccessError(
-            msg,
-            hint="This server keeps no credentials yet: pass the value with --set-env, or leave the credential out.",
-        )
+        raise AccessError(msg, hint=f"Set it first: osmo credential set {name} --value -")
     return values

@@ -15,7 +15,7 @@ from casstore.errors import NotFoundError, SourceError, UsageError
 
 from .folders import copy_tree, is_empty, listing, local_path, remove_tree, size_text
 from .homes import Homes
-from .ports import DatasetVersion, DataStore
+from .ports import DatasetVersion, DataStore, UrlStore
 from .provenance import InputNote
 from .spec import DatasetInput, Input, TaskInput, TaskSpec, UrlInput
 from .transfers import Say, Stop, repeat
@@ -32,13 +32,23 @@ class InputFetcher:
     workflow_id: str
     user: str
     file_urls: bool
+    urls: UrlStore | None
     versions: dict[str, tuple[DatasetVersion, ...]]
     lock: threading.Lock
 
     @classmethod
-    def make(cls, data: DataStore, homes: Homes, workflow_id: str, user: str, *, file_urls: bool) -> InputFetcher:
+    def make(
+        cls,
+        data: DataStore,
+        homes: Homes,
+        workflow_id: str,
+        user: str,
+        *,
+        file_urls: bool,
+        urls: UrlStore | None = None,
+    ) -> InputFetcher:
         """A fetcher that has not resolved any name yet."""
-        return cls(data, homes, workflow_id, user, file_urls, {}, threading.Lock())
+        return cls(data, homes, workflow_id, user, file_urls, urls, {}, threading.Lock())
 
     def fetch(self, task: TaskSpec, home: Path, say: Say, stop: Stop) -> tuple[InputNote, ...]:
         """Fill ``home/data/input/<i>`` for every input and note what it was.
@@ -112,6 +122,8 @@ class InputFetcher:
         )
 
     def _fetch_url(self, item: UrlInput, place: str, target: Path, say: Say, stop: Stop) -> InputNote:
+        if self.urls is not None and not item.url.startswith("file:"):
+            return self._fetch_storage(self.urls, item, place, target, say, stop)
         source = local_path(item.url) if self.file_urls else None
         if source is None:
             msg = f"{item.url} can't be read here"
@@ -123,6 +135,23 @@ class InputFetcher:
         copied = self._copy(source, target, f"Copying {item.url}", regex=item.regex, say=say, stop=stop)
         say(f"Copied {item.url} to {place}: {copied}")
         return InputNote(kind="url", ref=item.url, regex=item.regex or None)
+
+    def _fetch_storage(
+        self, urls: UrlStore, item: UrlInput, place: str, target: Path, say: Say, stop: Stop
+    ) -> InputNote:
+        regex = item.regex or None
+        chosen = f", files matching {regex}," if regex else ""
+        say(f"Downloading {item.url}{chosen} to {place}")
+        moved = repeat(
+            partial(urls.download, item.url, self.user, target, regex=regex, tell=say, stop=stop),
+            f"Downloading {item.url}",
+            say=say,
+            stop=stop,
+        )
+        say(f"Downloaded {item.url} to {place}: {moved.files} files, {size_text(moved.size)}")
+        return InputNote(
+            kind="url", ref=item.url, regex=regex, checksum=moved.digest, files=moved.files, size=moved.size
+        )
 
     @staticmethod
     def _copy(source: Path, target: Path, what: str, *, regex: str | None, say: Say, stop: Stop) -> str:

@@ -16,7 +16,7 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -39,7 +39,9 @@ ERROR_LINES = 100
 """Lines kept apart of each attempt that failed."""
 MASK = b"[MASKED]"
 MIN_SECRET = 3
-"""Characters of the shortest secret that is masked: shorter ones are in every line, and hide nothing."""
+"""Bytes of the shortest secret that is masked wherever it stands: shorter ones are in every line, and are masked where
+they stand alone, as a word.
+"""
 
 _BLOCK = 64 * 1024
 _STAMP = len("2026/01/31 00:00:00.000000")
@@ -150,6 +152,14 @@ class LogStore:
             workflow = self._live.setdefault(workflow_id, _Workflow())
             workflow.secrets = _secret_pieces(secrets) or workflow.secrets
 
+    def mask(self, workflow_id: str, secrets: Iterable[str]) -> None:
+        """Hide these secrets, too, from now on; ignored outside of ``begin`` and ``end``."""
+        pieces = _secret_pieces(secrets)
+        with self._lock:
+            workflow = self._live.get(workflow_id)
+            if workflow is not None:
+                workflow.secrets = _ordered({*workflow.secrets, *pieces})
+
     def end(self, workflow_id: str) -> None:
         """Close the log of a workflow: followers get what is left and stop. Later lines are dropped."""
         with self._news:
@@ -182,8 +192,7 @@ class LogStore:
                 attempt = _Attempt(self._path(workflow_id, task, retry_id, "log"), task, retry_id)
                 workflow.attempts[task, retry_id] = attempt
             prefix = attempt.prefix_own + f"[{source}] ".encode() if source else attempt.prefix
-            for secret in workflow.secrets:
-                text = text.replace(secret, MASK)
+            text = _masked(text, workflow.secrets)
             for line in text.split(b"\n"):
                 for start in range(0, len(line) or 1, MAX_LINE):
                     self._put(attempt, prefix, line[start : start + MAX_LINE], own=bool(source))
@@ -333,8 +342,24 @@ def _parse(path: Path) -> tuple[str, int]:
 
 def _secret_pieces(secrets: Iterable[str]) -> tuple[bytes, ...]:
     """What to look for: each line of each secret, the longest first so that none hides a part of another."""
-    pieces = {piece.encode() for secret in secrets for piece in secret.splitlines() if len(piece.strip()) >= MIN_SECRET}
+    lines = (line for secret in secrets for line in secret.splitlines())
+    pieces = {piece.encode("utf-8", "surrogateescape") for line in lines for piece in (line, line.strip()) if piece}
+    return _ordered(piece for piece in pieces if piece.strip())
+
+
+def _ordered(pieces: Iterable[bytes]) -> tuple[bytes, ...]:
     return tuple(sorted(pieces, key=lambda piece: (-len(piece), piece)))
+
+
+def _masked(text: bytes, secrets: Sequence[bytes]) -> bytes:
+    for secret in secrets:
+        if secret not in text:
+            continue
+        if len(secret) >= MIN_SECRET:
+            text = text.replace(secret, MASK)
+        else:
+            text = re.sub(rb"(?<![\w])" + re.escape(secret) + rb"(?![\w])", MASK, text)
+    return text
 
 
 def _merge(ranges: dict[Path, tuple[int, int]], last: int | None) -> Iterator[str]:

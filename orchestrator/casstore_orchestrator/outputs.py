@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from casstore.errors import CasstoreError, SourceError, UsageError
 
 from .folders import confined, copy_tree, is_empty, local_path, read_small, size_text
 from .homes import Homes
-from .ports import DataStore, Published
+from .ports import DataStore, Published, UrlStore
 from .provenance import Producer
 from .spec import DatasetOutput, TaskSpec, UpdateDatasetOutput, UrlOutput
 from .transfers import Say, Stop, repeat
@@ -42,6 +43,7 @@ class OutputStorer:
     homes: Homes
     kept: frozenset[str]
     file_urls: bool
+    urls: UrlStore | None = None
 
     def store(self, task: TaskSpec, home: Path, producer: Producer, say: Say, stop: Stop) -> list[Published]:
         """Store every declared output, then keep the folder where other tasks of the workflow read it.
@@ -57,7 +59,7 @@ class OutputStorer:
             stop.check()
             try:
                 if isinstance(item, UrlOutput):
-                    self._to_url(item, root, say, stop)
+                    self._to_url(item, root, producer, say, stop)
                 elif isinstance(item, DatasetOutput):
                     published.append(self._to_dataset(item, root, producer, say, stop))
                 else:
@@ -124,7 +126,10 @@ class OutputStorer:
         _report(published, say)
         return published
 
-    def _to_url(self, item: UrlOutput, root: Path, say: Say, stop: Stop) -> None:
+    def _to_url(self, item: UrlOutput, root: Path, producer: Producer, say: Say, stop: Stop) -> None:
+        if self.urls is not None and not item.url.startswith("file:"):
+            self._to_storage(self.urls, item, root, producer, say, stop)
+            return
         target = local_path(item.url) if self.file_urls else None
         if target is None:
             msg = f"{item.url} can't be written here"
@@ -137,6 +142,26 @@ class OutputStorer:
             stop=stop,
         )
         say(f"Copied to {item.url}: {copied.files} files, {size_text(copied.size)}")
+
+    @staticmethod
+    def _to_storage(urls: UrlStore, item: UrlOutput, root: Path, producer: Producer, say: Say, stop: Stop) -> None:
+        say(f"Uploading {{{{output}}}} to {item.url}")
+        tries = count()
+        moved = repeat(
+            lambda: urls.upload(
+                item.url,
+                producer.user,
+                root,
+                regex=item.regex or None,
+                again=next(tries) > 0,
+                tell=say,
+                stop=stop,
+            ),
+            f"Uploading to {item.url}",
+            say=say,
+            stop=stop,
+        )
+        say(f"Uploaded to {item.url}: {moved.files} files, {size_text(moved.size)}")
 
 
 def _shown(path: str | None) -> str:

@@ -28,6 +28,8 @@ __all__ = [
     "StateStore",
     "TaskLaunch",
     "Transfer",
+    "UrlStore",
+    "UrlTransfer",
 ]
 
 
@@ -195,6 +197,18 @@ class Transfer:
 
 
 @dataclass(frozen=True, slots=True)
+class UrlTransfer:
+    """What is whole after a transfer; ``size`` in bytes.
+
+    ``digest``, in hex, stands for names, sizes and tags of what was downloaded; empty for an upload.
+    """
+
+    files: int
+    size: int
+    digest: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Published:
     """A version that holds a task's outputs; ``created`` is False when an equal one was the latest already.
 
@@ -252,6 +266,46 @@ class DataStore(Protocol):
         stop: Callable[[], bool],
     ) -> Published:
         """Commit the referenced version plus ``additions`` (each ``source[:folder]``) as a new version."""
+
+
+class UrlStore(Protocol):
+    """Plain files in object storage, with the credentials that ``user`` has for it.
+
+    ``tell`` takes lines for the task's log. ``stop`` is asked now and then; once it is true the call ends with
+    ``CancelledError``. A call either moves every file or raises; one after a failed one goes on where it ended.
+    """
+
+    def check(self, url: str, user: str) -> None:
+        """Raise what is wrong with a URL as far as can be seen without a connection; tokens may stand in it."""
+
+    def download(
+        self,
+        url: str,
+        user: str,
+        target: Path,
+        *,
+        regex: str | None,
+        tell: Callable[[str], None],
+        stop: Callable[[], bool],
+    ) -> UrlTransfer:
+        """Put what is below the URL into the folder ``target``, never outside of it. ``NotFoundError``."""
+
+    def upload(
+        self,
+        url: str,
+        user: str,
+        source: Path,
+        *,
+        regex: str | None,
+        again: bool,
+        tell: Callable[[str], None],
+        stop: Callable[[], bool],
+    ) -> UrlTransfer:
+        """Store the content of the folder ``source`` below the URL, following no link.
+
+        The result is the same however often it is done; ``again`` says that it was tried before, and what is there
+        already is left alone.
+        """
 
 
 class Credentials(Protocol):

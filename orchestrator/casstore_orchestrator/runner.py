@@ -45,12 +45,12 @@ from .inputs import InputFetcher
 from .logs import LogStore, TaskLog
 from .outputs import OutputStorer
 from .pools import Resources
-from .ports import Credentials, DataStore, Executor, Gang, PlacedFile, RunningTask, TaskLaunch
+from .ports import Credentials, DataStore, Executor, Gang, PlacedFile, RunningTask, TaskLaunch, UrlStore
 from .provenance import InputNote, Producer
 from .records import WorkflowRecord
 from .spec import TaskInput, TaskSpec
 from .status import ExitCode, TaskStatus
-from .tokens import TokenValues, expand_vars, resolve
+from .tokens import TokenValues, expand_vars, names_in, resolve
 from .transfers import Say, Stop
 
 __all__ = ["GroupRunner", "Services"]
@@ -72,6 +72,7 @@ class Services:
     logs: LogStore
     credentials: Credentials
     file_urls: bool
+    urls: UrlStore | None = None
 
 
 class _Run:
@@ -121,9 +122,16 @@ class GroupRunner:
         self._ended = ended
         self._log = TaskLog(services.logs, record.id)
         self._fetcher = InputFetcher.make(
-            services.data, services.homes, record.id, record.user, file_urls=services.file_urls
+            services.data,
+            services.homes,
+            record.id,
+            record.user,
+            file_urls=services.file_urls,
+            urls=services.urls,
         )
-        self._storer = OutputStorer(services.data, services.homes, _kept_tasks(record), services.file_urls)
+        self._storer = OutputStorer(
+            services.data, services.homes, _kept_tasks(record), services.file_urls, services.urls
+        )
         self._orders: queue.SimpleQueue[Effect] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._closing = False
@@ -305,6 +313,10 @@ class GroupRunner:
             if given:
                 self._say(task.name, f"{what} has no effect here: tasks are processes in a sandbox, not containers")
         secrets, secret_files = task_credentials(task, record.user, services.credentials)
+        # Now, and not only when the workflow began: the credentials may be others since.
+        services.logs.mask(record.id, [*secrets.values(), *(file.data.decode() for file in secret_files)])
+        for name in names_in((*task.command, *task.args)) & (secrets.keys() - task.environment.keys()):
+            self._say(task.name, f"$({name}) in the command puts a secret where every user of the machine sees it")
         environment = {**secrets, **task.environment}
         limits = self._limits.get(task.name, Resources())
         launch = TaskLaunch(

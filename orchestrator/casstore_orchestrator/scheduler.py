@@ -42,7 +42,7 @@ from .homes import Homes
 from .logs import Clock, LogStore
 from .placing import Holding, Placer, Waiting
 from .pools import Pool
-from .ports import Credentials, DataStore, Executor, StateStore
+from .ports import Credentials, DataStore, Executor, StateStore, UrlStore
 from .records import GroupRecord, TaskRecord, WorkflowRecord
 from .runner import GroupRunner, Services
 from .state import apply, next_deadline
@@ -74,8 +74,8 @@ class Scheduler:
 
     ``pools`` is asked at every placement, so that what the operator changes is used at once (after ``wake``).
     ``home`` is where logs, attempts and kept outputs lie. ``file_urls`` opens this machine's files to ``url:``
-    inputs and outputs. ``clock`` gives the time of the records and of every deadline; ``tick`` may be called
-    instead of ``start`` by whoever drives the time.
+    inputs and outputs, ``urls`` object storage. ``clock`` gives the time of the records and of every deadline;
+    ``tick`` may be called instead of ``start`` by whoever drives the time.
     """
 
     def __init__(
@@ -89,6 +89,7 @@ class Scheduler:
         clock: Clock = time,
         credentials: Credentials | None = None,
         file_urls: bool = False,
+        urls: UrlStore | None = None,
     ) -> None:
         self._store = store
         self._clock = clock
@@ -101,6 +102,7 @@ class Scheduler:
             logs=self.logs,
             credentials=self._credentials,
             file_urls=file_urls,
+            urls=urls,
         )
         self._placer = Placer(pools)
         self._lock = threading.Lock()

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from .spec import FileSpec, TaskInput, TaskSpec
 
-__all__ = ["TokenValues", "expand_vars", "resolve", "resolve_text"]
+__all__ = ["TokenValues", "expand_vars", "names_in", "resolve", "resolve_text"]
 
 # Inside the braces there is no brace: a token built from another one is resolved from the inside out by
 # nobody.
@@ -73,6 +73,11 @@ def expand_vars(argv: Sequence[str], environment: Mapping[str, str]) -> tuple[st
         return "$" if match[1] is None else environment.get(match[1], match[0])
 
     return tuple(_VARIABLE.sub(value, word) if "$(" in word else word for word in argv)
+
+
+def names_in(argv: Sequence[str]) -> set[str]:
+    """The names that ``expand_vars`` would look up."""
+    return {match[1] for word in argv for match in _VARIABLE.finditer(word) if match[1] is not None}
 
 
 def _table(task: TaskSpec, values: TokenValues) -> dict[str, str]:

@@ -19,21 +19,31 @@ from .spec import TaskInput, TaskSpec, UrlInput, UrlOutput, WorkflowSpec
 __all__ = ["check_external_tasks", "check_submission", "check_urls"]
 
 
-def check_submission(spec: WorkflowSpec, load: Callable[[str], WorkflowRecord], home: Path, *, file_urls: bool) -> None:
+def check_submission(
+    spec: WorkflowSpec,
+    load: Callable[[str], WorkflowRecord],
+    home: Path,
+    *,
+    file_urls: bool,
+    storage: Callable[[str], None] | None = None,
+) -> None:
     """Everything below, in one call; ``load`` gives the record of a workflow or raises ``NotFoundError``."""
-    check_urls(spec, file_urls=file_urls)
+    check_urls(spec, file_urls=file_urls, storage=storage)
     check_external_tasks(spec, load, home)
 
 
-def check_urls(spec: WorkflowSpec, *, file_urls: bool) -> None:
-    """``SpecError`` for a URL that can't be read or written, and for checkpoints."""
+def check_urls(spec: WorkflowSpec, *, file_urls: bool, storage: Callable[[str], None] | None = None) -> None:
+    """``SpecError`` for a URL that can't be read or written, and for checkpoints.
+
+    ``storage`` raises what is wrong with a URL of object storage; without it there is none.
+    """
     for task in spec.tasks:
         for index, item in enumerate(task.inputs):
             if isinstance(item, UrlInput):
-                _check_url(item.url, f"task {task.name}, input {index}", file_urls=file_urls)
+                _check_url(item.url, f"task {task.name}, input {index}", file_urls, storage)
         for index, output in enumerate(task.outputs):
             if isinstance(output, UrlOutput):
-                _check_url(output.url, f"task {task.name}, output {index}", file_urls=file_urls)
+                _check_url(output.url, f"task {task.name}, output {index}", file_urls, storage)
         if task.checkpoint:
             msg = f"task {task.name}: checkpoint: {task.checkpoint[0].url}: checkpoints are not supported"
             raise SpecError(
@@ -41,7 +51,14 @@ def check_urls(spec: WorkflowSpec, *, file_urls: bool) -> None:
             )
 
 
-def _check_url(url: str, where: str, *, file_urls: bool) -> None:
+def _check_url(url: str, where: str, file_urls: bool, storage: Callable[[str], None] | None) -> None:
+    if storage is not None and not url.startswith("file:"):
+        try:
+            storage(url)
+        except CasstoreError as error:
+            msg = f"{where}: url: {error.message}"
+            raise SpecError(msg, hint=error.hint) from None
+        return
     if local_path(url) is None:
         schemes = "only file:///absolute/path is" if file_urls else "URLs are not"
         msg = f"{where}: url: {url!r} is not supported: {schemes} supported here"

@@ -24,13 +24,14 @@ from starlette.types import ASGIApp
 
 from casstore.errors import ServiceError
 from casstore.wire.local import READY
-from casstore_orchestrator.credentials import NoCredentials
 from casstore_orchestrator.data import BucketData
 from casstore_orchestrator.pools import this_machine
 from casstore_orchestrator.scheduler import Scheduler
+from casstore_orchestrator.urls import StorageUrls
 from casstore_server.api.app import create_app
 from casstore_server.api.connection import CheckedProtocol
 from casstore_server.config import Watched
+from casstore_server.credentials import UserCredentials
 from casstore_server.db.engine import open_database
 from casstore_server.db.store import Database
 from casstore_server.executor import LocalExecutor
@@ -128,11 +129,12 @@ def _parts(settings: Settings, database: Database) -> Iterator[Services]:
     """Everything below the routes, started; stopped at the end."""
     settings.workflows.mkdir(mode=0o700, exist_ok=True)
     watched = Watched(settings.config_file, settings.data_dir, this_machine(settings.state_dir))
-    stores = Stores(watched, settings)
+    credentials = UserCredentials(settings.config_file, settings.user)
+    stores = Stores(watched, settings, credentials.storage(settings.user))
     data = BucketData(stores.open)
     watched.on_change(data.forget)
     executor = LocalExecutor(settings, watched)
-    credentials = NoCredentials()
+    urls = StorageUrls(credentials.storage)
     scheduler = Scheduler(
         database,
         data,
@@ -141,6 +143,7 @@ def _parts(settings: Settings, database: Database) -> Iterator[Services]:
         settings.workflows,
         credentials=credentials,
         file_urls=True,
+        urls=urls,
     )
     with contextlib.ExitStack() as stack:
         stack.callback(stores.close)
@@ -153,6 +156,8 @@ def _parts(settings: Settings, database: Database) -> Iterator[Services]:
             logs=scheduler.logs,
             data=data,
             credentials=credentials,
+            vault=credentials.vault,
+            urls=urls,
             config=watched,
             isolation=executor.describe(),
             started=time.time(),

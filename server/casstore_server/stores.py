@@ -12,6 +12,7 @@ from urllib.parse import unquote, urlsplit
 from casstore.backend.registry import open_backend
 from casstore.dataset import Bucket
 from casstore.errors import NotFoundError
+from casstore.remote.credentials import CredentialSource
 from casstore.repo.store import Store
 from casstore_server.config import DEFAULT_BUCKET, BucketConfig, Watched
 from casstore_server.settings import Settings
@@ -22,8 +23,9 @@ __all__ = ["Stores", "local_folder"]
 class Stores:
     """Open stores by URL; safe to use from any thread."""
 
-    def __init__(self, config: Watched, settings: Settings) -> None:
+    def __init__(self, config: Watched, settings: Settings, credentials: CredentialSource | None = None) -> None:
         self._config = config
+        self._credentials = credentials
         self._settings = settings
         self._lock = threading.Lock()
         self._stores: dict[str, Store] = {}
@@ -57,7 +59,8 @@ class Stores:
                 create = bucket.name == DEFAULT_BUCKET and not bucket.declared
                 if create:
                     self._settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-                found = Store.open(open_backend(bucket.url, create=create), create=create)
+                backend = open_backend(bucket.url, create=create, credentials=self._credentials)
+                found = Store.open(backend, create=create)
                 self._stores[bucket.url] = found
             return found
 

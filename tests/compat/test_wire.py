@@ -17,12 +17,13 @@ from urllib.parse import urlencode
 import pytest
 import yaml
 
-from casstore_orchestrator.credentials import NoCredentials
 from casstore_orchestrator.pools import this_machine
 from casstore_orchestrator.scheduler import Scheduler
 from casstore_orchestrator.testing import FakeData, FakeExecutor
+from casstore_orchestrator.urls import StorageUrls
 from casstore_server.api.app import create_app
 from casstore_server.config import Watched
+from casstore_server.credentials import UserCredentials
 from casstore_server.db.engine import open_database
 from casstore_server.db.store import Database
 from casstore_server.run import answering
@@ -159,13 +160,16 @@ def server(tmp_path: Path) -> Iterator[Server]:
     executor, data = FakeExecutor(), FakeData()
     watched = Watched(config_file, settings.data_dir, this_machine())
     scheduler = Scheduler(database, data, executor, watched.pools, settings.workflows, file_urls=True)
+    credentials = UserCredentials(config_file, settings.user)
     services = Services(
         settings=settings,
         database=database,
         scheduler=scheduler,
         logs=scheduler.logs,
         data=data,
-        credentials=NoCredentials(),
+        credentials=credentials,
+        vault=credentials.vault,
+        urls=StorageUrls(credentials.storage),
         config=watched,
         isolation=executor.describe(),
         started=time.time(),
@@ -540,3 +544,109 @@ def test_an_unexpected_failure_tells_nothing_of_the_inside(
     assert "secret" not in reply.text
     assert reply.json()["error_code"] == "SERVER"
     assert "the secret" in caplog.text
+
+
+# --- credentials
+
+CANARY = "canary-c0ffee"
+
+
+def test_credentials_by_name_type_and_profile(server: Server) -> None:
+    ask = server.client
+    generic = {"generic_credential": {"credential": {"token": CANARY}}}
+    assert ask.post("/api/credentials/hub", json=generic).json() is None
+    registry = {"registry_credential": {"registry": "nvcr.io", "username": "", "auth": CANARY}}
+    assert ask.post("/api/credentials/ngc", json=registry).status_code == 200
+    found = ask.get("/api/credentials")
+    assert found.json() == {
+        "credentials": [
+            {"cred_name": "hub", "cred_type": "GENERIC", "profile": None},
+            {"cred_name": "ngc", "cred_type": "REGISTRY", "profile": "nvcr.io"},
+        ]
+    }
+    assert CANARY not in found.text
+    gone = ask.ask("DELETE", "/api/credentials/ngc")
+    assert gone.json()["credentials"] == [{"cred_name": "ngc", "cred_type": "REGISTRY", "profile": "nvcr.io"}]
+    missing = ask.ask("DELETE", "/api/credentials/ngc")
+    assert (missing.status_code, missing.json()["error_code"]) == (404, "NOTFOUND")
+
+
+def test_a_credential_is_changed_in_place(server: Server) -> None:
+    # OSMO answers 400: the troubleshooting page says to delete it first.
+    for value in ("one", "two"):
+        reply = server.client.post("/api/credentials/hub", json={"generic_credential": {"credential": {"k": value}}})
+        assert reply.status_code == 200
+    assert server.services.credentials.lookup("ada", "hub") == {"k": "two"}
+
+
+def test_users_have_credentials_of_their_own(server: Server) -> None:
+    bob = Http(server.port, {"x-osmo-user": "bob"})
+    bob.post("/api/credentials/hub", json={"generic_credential": {"credential": {"k": "v"}}})
+    assert server.client.get("/api/credentials").json() == {"credentials": []}
+    assert server.services.credentials.lookup("ada", "hub") is None
+    assert server.services.credentials.lookup("bob", "hub") == {"k": "v"}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"generic_credential": {"credential": {"k": 1}}},
+        {"generic_credential": {"credential": {"k": CANARY}, "more": CANARY}},
+        {"generic_credential": {"credential": {"k": CANARY}}, "extra": 1},
+        {"registry_credential": {"registry": "nvcr.io"}},
+        {"registry_credential": {"auth": CANARY}, "generic_credential": {"credential": {"k": CANARY}}},
+        {"data_credential": {"endpoint": "s3://b", "access_key_id": "i", "access_key": CANARY, "bucket": "b"}},
+        "text",
+        [1],
+    ],
+)
+def test_a_body_that_is_no_credential_is_422_without_its_values(server: Server, body: Any) -> None:
+    reply = server.client.post("/api/credentials/hub", json=body)
+    assert (reply.status_code, reply.json()["error_code"]) == (422, "SCHEMA")
+    assert CANARY not in reply.text
+    assert server.client.get("/api/credentials").json() == {"credentials": []}
+
+
+def test_broken_json_is_422_without_its_values(server: Server) -> None:
+    reply = server.client.post("/api/credentials/hub", content=b'{"generic_credential": "' + CANARY.encode())
+    assert (reply.status_code, CANARY in reply.text) == (422, False)
+
+
+@pytest.mark.parametrize(
+    ("name", "body"),
+    [
+        ("1st", {"generic_credential": {"credential": {"k": CANARY}}}),
+        ("ends-", {"generic_credential": {"credential": {"k": CANARY}}}),
+        ("hub", {"generic_credential": {"credential": {}}}),
+        ("hub", {"generic_credential": {"credential": {"../k": CANARY}}}),
+        ("hub", {"generic_credential": {"credential": {"k": f"{CANARY}\0"}}}),
+        ("hub", {"data_credential": {"endpoint": "http://b", "access_key_id": "i", "access_key": CANARY}}),
+        ("hub", {"data_credential": {"endpoint": "s3://b", "access_key_id": CANARY}}),
+        ("hub", {"data_credential": {"endpoint": "s3://b", "access_key": CANARY, "override_url": "file:///x"}}),
+    ],
+)
+def test_a_credential_that_can_not_be_is_400_without_its_values(server: Server, name: str, body: Any) -> None:
+    reply = server.client.post(f"/api/credentials/{name}", json=body)
+    assert (reply.status_code, reply.json()["error_code"]) == (400, "USER")
+    assert CANARY not in reply.text
+
+
+def test_a_data_credential_replaces_the_one_of_its_profile(server: Server) -> None:
+    for name in ("first", "second"):
+        body = {"data_credential": {"endpoint": "s3://robots/path", "access_key_id": name, "access_key": CANARY}}
+        reply = server.client.post(f"/api/credentials/{name}", {"validate": "False"}, json=body)
+        assert reply.status_code == 200
+    warning = base64.b64decode(reply.headers["x-osmo-warning"]).decode()
+    assert "first" in warning
+    (left,) = server.client.get("/api/credentials").json()["credentials"]
+    assert left == {"cred_name": "second", "cred_type": "DATA", "profile": "s3://robots"}
+
+
+def test_tasks_are_given_generic_credentials_alone(server: Server) -> None:
+    registry = {"registry_credential": {"auth": CANARY}}
+    server.client.post("/api/credentials/ngc", json=registry)
+    refused = server.submit(HELLO + "    credentials: {ngc: {T: auth}}\n", status=403)
+    assert refused["error_code"] == "CREDENTIAL"
+    assert "REGISTRY" in refused["message"]
+    assert CANARY not in str(refused)

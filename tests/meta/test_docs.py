@@ -59,7 +59,7 @@ def test_commands_in_the_docs_exist(page: Path) -> None:
         assert not isinstance(command, click.Group) or len(words) == len(path), line
         options = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
         for word in words[len(path) :]:
-            if word.startswith("-") and word != "--":
+            if word.startswith("-") and word not in {"-", "--"}:
                 assert word.split("=")[0] in options | {"--help"}, line
 
 

@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from casstore import __version__
-from casstore_server.api import cluster, workflows
+from casstore_server.api import cluster, credentials, workflows
 from casstore_server.api.edge import Edge, handle_errors
 from casstore_server.services.context import Services
 
@@ -21,6 +21,7 @@ def create_app(services: Services) -> ASGIApp:
     app = FastAPI(title="casstore", version=__version__, docs_url=None, redoc_url=None, openapi_url="/api/openapi.json")
     app.state.services = services
     app.include_router(cluster.router)
+    app.include_router(credentials.router)
     app.include_router(workflows.router)
     handle_errors(app)
     return Edge(app, owner=services.settings.user)

@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from casstore.vault import Vault
 from casstore_orchestrator.logs import LogStore
-from casstore_orchestrator.ports import Credentials, DataStore, Isolation
+from casstore_orchestrator.ports import Credentials, DataStore, Isolation, UrlStore
 from casstore_orchestrator.records import WorkflowRecord
 from casstore_server.config import Watched
 from casstore_server.db.store import Database
@@ -65,6 +66,8 @@ class Services:
     logs: LogStore
     data: DataStore
     credentials: Credentials
+    vault: Vault
+    urls: UrlStore
     config: Watched
     isolation: Isolation
     started: float

@@ -202,7 +202,13 @@ def _check(
     """Everything that depends on more than the text; returns warnings."""
     validate_fit(spec, pool, rank)
     check_credentials(spec, caller.user, services.credentials)
-    check_submission(spec, services.database.load, services.settings.workflows, file_urls=True)
+    check_submission(
+        spec,
+        services.database.load,
+        services.settings.workflows,
+        file_urls=True,
+        storage=lambda url: services.urls.check(url, caller.user),
+    )
     return _check_data(services, caller, config, spec, check_only=check_only)
 
 
