@@ -145,7 +145,7 @@ class Index:
         return list(self._search)
 
     def everything(self) -> list[Segment]:
-        """Return all segments, listed anew, and what no segment says of the packs that are there, from their footers."""
+        """Return all segments, listed anew, with what no segment says of the packs that are there."""
         with self._lock:
             self._load()
             self._rebuild()

@@ -41,13 +41,13 @@ def gather(store: Store, refs: Refs, watcher: Watcher, *, now: float, dropped: D
     purged = {dataset_id for listed in records for dataset_id in listed.record.datasets}
     found = find_versions(refs, purged=purged, dropped=dropped)
     walker = walk(store, found.live, watcher)
+    facts.datasets, facts.versions = found.datasets, found.versions
+    _trash(facts, records, objects)
     _packs(store, refs, facts, objects, walker.chunks, watcher)
     facts.manifests = [
         ManifestFact(manifest_id, size, mtime, manifest_id in walker.manifests)
         for manifest_id, (size, mtime) in objects.manifests.items()
     ]
-    facts.datasets, facts.versions = found.datasets, found.versions
-    _trash(facts, records, objects)
     facts.probes = [(info.key, info.mtime) for info in store.backend.list(PROBES)]
     return facts
 
@@ -74,7 +74,7 @@ def _packs(store: Store, refs: Refs, facts: Facts, objects: Objects, live: LiveC
     unlisted = sorted(indexed - objects.packs.keys())
     there = dict(zip(unlisted, refs.each(lambda pack_id: _is_there(store, pack_id), unlisted), strict=True))
     there.update(dict.fromkeys(objects.packs, True))
-    needed = needed_bytes(segments, live, {pack_id for pack_id, is_there in there.items() if is_there})
+    needed = needed_bytes(segments, live, {pack_id for pack_id, yes in there.items() if yes}, facts.listed)
     facts.packs = [
         PackFact(pack_id, size, mtime, needed.get(pack_id, 0) if pack_id in indexed else None)
         for pack_id, (size, mtime) in objects.packs.items()

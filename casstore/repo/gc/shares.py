@@ -2,8 +2,8 @@
 
 Decided here and only here: which copy of a chunk counts as the needed one. The segments of the index are gone through
 side by side, in the order of chunk ids, so that all copies of a chunk meet and nothing but sums is kept. Of several
-copies the one counts whose pack is needed most for other reasons; the others are unneeded, as concurrent uploads
-leave them.
+copies the one counts whose pack is not marked already, and is needed most for other reasons; the others are unneeded,
+as concurrent uploads leave them.
 """
 
 from __future__ import annotations
@@ -24,9 +24,12 @@ _STORED = slice(4, 8)
 """Where the stored length stands in what follows the number of the pack in a record of the index."""
 
 
-def needed_bytes(segments: Sequence[Segment], live: LiveChunks, there: Container[bytes]) -> dict[bytes, int]:
+def needed_bytes(
+    segments: Sequence[Segment], live: LiveChunks, there: Container[bytes], leaving: Container[bytes] = ()
+) -> dict[bytes, int]:
     """Return how many bytes of each pack are needed, of those that are ``there``; of the others nothing is.
 
+    A copy in a pack that is ``leaving`` counts only where there is no other.
     ``IntegrityError`` when a needed chunk is in none of the packs that are there.
     """
     needed: dict[bytes, int] = {}
@@ -42,8 +45,12 @@ def needed_bytes(segments: Sequence[Segment], live: LiveChunks, there: Container
     if several:
         for _, places in _needed(segments, live, there):
             if len(places) > 1:
-                _count(needed, *max(places, key=lambda place: (needed.get(place[0], 0), place[0])))
+                _count(needed, *max(places, key=lambda place: _preference(place[0], needed, leaving)))
     return needed
+
+
+def _preference(pack_id: bytes, needed: dict[bytes, int], leaving: Container[bytes]) -> tuple[bool, int, bytes]:
+    return pack_id not in leaving, needed.get(pack_id, 0), pack_id
 
 
 def _count(needed: dict[bytes, int], pack_id: bytes, stored: int) -> None:
