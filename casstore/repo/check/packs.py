@@ -52,8 +52,11 @@ class Pack:
 class Packs:
     """All packs that were looked at, by id. Thread-safe."""
 
-    def __init__(self, session: Session, on_footer: OnFooter, *, share: float, seed: int) -> None:
-        """``share``, from 0 to 1, is how many of the data packs are read; ``on_footer`` is told each footer once."""
+    def __init__(self, session: Session, on_footer: OnFooter, *, share: float | None, seed: int) -> None:
+        """``share``, from 0 to 1, is how many of the data packs are read; None: no pack's frames are, of any kind.
+
+        ``on_footer`` is told each footer once.
+        """
         self._session = session
         self._backend = session.backend
         self._on_footer = on_footer
@@ -70,7 +73,7 @@ class Packs:
         session = self._session
         session.spread(self._look, session.each(layout.PACKS))
         any_read = any(pack.read and pack.kind is PackKind.DATA for pack in self.known.values())
-        if self._share > 0 and not any_read and self._first is not None:
+        if self._share and not any_read and self._first is not None:
             pack_id = layout.id_of(self._first[1].key)
             self.read(pack_id)  # a sample of a small store is one pack, not none
 
@@ -91,7 +94,7 @@ class Packs:
         try:
             footer = read_footer(self._backend, pack_id, info.size)
             pack = Pack(info.size, len(footer.records), footer.kind)
-            if footer.kind is PackKind.META or chance < self._share:
+            if self._share is not None and (footer.kind is PackKind.META or chance < self._share):
                 self._frames(info.key, footer, pack)
         except NotFoundError:
             return None

@@ -78,7 +78,7 @@ class Dataset:
         head, version = self.head, self.versions.get(number)
         if head is None or version is None:
             return False
-        return number > head.last_version and version.epoch < getattr(head, "epoch", 0)
+        return number > head.last_version and version.epoch < head.epoch
 
     def active(self) -> Iterator[int]:
         """Yield the numbers of the sound records of versions that users can see."""
@@ -180,7 +180,7 @@ class Records:
             bytes.fromhex(version.manifest),
             version.checksum,
             version.totals,
-            getattr(version, "epoch", 0),
+            version.epoch,
             version.created_at,
             version.created_by,
         )

@@ -25,15 +25,13 @@ if TYPE_CHECKING:
 __all__ = ["look_at_rest", "tell_unused"]
 
 PROBES = "probe/"
-LEASES = "leases/"
-TRASH = "trash/"
 QUARANTINE = "quarantine/"
 
 _HELD = (layout.PACKS, layout.INDEX, layout.MANIFESTS, layout.NAMES, layout.DATASETS)
-_RECORDS = {LEASES: ("lease", About.LEASE), TRASH: ("trash", About.TRASH)}
+_RECORDS = {layout.LEASES: ("lease", About.LEASE), layout.TRASH: ("trash", About.TRASH)}
 _NOTES = {
-    LEASES: "operations that run, or ended without a word",
-    TRASH: "records of collected garbage",
+    layout.LEASES: "operations that run, or ended without a word",
+    layout.TRASH: "records of collected garbage",
     QUARANTINE: "originals that a repair has kept: osmo store repair --discard-quarantine",
     PROBES: "left by probes",
 }

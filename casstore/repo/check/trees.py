@@ -9,7 +9,7 @@ entries it had.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
@@ -24,6 +24,7 @@ from casstore.format.manifest import (
     decode_inner,
     decode_leaf,
     decode_root,
+    entry_of,
     list_records,
 )
 from casstore.format.pack import decode_frame
@@ -258,6 +259,35 @@ class Trees:
             else:
                 self._use(place.pack_id)
         return wrong
+
+    def survivors(self, manifest_id: bytes, lost: Callable[[bytes, int], None]) -> Iterator[Entry]:
+        """Yield the entries of a tree that are whole, in order.
+
+        ``lost`` is told each damaged file, with 0, and the first entry of each part that can't be read, with the number
+        of its entries. ``NotFoundError``, ``IntegrityError`` when the root can't be read.
+        """
+        root = self.root(manifest_id)
+        yield from self._surviving(root.children, root.depth, lost)
+
+    def _surviving(
+        self, children: Sequence[NodeRef], depth: int, lost: Callable[[bytes, int], None]
+    ) -> Iterator[Entry]:
+        for child in children:
+            try:
+                data = self.read_chunk(child.chunk_id, child.length)
+                below = decode_inner(data) if depth else []
+                groups = [] if depth else decode_leaf(data)
+            except IntegrityError:
+                lost(child.directory + b"/" + child.name if child.directory else child.name, child.count)
+                continue
+            yield from self._surviving(below, depth - 1, lost)
+            for group in groups:
+                for row in group.rows:
+                    entry = entry_of(group.directory, row)
+                    if row.kind == Kind.FILE and self._file(row) is not None:
+                        lost(entry.path, 0)
+                    else:
+                        yield entry
 
     # ---- the whole of a tree
 
