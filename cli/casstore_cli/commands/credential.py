@@ -8,7 +8,6 @@ for object storage is in ``config.yaml`` besides, for this command's own transfe
 from __future__ import annotations
 
 import os
-import stat
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -217,11 +216,7 @@ def _from_file(path: str) -> str:
     if path == "-":
         return _text(sys.stdin.buffer.read(_MAX_FILE + 1), "standard input")
     try:
-        descriptor = os.open(os.path.expanduser(path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(descriptor, "rb") as file:
-            if stat.S_ISDIR(os.fstat(descriptor).st_mode):
-                raise UsageError(f"{path} is a folder")
-            os.set_blocking(descriptor, True)  # a pipe of the shell, such as <(command)
+        with open(os.path.expanduser(path), "rb") as file:
             return _text(file.read(_MAX_FILE + 1), path)
     except OSError as error:
         raise UsageError(f"can't read {path}: {error.strerror}") from None
