@@ -17,8 +17,8 @@ import msgspec
 from casstore.dataset import moving
 from casstore.dataset.catalog import Catalog, require_dataset
 from casstore.dataset.collections import Collections
-from casstore.dataset.commit import Commit
-from casstore.dataset.ref import check_name, parse_ref
+from casstore.dataset.commit import Commit, until_made
+from casstore.dataset.ref import LATEST, check_name, parse_ref
 from casstore.dataset.sources import matcher, parse_additions, parse_mixed
 from casstore.dataset.summary import (
     DatasetInfo,
@@ -40,6 +40,7 @@ from casstore.transfer.progress import Progress, Silent
 if TYPE_CHECKING:
     from casstore.dataset.diff import Diff
     from casstore.remote.credentials import CredentialSource
+    from casstore.repo.hold import Hold
     from casstore.repo.verify import Report, Watcher
     from casstore.transfer.journal import Unfinished
 
@@ -124,12 +125,16 @@ class Bucket:
         if not parsed:
             raise UsageError("nothing to upload", hint="name a file or a folder")
         select = matcher(regex, named=parsed)
-        result = moving.transfer(
-            self, name, parsed, select=select, resume=resume, threads=threads, progress=progress or Silent()
-        )
-        if select is not None and not result.totals.files and not result.totals.symlinks:
-            raise SourceError(f"the regular expression {regex!r} matches no file", hint="nothing was uploaded")
-        return commit.finish(result)
+        shown = progress or Silent()
+        self._check_resume(shown, resume=resume)
+
+        def once(hold: Hold) -> UploadResult:
+            result = moving.transfer(self, name, parsed, select=select, hold=hold, threads=threads, progress=shown)
+            if select is not None and not result.totals.files and not result.totals.symlinks:
+                raise SourceError(f"the regular expression {regex!r} matches no file", hint="nothing was uploaded")
+            return commit.finish(result, hold)
+
+        return until_made(self.store, once, user=self.user, dataset=name, progress=shown)
 
     def update(
         self,
@@ -153,7 +158,8 @@ class Bucket:
         ``add``.
 
         ``add`` are ``SOURCE[:DEST]``; they win over what had the same path. ``set_tag`` is set on the new
-        version. Everything else is as with ``upload``.
+        version. Where no ``tag`` names the version to start from, it is the latest one to the end: when somebody else
+        makes another one meanwhile, the update is done again over that. Everything else is as with ``upload``.
         """
         if not add and not remove:
             raise UsageError("nothing to do", hint="name what to add, what to remove, or both")
@@ -172,18 +178,22 @@ class Bucket:
         )
         dropped = matcher(remove)
         parsed = parse_additions(add)
-        base = self.resolve(name, tag)
-        result = moving.transfer(
-            self,
-            name,
-            parsed,
-            base=self.tree(base),
-            keep=None if dropped is None else lambda path: not dropped(path),
-            resume=resume,
-            threads=threads,
-            progress=progress or Silent(),
-        )
-        return commit.finish(result)
+        keep = None if dropped is None else lambda path: not dropped(path)
+        shown = progress or Silent()
+        self._check_resume(shown, resume=resume)
+
+        def once(hold: Hold) -> UploadResult:
+            base = self.resolve(name, tag)
+            result = moving.transfer(
+                self, name, parsed, base=self.tree(base), keep=keep, hold=hold, threads=threads, progress=shown
+            )
+            return commit.finish(result, hold, base=base if tag in (None, LATEST) else None)
+
+        return until_made(self.store, once, user=self.user, dataset=name, progress=shown)
+
+    def _check_resume(self, progress: Progress, *, resume: bool) -> None:
+        if resume and not any(self.unfinished()):
+            progress.warn("there is no interrupted upload to continue: uploading from the start")
 
     def unfinished(self, name: str | None = None) -> list[Unfinished]:
         """Return this machine's interrupted uploads to this store, newest first; to one dataset when named."""

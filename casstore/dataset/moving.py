@@ -22,6 +22,7 @@ from casstore.transfer.progress import Progress
 
 if TYPE_CHECKING:
     from casstore.dataset.bucket import Bucket
+    from casstore.repo.hold import Hold
     from casstore.transfer.scan import Source
     from casstore.transfer.upload import TreeResult
 
@@ -36,16 +37,14 @@ def transfer(
     base: Tree | None = None,
     keep: Select | None = None,
     select: Select | None = None,
-    resume: bool,
+    hold: Hold,
     threads: int | None,
     progress: Progress,
 ) -> TreeResult:
     """Store a tree; see ``upload_tree``. ``SourceError`` when an object can't be read."""
-    if resume and not any(bucket.unfinished()):
-        progress.warn("there is no interrupted upload to continue: uploading from the start")
     local = [source for source in sources if not isinstance(source, RemoteSource)]
     refuse_store(local, bucket.store.url)
-    upload = functools.partial(_upload, bucket, name, select=select, threads=threads, progress=progress)
+    upload = functools.partial(_upload, bucket, name, select=select, hold=hold, threads=threads, progress=progress)
     if len(local) == len(sources):
         return upload(local, base=base, keep=keep)
     result: TreeResult | None = None
@@ -59,7 +58,7 @@ def transfer(
             base, keep = bucket.store.tree(result.manifest), None
         for source in reversed(group):
             if isinstance(source, RemoteSource):
-                result = _both(_take_over(bucket, name, source, base, select, threads, progress), result)
+                result = _both(_take_over(bucket, name, source, base, select, hold, threads, progress), result)
                 base = bucket.store.tree(result.manifest)
     if result is None:
         raise ValueError("no sources")
@@ -92,6 +91,7 @@ def _upload(
     keep: Select | None,
     *,
     select: Select | None,
+    hold: Hold,
     threads: int | None,
     progress: Progress,
 ) -> TreeResult:
@@ -111,6 +111,7 @@ def _upload(
             cache=cache,
             state_dir=bucket.state_dir,
             dataset=name,
+            hold=hold,
             progress=progress,
             threads=threads,
         )
@@ -124,6 +125,7 @@ def _take_over(
     source: RemoteSource,
     base: Tree | None,
     select: Select | None,
+    hold: Hold,
     threads: int | None,
     progress: Progress,
 ) -> TreeResult:
@@ -156,6 +158,7 @@ def _take_over(
                 base=base,
                 state_dir=bucket.state_dir,
                 dataset=name,
+                hold=hold,
                 progress=progress,
                 threads=threads,
             )

@@ -21,7 +21,7 @@ from typing import Self
 import msgspec
 
 from casstore.backend.base import Absent, Backend, Condition, Matches, ObjectInfo
-from casstore.errors import CasstoreError, FormatError, NotFoundError, PreconditionError
+from casstore.errors import CasstoreError, FormatError, NotFoundError, PreconditionError, StorageError
 from casstore.format import record
 from casstore.repo import layout
 from casstore.repo.limits import bounded_get
@@ -207,7 +207,16 @@ class Lease:
                 pause /= _RENEWALS
 
     def _put(self, value: LeaseRecord, condition: Condition) -> str:
-        return self._backend.put(self._key, [record.encode("lease", value)], condition=condition)
+        data = record.encode("lease", value)
+        try:
+            return self._backend.put(self._key, [data], condition=condition)
+        except (PreconditionError, StorageError):
+            # Its reply may have got lost: the write id makes it like no other.
+            with contextlib.suppress(CasstoreError):
+                found = self._backend.get(self._key)
+                if found.data == data:
+                    return found.etag
+            raise
 
     def __enter__(self) -> Self:
         return self

@@ -28,6 +28,7 @@ from casstore.errors import (
 from casstore.format.manifest import MAX_FILE
 from casstore.model import Content, Entry, Kind, sort_key
 from casstore.remote.base import ObjectClient
+from casstore.repo.hold import Hold
 from casstore.repo.store import Store, workers
 from casstore.repo.tree import ListBuilder, Tree, TreeBuilder
 from casstore.repo.writer import Lane, Writer
@@ -107,17 +108,18 @@ def take_over(
     base: Tree | None = None,
     state_dir: str | None = None,
     dataset: str = "",
+    hold: Hold | None = None,
     skip_damaged: bool = False,
     progress: Progress | None = None,
     threads: int | None = None,
 ) -> Taken:
     """Store the files that ``entries`` names, in the order of a version, and return the tree that they make.
 
-    ``base``: its entries are below these. Raises what is no problem of a single file: the store's errors, and those of
-    a service that can't be reached. What was stored so far serves the next attempt.
+    ``base``: its entries are below these. ``hold``: see ``upload_tree``. Raises what is no problem of one file: the
+    store's errors, and those of a service that can't be reached. What was stored so far serves the next attempt.
     """
     count = threads or min(16, max(_LEAST_THREADS, workers()))
-    with writing(store, lanes=count, state_dir=state_dir, dataset=dataset) as writer:
+    with writing(store, lanes=count, state_dir=state_dir, dataset=dataset, hold=hold) as writer:
         return _Takeover(store, writer, clients, memo, progress or Silent(), skip_damaged=skip_damaged).run(
             _over(entries, base), count
         )

@@ -13,16 +13,17 @@ import msgspec
 
 from casstore.dataset.adopt.base import Buckets, Foreign
 from casstore.dataset.catalog import Catalog
-from casstore.dataset.commit import Commit
+from casstore.dataset.commit import Commit, until_made
 from casstore.dataset.summary import UploadResult
 from casstore.errors import FormatError, UsageError
-from casstore.transfer.foreign import MAX_PROBLEMS, Problem, take_over
+from casstore.transfer.foreign import MAX_PROBLEMS, Problem, Taken, take_over
 from casstore.transfer.memo import Memo
 from casstore.transfer.progress import Progress, Silent
 from casstore.transfer.spool import ForeignFile, ForeignFolder, Select, Spool
 
 if TYPE_CHECKING:
     from casstore.dataset.bucket import Bucket
+    from casstore.repo.hold import Hold
 
 __all__ = ["Made", "Survey", "Taking", "commit_for", "survey"]
 
@@ -93,37 +94,55 @@ class Taking(msgspec.Struct):
     progress: Progress = Silent()
     threads: int | None = None
 
-    def take(self, foreign: Foreign, commit: Callable[[dict[str, Any]], Commit], select: Select | None = None) -> Made:
-        """Store what a source names and make a version of it. ``commit`` gets its provenance.
+    def take(self, foreign: Foreign, prepare: Callable[[dict[str, Any]], Commit], select: Select | None = None) -> Made:
+        """Store what a source names and make a version of it. ``prepare`` gets the provenance that it will have.
 
         Nothing is committed when there are problems, unless damaged files are to be skipped.
         """
+        origin: dict[str, Any] = {}
+        commit = prepare({"adopted": origin})
         with Spool() as spool:
             found = survey(foreign, spool, select=select)
             if found.problems and (not self.skip_damaged or len(found.problems) >= MAX_PROBLEMS):
                 return Made(None, found.problems, {})
             if not found.files and not found.problems and select is not None:
                 raise UsageError(f"nothing in {foreign.url} matches the regular expression")
-            taken = take_over(
+
+            def once(hold: Hold) -> Made:
+                taken = self._take_over(spool, hold)
+                problems = [*found.problems, *taken.problems]
+                checks = {check.value: count for check, count in sorted(taken.checks.items())}
+                if taken.result is None:
+                    return Made(None, problems, checks)
+                origin.update(foreign.provenance(), checks=checks)
+                if problems:
+                    named = [{"path": _text(one.path), "problem": one.message} for one in problems[:_RECORDED]]
+                    origin["damaged"] = {"files": len(problems), "first": named}
+                return Made(commit.finish(taken.result, hold), problems, checks)
+
+            return until_made(
                 self.bucket.store,
-                spool.entries(),
-                self.buckets.client,
-                memo=self.memo,
-                state_dir=self.bucket.state_dir,
+                once,
+                kind="adopt",
+                user=self.bucket.user,
                 dataset=self.name,
-                skip_damaged=self.skip_damaged,
                 progress=self.progress,
-                threads=self.threads,
+                again=lambda: self.progress.expect(found.files, found.size),
             )
-        problems = [*found.problems, *taken.problems]
-        checks = {check.value: count for check, count in sorted(taken.checks.items())}
-        if taken.result is None:
-            return Made(None, problems, checks)
-        origin: dict[str, Any] = {**foreign.provenance(), "checks": checks}
-        if problems:
-            named = [{"path": _text(one.path), "problem": one.message} for one in problems[:_RECORDED]]
-            origin["damaged"] = {"files": len(problems), "first": named}
-        return Made(commit({"adopted": origin}).finish(taken.result), problems, checks)
+
+    def _take_over(self, spool: Spool, hold: Hold) -> Taken:
+        return take_over(
+            self.bucket.store,
+            spool.entries(),
+            self.buckets.client,
+            memo=self.memo,
+            state_dir=self.bucket.state_dir,
+            dataset=self.name,
+            hold=hold,
+            skip_damaged=self.skip_damaged,
+            progress=self.progress,
+            threads=self.threads,
+        )
 
 
 def commit_for(
