@@ -13,12 +13,13 @@ from casstore.backend.base import (
     Buffer,
     Capabilities,
     Condition,
+    Matches,
     Object,
     ObjectInfo,
     validate_key,
     validate_prefix,
 )
-from casstore.errors import IntegrityError, StorageError, UsageError
+from casstore.errors import IntegrityError, PreconditionError, StorageError, UsageError
 from casstore.remote.base import ObjectClient, RemoteInfo
 from casstore.remote.urls import MAX_PATH
 
@@ -69,6 +70,9 @@ class ObjectBackend:
     def put(self, key: str, data: Sequence[Buffer], *, condition: Condition = None) -> str:
         """See ``Backend.put``."""
         whole = self._key(key)
+        if isinstance(condition, Matches) and not condition.etag:
+            # An empty header is no condition to some services.
+            raise PreconditionError(f"{self.url}: no state of {key} has an empty tag")
         return self._client.put(whole, [memoryview(part).cast("B") for part in data], condition=condition)
 
     def stat(self, key: str) -> ObjectInfo:

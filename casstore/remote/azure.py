@@ -21,7 +21,14 @@ from azure.core.exceptions import AzureError
 from azure.core.pipeline.transport import RequestsTransport
 from azure.storage.blob import BlobBlock, BlobClient, ContainerClient
 
-from casstore.errors import IntegrityError, NotFoundError, PreconditionError, StorageError, UsageError
+from casstore.errors import (
+    IntegrityError,
+    NotFoundError,
+    PreconditionError,
+    StorageError,
+    TransientError,
+    UsageError,
+)
 from casstore.model import Buffer
 from casstore.remote.azure_account import find_login
 from casstore.remote.azure_errors import is_missing_blob, translated, translated_reply
@@ -36,6 +43,7 @@ _CONNECT_SECONDS = 10
 _READ_SECONDS = 60
 _SINGLE = 32 << 20  # up to here one request; packs are smaller
 _PART = 8 << 20
+_CHANGES = 16  # times that an object may be replaced while its end is looked for
 _MOST_PARTS = 50_000
 _AT_ONCE = 4
 _THREADS = 8
@@ -124,6 +132,15 @@ class AzureClient:
 
     def read(self, key: str, *, offset: int = 0, length: int | None = None, if_match: str | None = None) -> Object:
         """See ``ObjectClient``."""
+        for _ in range(_CHANGES):
+            try:
+                return self._read(key, offset, length, if_match)
+            except PreconditionError:
+                if if_match is not None:
+                    raise
+        raise TransientError(f"{self._url}/{key} changes all the time")
+
+    def _read(self, key: str, offset: int, length: int | None, if_match: str | None) -> Object:
         if length is not None and length < 0:
             raise self._too_short(key)
         if offset < 0 or length == 0:  # the service knows no ranges from the end, and no empty ones
@@ -150,7 +167,7 @@ class AzureClient:
                 data = None
         if data is None:
             if length is None and self.head(key).size == offset:
-                return self.read(key, offset=offset, length=0, if_match=if_match)
+                return self._read(key, offset, 0, if_match)
             raise self._too_short(key)
         if length is not None and len(data) < length:
             raise self._too_short(key)

@@ -19,7 +19,7 @@ import itertools
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 import pytest
 
@@ -76,9 +76,14 @@ class _BrokenSequence(Sequence[Buffer]):
 
 
 class BackendContract:
-    """The tests. ``THREADS`` race in the tests of conditions."""
+    """The tests."""
 
     THREADS = 32
+    """They race in the tests of conditions."""
+    MANY = 1100
+    """Objects in a long listing: more than a page of any service has."""
+    OPEN = 150
+    """Objects that are read in turn: more than a back end keeps open."""
 
     @pytest.fixture
     def backend(self) -> Backend:
@@ -188,7 +193,9 @@ class BackendContract:
         assert (info.key, info.size) == ("a/b", 3)
         # File systems and object stores round: some to whole seconds, and clocks differ.
         assert before - 120 < info.mtime < time.time() + 120
-        assert list(backend.list("a/")) == [info]
+        (listed,) = backend.list("a/")
+        assert (listed.key, listed.size) == (info.key, info.size)
+        assert abs(listed.mtime - info.mtime) < 1.5
 
     @pytest.mark.parametrize("key", ["missing", "a/missing", "a/b/missing", "file/below", "a"])
     def test_missing(self, backend: Backend, key: str) -> None:
@@ -280,14 +287,22 @@ class BackendContract:
             assert [info.key for info in backend.list("a/", after=after)] == expected, after
 
     def test_list_many(self, backend: Backend) -> None:
-        # More than a page of any object store.
-        keys = sorted(f"index/{number % 7}/{number:x}" for number in range(1100))
-        for key in keys:
-            backend.put(key, [key.encode()])
+        keys = sorted(f"index/{number % 7}/{number:x}" for number in range(self.MANY))
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda key: backend.put(key, [key.encode()]), keys))
         assert [info.key for info in backend.list("")] == keys
         assert [info.key for info in backend.list("index/3/")] == [k for k in keys if k.startswith("index/3/")]
-        assert [info.key for info in backend.list("index/", after=keys[1050])] == keys[1051:]
+        assert [info.key for info in backend.list("index/", after=keys[-51])] == keys[-50:]
         assert {info.key: info.size for info in backend.list("")} == {key: len(key) for key in keys}
+        # A listing may be left anywhere, also in the middle of a page and right before the next one.
+        for seen in (1, 500, 999, 1000, 1001):
+            listing = iter(backend.list(""))
+            assert [info.key for info in itertools.islice(listing, seen)] == keys[:seen]
+            if isinstance(listing, Generator):
+                listing.close()
+                assert next(listing, None) is None
+        backend.delete(keys[5:])
+        assert [info.key for info in backend.list("")] == keys[:5]
 
     @pytest.mark.parametrize("prefix", ["a", "/", "/a/", "a//", "../", "a/../", "./", ".tmp/", "-/"])
     def test_illegal_prefix(self, backend: Backend, prefix: str) -> None:
@@ -464,8 +479,7 @@ class BackendContract:
         assert list(backend.list("")) == []
 
     def test_reads_of_many_objects_at_once(self, backend: Backend) -> None:
-        # More objects than a back end keeps open.
-        objects = {f"packs/{n % 16:02x}/{n}": os.urandom(100 + n) for n in range(150)}
+        objects = {f"packs/{n % 16:02x}/{n}": os.urandom(100 + n) for n in range(self.OPEN)}
         for key, data in objects.items():
             backend.put(key, [data])
 
@@ -477,7 +491,7 @@ class BackendContract:
                 assert backend.read(key, -20, 20) == data[-20:]
 
         with concurrent.futures.ThreadPoolExecutor(4) as pool:
-            list(pool.map(read_all, (0, 40, 80, 120)))
+            list(pool.map(read_all, [self.OPEN * n // 4 for n in range(4)]))
 
     # --- the back end itself
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import errno
 import os
 import signal
@@ -9,17 +10,20 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from casstore.backend.base import Absent, Backend, Buffer, Matches
+from casstore.backend.base import Absent, Backend, Buffer, Condition, Matches
 from casstore.backend.descriptors import Descriptors
 from casstore.backend.file import FileBackend
 from casstore.backend.memory import MemoryBackend
 from casstore.backend.objects import ObjectBackend
+from casstore.backend.probe import probe
+from casstore.backend.wrap.single import SingleWriterBackend
 from casstore.backend.wrap.trace import Call, CallLog, TraceBackend
 from casstore.errors import (
     AccessError,
@@ -29,14 +33,23 @@ from casstore.errors import (
     PreconditionError,
     StorageError,
 )
-from casstore.remote.limit import LimitClient
+from casstore.remote.azure import AzureClient
+from casstore.remote.base import ObjectClient
+from casstore.remote.gcs import GcsClient
+from casstore.remote.limit import Budget, LimitClient
 from casstore.remote.local import LocalClient
 from casstore.remote.retry import RetryClient
+from casstore.remote.s3 import S3Client
 from casstore.testing.backend_contract import BackendContract
-from casstore.testing.faults import Fault, FaultBackend, FaultPlan, InjectedCrash
+from casstore.testing.faults import Fault, FaultBackend, FaultClient, FaultPlan, InjectedCrash
+from casstore.testing.servers.azurite import ACCOUNT, Azurite
+from casstore.testing.servers.gcs import GcsServer
+from casstore.testing.servers.s3 import moto_s3
 
 
 class TestFile(BackendContract):
+    MANY = 5500
+
     @pytest.fixture
     def backend(self, tmp_path: Path) -> Iterator[Backend]:
         # What is synced is tested below; here it would only take time.
@@ -60,6 +73,8 @@ class TestFileWithoutHardLinks(BackendContract):
 
 
 class TestMemory(BackendContract):
+    MANY = 5500
+
     @pytest.fixture
     def backend(self) -> Backend:
         return MemoryBackend()
@@ -79,15 +94,152 @@ class TestFault(BackendContract):
         return FaultBackend(MemoryBackend())
 
 
-class TestObjects(BackendContract):
+class TestFaultClient(BackendContract):
+    @pytest.fixture
+    def backend(self, tmp_path: Path) -> Iterator[Backend]:
+        found = ObjectBackend(FaultClient(LocalClient(str(tmp_path), durable=False)))
+        yield found
+        found.close()
+
+
+class TestLocalObjects(BackendContract):
     """Over a folder in the manner of a service, as the clients of services come: with retries, within limits."""
 
     @pytest.fixture
     def backend(self, tmp_path: Path) -> Iterator[Backend]:
         client = LocalClient(str(tmp_path), durable=False)
-        found = ObjectBackend(RetryClient(LimitClient(client)), "some/prefix")
+        found = ObjectBackend(RetryClient(LimitClient(client, Budget(1 << 20, 4))), "some/prefix")
         yield found
         found.close()
+
+
+class TestSingleWriter(BackendContract):
+    """Over a service that takes every put, whatever the condition."""
+
+    @pytest.fixture
+    def backend(self, tmp_path: Path) -> Backend:
+        class Careless(MemoryBackend):
+            def put(self, key: str, data: Sequence[Buffer], *, condition: Condition = None) -> str:
+                return super().put(key, data)
+
+        def permit(_: bool) -> None:
+            pass
+
+        return SingleWriterBackend(Careless(), str(tmp_path / "locks"), permit)
+
+
+class Kept:
+    """A client that stays open: making one takes longer than most tests."""
+
+    def __init__(self, inner: ObjectClient) -> None:
+        self._inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def close(self) -> None:
+        pass
+
+
+class OfService(BackendContract):
+    """Over a service, each test below a prefix of its own."""
+
+    OPEN = 30  # a service has no open objects
+
+    @pytest.fixture
+    def backend(self, service: ObjectClient) -> Iterator[Backend]:
+        prefix = os.urandom(8).hex()
+        kept: Any = Kept(service)
+        found = ObjectBackend(RetryClient(LimitClient(kept)), prefix)
+        yield found
+        found.close()
+
+    def test_lost_replies_are_no_conflicts(self, service: ObjectClient) -> None:
+        """T9: the write lands, its reply is cut. Neither a false conflict, nor a false success."""
+        prefix = os.urandom(8).hex()
+        outcomes: Counter[str] = Counter()
+
+        def contend(number: int, step: int, condition: Condition) -> None:
+            kept: Any = Kept(service)
+            losing = FaultClient(kept, FaultPlan(at=1, fault=Fault.LOST, operations=frozenset({"put"})))
+            backend = ObjectBackend(RetryClient(losing, sleep=lambda _: None), prefix)
+            try:
+                backend.put("head", [b"%d by %d" % (step, number)], condition=condition)
+            except PreconditionError:
+                outcomes["refused"] += 1
+            else:
+                outcomes[f"won {step}"] += 1
+                assert losing.hits == 1
+
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            condition: Condition = Absent()
+            for step in range(4):
+                list(pool.map(contend, range(8), [step] * 8, [condition] * 8))
+                condition = Matches(ObjectBackend(service, prefix).get("head").etag)
+        assert outcomes == {f"won {step}": 1 for step in range(4)} | {"refused": 28}
+
+    def test_a_probe_finds_it_sound(self, backend: Backend) -> None:
+        report = probe(backend)
+        assert report.conditional, report.lines
+        assert report.usable, report.lines
+        assert list(backend.list("")) == []
+
+
+class TestFolder(OfService):
+    """file://, where races are those of a real system: no double is asked."""
+
+    @pytest.fixture
+    def service(self, tmp_path: Path) -> Iterator[ObjectClient]:
+        client = LocalClient(str(tmp_path), durable=False)
+        yield client
+        client.close()
+
+
+@pytest.fixture(scope="module")
+def s3_service() -> Iterator[ObjectClient]:
+    # Its conditional writes are made atomic: see ``OneAtATime`` there for how moto itself is not.
+    with moto_s3() as server:
+        bucket = server.bucket()
+        client = S3Client(bucket, url=f"s3://{bucket}", credential=server.credential)
+        yield client
+        client.close()
+
+
+@pytest.mark.slow
+class TestS3(OfService):
+    @pytest.fixture
+    def service(self, s3_service: ObjectClient) -> ObjectClient:
+        return s3_service
+
+
+@pytest.fixture(scope="module")
+def azure_service(azurite: Azurite) -> Iterator[ObjectClient]:
+    container = azurite.container()
+    client = AzureClient(ACCOUNT, container, url=f"azure://{ACCOUNT}/{container}", credential=azurite.credential)
+    yield client
+    client.close()
+
+
+@pytest.mark.slow
+class TestAzure(OfService):
+    @pytest.fixture
+    def service(self, azure_service: ObjectClient) -> ObjectClient:
+        return azure_service
+
+
+@pytest.fixture(scope="module")
+def gcs_service(gcs_server: GcsServer) -> Iterator[ObjectClient]:
+    bucket = gcs_server.bucket()
+    client = GcsClient(bucket, url=f"gs://{bucket}", credential=gcs_server.credential)
+    yield client
+    client.close()
+
+
+@pytest.mark.slow
+class TestGcs(OfService):
+    @pytest.fixture
+    def service(self, gcs_service: ObjectClient) -> ObjectClient:
+        return gcs_service
 
 
 # --- the folder
