@@ -1,8 +1,8 @@
 """The kernel's FUSE protocol, as bytes.
 
-Decided here and only here: the layout of every message that is read from and written to ``/dev/fuse``. No I/O. Source:
-``include/uapi/linux/fuse.h`` (protocol 7.45); the kernel promises that these layouts stay, and both sides agree on the
-lower minor version when they meet.
+Decided here and only here: the layout of every message that is read from and written to ``/dev/fuse``. No I/O.
+Source: ``include/uapi/linux/fuse.h`` (protocol 7.45); the kernel promises that these layouts stay, and both sides
+agree on the lower minor version when they meet.
 """
 
 from __future__ import annotations

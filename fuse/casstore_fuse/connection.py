@@ -1,9 +1,9 @@
 """A conversation with the kernel about one mount.
 
-Decided here and only here: which requests are answered and how, what the kernel is allowed to keep, and what is done by
-whom: everything that needs no reading of the store is answered by the thread that took the request, the rest by a pool,
-so that a slow read holds up nobody else. A failed read is ``EIO`` with a line in the log, never short or wrong data;
-the next one tries again.
+Decided here and only here: which requests are answered and how, what the kernel is allowed to keep, and what is done
+by whom: everything that needs no reading of the store is answered by the thread that took the request, the rest by a
+pool, so that a slow read holds up nobody else. A failed read is ``EIO`` with a line in the log, never short or wrong
+data; the next one tries again.
 """
 
 from __future__ import annotations
@@ -15,10 +15,13 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+from casstore.cache.files import content_id
 from casstore.errors import CasstoreError, NotFoundError
+from casstore.model import Content
 from casstore_fuse import abi
 from casstore_fuse.abi import InitFlag, Op, OpenFlag
-from casstore_fuse.contents import Contents
+from casstore_fuse.contents import Contents, Layout
+from casstore_fuse.passthrough import LEAST, Passthrough
 from casstore_fuse.state import State
 from casstore_fuse.vfs import Vfs
 
@@ -54,13 +57,21 @@ class Connection:
     """Answers the requests that come from one ``/dev/fuse`` descriptor, until the mount is gone."""
 
     def __init__(
-        self, descriptor: int, vfs: Vfs, contents: Contents, *, state: State | None = None, no_open: bool = False
+        self,
+        descriptor: int,
+        vfs: Vfs,
+        contents: Contents,
+        *,
+        state: State | None = None,
+        no_open: bool = False,
+        first: bool = True,
     ) -> None:
         """``state`` is where the mount is counted and described; ``no_open`` spares the kernel two requests for each
-        open file, for the whole life of the mount.
+        open file, for the whole life of the mount. ``first`` is false for a server that takes over from another.
         """
         self._fd = descriptor
         self._state = state or State.anonymous()
+        self._first = first
         self._no_open = no_open
         self._vfs = vfs
         self._contents = contents
@@ -68,6 +79,7 @@ class Connection:
         self._buffer = bytearray(BUFFER)
         self._listing = bytearray(1 << 20)
         self.flags = InitFlag(self._state.flags)
+        self._through = Passthrough(descriptor, contents.files, self._state, first=first)
         self._handlers: dict[int, Callable[[int, int, memoryview], None]] = {
             Op.LOOKUP: self._lookup,
             Op.GETATTR: self._getattr,
@@ -80,17 +92,14 @@ class Connection:
             Op.GETXATTR: self._getxattr,
             Op.LISTXATTR: self._listxattr,
             Op.RELEASE: self._release,
-            Op.RELEASEDIR: self._release,
+            Op.RELEASEDIR: self._release_folder,
             Op.INIT: self._init,
         }
 
-    def resume(self) -> None:
-        """Take over from a server that has died: what it had taken and not answered comes again."""
-        if InitFlag.HAS_RESEND in self.flags:
-            os.write(self._fd, abi.resend())
-
     def serve(self) -> None:
         """Answer requests until the file system is unmounted."""
+        if not self._first and InitFlag.HAS_RESEND in self.flags:
+            os.write(self._fd, abi.resend())  # what the last server had taken and not answered comes again
         view = memoryview(self._buffer)
         header = abi.IN_HEADER
         handlers = self._handlers
@@ -144,14 +153,16 @@ class Connection:
 
     def _init(self, unique: int, _: int, body: memoryview) -> None:
         offer = abi.parse_init(body)
-        self.flags = InitFlag(offer.flags & _WANTED)
+        wanted = _WANTED | (InitFlag.PASSTHROUGH if self._contents.files is not None else 0)
+        self.flags = InitFlag(offer.flags & wanted)
         self._state.flags = int(self.flags)
         reply = abi.init_out(
             min(offer.minor, abi.MINOR),
             int(self.flags),
             max_readahead=min(offer.max_readahead, READ_AHEAD),
             max_pages=MAX_PAGES,
-            stack_depth=0,
+            # The cache may not lie on a file system that reads through another one; an overlay may lie on the mount.
+            stack_depth=1 if InitFlag.PASSTHROUGH in self.flags else 0,
         )
         self._reply(unique, reply)
 
@@ -164,16 +175,35 @@ class Connection:
     def _readlink(self, unique: int, node: int, _: memoryview) -> None:
         self._reply(unique, self._vfs.target(node))
 
-    def _open(self, unique: int, _: int, body: memoryview) -> None:
+    def _open(self, unique: int, node: int, body: memoryview) -> None:
         flags, _flags = abi.OPEN_IN.unpack_from(body)
         if self._no_open and InitFlag.NO_OPEN_SUPPORT in self.flags:
             self._error(unique, errno.ENOSYS)
         elif flags & os.O_ACCMODE != os.O_RDONLY:
             self._error(unique, errno.EROFS)
         else:
+            self._open_file(unique, node)
+
+    def _open_file(self, unique: int, node: int) -> None:
+        identity = None
+        if InitFlag.PASSTHROUGH in self.flags:
+            size, content = self._vfs.content(node)
+            identity = content_id(size, content)
+        else:
+            size = 0
+        backing = self._through.open(node, identity, size)
+        self._state.count("opened")
+        if backing:
+            self._state.count("passed")
+            self._reply(unique, abi.open_out(OpenFlag.PASSTHROUGH | OpenFlag.NOFLUSH, backing))
+        else:
             self._reply(unique, abi.open_out(OpenFlag.KEEP_CACHE | OpenFlag.NOFLUSH))
 
-    def _release(self, unique: int, _: int, __: memoryview) -> None:
+    def _release(self, unique: int, node: int, _: memoryview) -> None:
+        self._through.release(node)
+        self._reply(unique)
+
+    def _release_folder(self, unique: int, _: int, __: memoryview) -> None:
         self._reply(unique)
 
     def _read(self, unique: int, node: int, body: memoryview) -> None:
@@ -185,12 +215,22 @@ class Connection:
         if pieces is not None:
             self._state.count("hits")
             self._reply(unique, *pieces)
+            if length >= LEAST and self._contents.is_worth_keeping(node, layout, size):
+                self._pool.submit(self._keep, length, content, layout)
             return
 
         def work(unique: int, node: int, _: memoryview) -> None:
             self._reply(unique, *self._contents.fetch(node, layout, offset, size))
+            if length >= LEAST and self._contents.is_worth_keeping(node, layout, size):
+                self._keep(length, content, layout)
 
         self._pool.submit(self._answer, work, Op.READ, unique, node, memoryview(b""))
+
+    def _keep(self, size: int, content: Content, layout: Layout) -> None:
+        try:
+            self._contents.keep(size, content, layout)
+        except CasstoreError as error:
+            _log.warning("a file was not kept: %s", error.message)
 
     def _readdirplus(self, unique: int, node: int, body: memoryview) -> None:
         self._list(unique, node, body, abi.direntplus_size, abi.pack_direntplus)

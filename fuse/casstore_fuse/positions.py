@@ -1,8 +1,8 @@
 """Entries of a version by number.
 
 Decided here and only here: that an entry's number is its place in the order of the manifest. The nodes of a manifest
-say how many entries they hold, so that any entry is found by its number, or its number by its path, with one leaf read:
-nothing is kept for an entry that nobody asked for.
+say how many entries they hold, so that any entry is found by its number, or its number by its path, with one leaf
+read: nothing is kept for an entry that nobody asked for.
 """
 
 from __future__ import annotations

@@ -17,10 +17,15 @@ from casstore.errors import FormatError
 __all__ = ["COUNTERS", "State"]
 
 _MAGIC = b"CASMNT01"
-_SIZE = mmap.PAGESIZE
 _U64 = struct.Struct("<Q")
-COUNTERS = ("reads", "hits", "fetched", "errors", "restarts")
-"""Reads, those that memory answered, bytes that were read from the store, failed requests, servers that died."""
+COUNTERS = ("opened", "passed", "reads", "hits", "fetched", "errors", "restarts")
+"""Files opened, those that the kernel reads by itself, reads that came to us, those that memory answered, bytes read
+from the store, failed requests, servers that died."""
+_OPEN = struct.Struct("<QII")
+"""An inode that the kernel reads by itself: its number, the id of its backing file, and how often it is open."""
+_TABLE = 4096
+_SLOTS = 1024
+_SIZE = _TABLE + _SLOTS * _OPEN.size
 _PLACES = {name: len(_MAGIC) + 8 * number for number, name in enumerate(("flags", *COUNTERS))}
 
 
@@ -29,6 +34,7 @@ class State:
 
     def __init__(self, memory: mmap.mmap) -> None:
         self._memory = memory
+        self._slots: tuple[dict[int, int], list[int]] | None = None
 
     @classmethod
     def anonymous(cls) -> Self:
@@ -84,6 +90,52 @@ class State:
     def counters(self) -> dict[str, int]:
         """Return all counters by name."""
         return {name: self.get(name) for name in COUNTERS}
+
+    def keep_open(self, node: int, backing: int) -> bool:
+        """Note the first opening of an inode that the kernel reads by itself; False when there is no room."""
+        slots, free = self._table()
+        if not free:
+            return False
+        slots[node] = free.pop()
+        _OPEN.pack_into(self._memory, slots[node], node, backing, 1)
+        return True
+
+    def reopen(self, node: int) -> int:
+        """Count another opening of such an inode; returns the id of its backing file, 0 when it is none."""
+        slots, _ = self._table()
+        place = slots.get(node)
+        if place is None:
+            return 0
+        _, backing, opens = _OPEN.unpack_from(self._memory, place)
+        _OPEN.pack_into(self._memory, place, node, backing, opens + 1)
+        return int(backing)
+
+    def release(self, node: int) -> int:
+        """Count a closing; returns the id of the backing file when it was the last one, else 0."""
+        slots, free = self._table()
+        place = slots.get(node)
+        if place is None:
+            return 0
+        _, backing, opens = _OPEN.unpack_from(self._memory, place)
+        _OPEN.pack_into(self._memory, place, node, backing, opens - 1)
+        if opens > 1:
+            return 0
+        free.append(slots.pop(node))
+        return int(backing)
+
+    def _table(self) -> tuple[dict[int, int], list[int]]:
+        """Where in the page each such inode is, and where there is room; read once, by the one server at a time."""
+        if self._slots is None:
+            slots: dict[int, int] = {}
+            free: list[int] = []
+            for place in range(_TABLE, _SIZE, _OPEN.size):
+                node, _, opens = _OPEN.unpack_from(self._memory, place)
+                if opens:
+                    slots[node] = place
+                else:
+                    free.append(place)
+            self._slots = slots, free
+        return self._slots
 
     def close(self) -> None:
         """Let go of the page."""

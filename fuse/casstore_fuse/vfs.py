@@ -1,7 +1,7 @@
 """A version as a file system, without a kernel.
 
-Decided here and only here: which number each inode has, and what ``stat`` shows. The root is 1, the entry with number n
-in the manifest n + 2. Names of one file have inodes of their own here, and one number for users. Nothing can be
+Decided here and only here: which number each inode has, and what ``stat`` shows. The root is 1, the entry with number
+n in the manifest n + 2. Names of one file have inodes of their own here, and one number for users. Nothing can be
 changed: the bits for writing are not shown.
 """
 

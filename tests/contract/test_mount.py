@@ -21,6 +21,8 @@ import pytest
 
 from casstore.backend.memory import MemoryBackend
 from casstore.backend.registry import open_backend
+from casstore.cache.files import FileCache
+from casstore.cache.space import Space
 from casstore.dataset import Bucket
 from casstore.errors import CasstoreError, ConflictError, NotFoundError, UsageError
 from casstore.repo.store import Store
@@ -47,12 +49,15 @@ pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 class Mounted:
     """A mount that is served by a thread of this process."""
 
-    def __init__(self, bucket: Bucket, path: Path, *, no_open: bool = False) -> None:
+    def __init__(self, bucket: Bucket, path: Path, *, no_open: bool = False, files: FileCache | None = None) -> None:
         self.path = path
+        self.state = State.anonymous()
         tree = bucket.tree(bucket.resolve("ds"))
-        self.contents = Contents(bucket.store, tree)
+        self.contents = Contents(bucket.store, tree, files=files, state=self.state)
         descriptor = mount(str(path), "osmo:ds")
-        self.connection = Connection(descriptor, Vfs(tree, uid=0, gid=0), self.contents, no_open=no_open)
+        self.connection = Connection(
+            descriptor, Vfs(tree, uid=0, gid=0), self.contents, state=self.state, no_open=no_open
+        )
         self.descriptor = descriptor
         self.thread = threading.Thread(target=self.connection.serve)
         self.thread.start()
@@ -98,11 +103,12 @@ def bucket(source: Path, faults: FaultBackend) -> Iterator[Bucket]:
         yield found
 
 
-@pytest.fixture(params=[False, True], ids=["open", "no-open"])
+@pytest.fixture(params=["open", "no-open", "passthrough"])
 def mounted(bucket: Bucket, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Mounted]:
     path = tmp_path / "mnt"
     path.mkdir()
-    found = Mounted(bucket, path, no_open=request.param)
+    files = FileCache(Space(str(tmp_path / "cache"), 1 << 30)) if request.param == "passthrough" else None
+    found = Mounted(bucket, path, no_open=request.param == "no-open", files=files)
     yield found
     found.end()
 
@@ -170,6 +176,22 @@ def test_nothing_can_be_changed(mounted: Mounted) -> None:
         (mounted.path / "no such").read_bytes()
 
 
+def test_what_was_read_as_a_whole_is_read_by_the_kernel(mounted: Mounted, source: Path) -> None:
+    if mounted.contents.files is None:
+        return  # what the other mounts do is tested above
+    data = (source / "large").read_bytes()
+    assert (mounted.path / "large").read_bytes() == data
+    if InitFlag.PASSTHROUGH not in mounted.connection.flags:
+        pytest.skip("this kernel reads no files by itself")
+    while mounted.state.get("passed") == 0:
+        assert (mounted.path / "large").read_bytes() == data  # it is put into the cache meanwhile
+    reads = mounted.state.get("reads")
+    with open(mounted.path / "large", "rb") as first, open(mounted.path / "large", "rb") as second:
+        assert first.read() == second.read() == data
+    assert mounted.state.get("reads") == reads
+    assert mounted.state.get("passed") >= 3
+
+
 @pytest.mark.parametrize("fault", [Fault.ERROR_BEFORE, Fault.FLIP, Fault.TRUNCATE])
 def test_a_read_that_fails_is_an_error_and_the_next_one_is_whole(
     mounted: Mounted, source: Path, faults: FaultBackend, fault: Fault, monkeypatch: pytest.MonkeyPatch
@@ -200,6 +222,8 @@ def test_wrong_places(tmp_path: Path) -> None:
 SERVER = """
 import sys, threading
 from casstore.backend.registry import open_backend
+from casstore.cache.files import FileCache
+from casstore.cache.space import Space
 from casstore.dataset import Bucket
 from casstore.repo.store import Store
 from casstore_fuse.connection import Connection
@@ -217,9 +241,8 @@ def serve(deaths):
     store = Store.open(open_backend(url))
     bucket = Bucket(store, name="b", user="u")
     tree = bucket.tree(bucket.resolve("ds"))
-    connection = Connection(descriptor, Vfs(tree, uid=0, gid=0), Contents(store, tree), state=state)
-    if deaths:
-        connection.resume()
+    contents = Contents(store, tree, files=FileCache(Space(page + ".cache", 1 << 30)))
+    connection = Connection(descriptor, Vfs(tree, uid=0, gid=0), contents, state=state, first=not deaths)
     connection.serve()
 
 sys.exit(supervise(descriptor, path, state, serve))
