@@ -343,3 +343,16 @@ def test_what_a_server_for_others_refuses() -> None:
         check_urls(spec(inputs=(UrlInput(url="file:///data"),)), file_urls=False)
     with pytest.raises(SpecError, match="checkpoint"):
         check_urls(spec(checkpoint=(Checkpoint(path="/x", url="s3://b/x", frequency=5),)), file_urls=True)
+
+
+def test_a_store_that_fails_hides_no_other_secret() -> None:
+    class Broken:
+        def lookup(self, user: str, name: str) -> Mapping[str, str] | None:
+            if name == "broken":
+                raise AccessError("others can read it")
+            return {"k": "s3cret"}
+
+    wanted = spec(credentials={"broken": {"A": "k"}, "hub": {"B": "k"}})
+    assert set(secret_values(wanted, "tester", Broken())) == {"s3cret"}
+    with pytest.raises(AccessError, match="others can read it"):
+        check_credentials(wanted, "tester", Broken())

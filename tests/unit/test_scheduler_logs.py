@@ -94,6 +94,20 @@ def test_secrets_never_reach_the_disk(tmp_path: Path, store: LogStore) -> None:
         assert path.is_dir() or b"hunter2" not in path.read_bytes()
 
 
+def test_short_secrets_are_masked_where_they_stand_alone(store: LogStore) -> None:
+    store.begin("wf-1", ["7", "q8"])
+    store.append("wf-1", "a", 0, b"pin=7 17 7. q8 q88 (q8)")
+    assert read(store)[-1].endswith("pin=[MASKED] 17 [MASKED]. [MASKED] q88 ([MASKED])")
+
+
+def test_secrets_can_be_added_while_a_workflow_runs(store: LogStore) -> None:
+    store.begin("wf-1", ["first-secret"])
+    store.mask("wf-1", ["second-secret", "first-secret-longer"])
+    store.append("wf-1", "a", 0, b"first-secret-longer second-secret first-secret")
+    assert read(store)[-1].endswith("[MASKED] [MASKED] [MASKED]")
+    store.mask("wf-gone", ["x"])
+
+
 def test_follow_sees_everything_until_the_end(store: LogStore) -> None:
     seen: list[str] = []
     first = threading.Event()
