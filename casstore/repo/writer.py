@@ -218,7 +218,7 @@ class Writer:
     def _publish(self) -> None:
         with self._lock:
             places, self._places = self._places, []
-        self._index.publish(places, lost=self.packs.dead)
+        self._index.publish(places, lost=self.packs.lost)
         with self._lock:
             for chunk_id, _ in places:
                 self._new.pop(chunk_id, None)
