@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
@@ -98,7 +97,7 @@ def test_at_every_call(fault: Fault, objects: dict[str, bytes]) -> None:
         assert abs(sum(after.values()) - sum(expected.values())) < 200
         assert_versions_whole(backend)
         assert verify_store(Store.open(backend)).problems == []
-        assert not [info for info in backend.list(layout.LEASES)]
+        assert not list(backend.list(layout.LEASES))
     if fault in (Fault.CRASH_BEFORE, Fault.CRASH_AFTER):
         assert not ended
 

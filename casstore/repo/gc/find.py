@@ -15,25 +15,16 @@ from casstore.errors import CasstoreError, FormatError, IntegrityError, NotFound
 from casstore.model import DatasetType, Head
 from casstore.repo import layout
 from casstore.repo.gc.live import Walker
+from casstore.repo.gc.watch import Watcher
 from casstore.repo.refs import Refs, is_active
 from casstore.repo.store import Store
 
-__all__ = ["REPAIR", "Dropped", "Found", "Objects", "Watcher", "find_versions", "list_objects", "walk"]
+__all__ = ["REPAIR", "Dropped", "Found", "Objects", "find_versions", "list_objects", "walk"]
 
 REPAIR = "`osmo store check` says what is damaged; `osmo store repair` mends what can be, or delete that version"
 
 Dropped = Container[tuple[str, int]]
 """Versions (dataset id, number) to be taken for deleted: those that are going to be."""
-
-
-class Watcher:
-    """Told how far a collection is; the base class tells nobody."""
-
-    def phase(self, what: str, total: int) -> None:
-        """Another part begins: in words for people, and how many steps it has (0: nobody knows)."""
-
-    def step(self, size: int = 0) -> None:
-        """A step is done; ``size`` bytes were read, written or freed by it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +91,9 @@ def find_versions(refs: Refs, *, purged: Container[str] = (), dropped: Dropped =
         if head.type == DatasetType.COLLECTION:
             continue
         for number in refs.versions(dataset_id, head):
-            if not is_active(head, number):
+            if not is_active(head, number) or (dataset_id, number) in dropped:
                 found.versions.append((dataset_id, number))
-            elif (dataset_id, number) not in dropped:
+            else:
                 wanted.append((head, number))
 
     def read(item: tuple[Head, int]) -> Live | None:

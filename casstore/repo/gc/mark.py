@@ -10,10 +10,11 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from casstore.errors import NotFoundError
 from casstore.repo import layout, trash
-from casstore.repo.gc.find import Dropped, Objects, Watcher, find_versions, list_objects, walk
+from casstore.repo.gc.find import Dropped, Objects, find_versions, list_objects, walk
 from casstore.repo.gc.live import LiveChunks
 from casstore.repo.gc.plan import Facts, Holder, ManifestFact, Marked, PackFact, Plan
 from casstore.repo.gc.shares import needed_bytes
+from casstore.repo.gc.watch import Watcher
 from casstore.repo.leases import MAX_TERM, list_leases
 from casstore.repo.refs import Refs
 from casstore.repo.store import Store

@@ -16,10 +16,11 @@ from typing import Self
 
 from casstore.errors import ConflictError
 from casstore.repo import layout
-from casstore.repo.gc.find import Dropped, Watcher
+from casstore.repo.gc.find import Dropped
 from casstore.repo.gc.mark import KIND, gather, mark
 from casstore.repo.gc.plan import Facts, Plan, Rules, make_plan
 from casstore.repo.gc.sweep import Swept, sweep
+from casstore.repo.gc.watch import Watcher
 from casstore.repo.leases import Clock, Lease, LeaseInfo, list_leases
 from casstore.repo.refs import Refs
 from casstore.repo.store import Store

@@ -29,10 +29,11 @@ import msgspec
 from casstore.errors import CasstoreError, IntegrityError, NotFoundError
 from casstore.format.pack import HEADER_SIZE, RECORD_SIZE, TRAILER_SIZE, Footer, Record
 from casstore.repo import layout, trash
-from casstore.repo.gc.find import Watcher, find_versions, list_objects, walk
+from casstore.repo.gc.find import find_versions, list_objects, walk
 from casstore.repo.gc.live import Walker
 from casstore.repo.gc.plan import Rules
 from casstore.repo.gc.repack import Mover
+from casstore.repo.gc.watch import Watcher
 from casstore.repo.packs import read_footer
 from casstore.repo.refs import Refs, is_active
 from casstore.repo.store import Store
