@@ -25,7 +25,7 @@ from typing import Any, Self
 
 from casstore.dataset.adopt.base import Buckets, Found
 from casstore.dataset.adopt.manifest import ManifestEntry, read_list
-from casstore.errors import AccessError, CasstoreError, NotFoundError, UsageError
+from casstore.errors import AccessError, CasstoreError, FormatError, NotFoundError, UsageError
 from casstore.remote.base import ObjectClient, RemoteInfo
 from casstore.remote.urls import REMOTE_SCHEMES, parse_url, shown
 from casstore.transfer.digests import Expected, plain_etag
@@ -96,6 +96,14 @@ class OsmoVersion:
             checksum.update(f"{entry.relative_path} {entry.etag}".encode("utf-8", "surrogatepass"))
             yield self._found(f"{self.url}, entry {number}", entry)
         self.checksum = checksum.hexdigest()
+
+    def first(self) -> str | None:
+        """Return the path of the first file, to tell this dataset from others; None when there is none to be read."""
+        try:
+            entry = next(read_list(self.dataset.client, self.info, ManifestEntry), None)
+        except FormatError:
+            return None
+        return None if entry is None else entry.relative_path
 
     def _found(self, where: str, entry: ManifestEntry) -> Found:
         path = entry.relative_path.encode("utf-8", "surrogatepass")

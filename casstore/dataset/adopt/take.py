@@ -84,7 +84,7 @@ def _add(entry: ForeignFile | ForeignFolder, spool: Spool | None) -> str:
 
 
 class Taking(msgspec.Struct):
-    """How sources are taken over into one dataset."""
+    """How sources are taken over into one dataset. ``counted``: ``progress`` knows already how much there is."""
 
     bucket: Bucket
     name: str
@@ -93,6 +93,7 @@ class Taking(msgspec.Struct):
     skip_damaged: bool = False
     progress: Progress = Silent()
     threads: int | None = None
+    counted: bool = False
 
     def take(self, foreign: Foreign, prepare: Callable[[dict[str, Any]], Commit], select: Select | None = None) -> Made:
         """Store what a source names and make a version of it. ``prepare`` gets the provenance that it will have.
@@ -107,6 +108,9 @@ class Taking(msgspec.Struct):
                 return Made(None, found.problems, {})
             if not found.files and not found.problems and select is not None:
                 raise UsageError(f"nothing in {foreign.url} matches the regular expression")
+
+            if not self.counted:
+                self.progress.expect(found.files, found.size)
 
             def once(hold: Hold) -> Made:
                 taken = self._take_over(spool, hold)

@@ -27,6 +27,8 @@ COMMANDS: Table = {
     "collect": (f"{_HERE}.members", "collect", "Make a collection of datasets."),
     "recollect": (f"{_HERE}.members", "recollect", "Change the members of a collection."),
     "query": (f"{_HERE}.search", "query", "Search datasets with the query language."),
+    "migrate": (f"{_HERE}.migrate", "migrate", "Take over datasets from a bucket of OSMO 6.3 or older."),
+    "adopt": (f"{_HERE}.adopt", "adopt", "Make a version of data that is kept elsewhere."),
     "checksum": (f"{_HERE}.checks", "checksum", "Compute the checksum that local files would have."),
     "verify": (f"{_HERE}.checks", "verify", "Read everything and compare it with its digests."),
     "check": (f"{_HERE}.checks", "check", "Probe what may be done with a bucket."),

@@ -91,7 +91,7 @@ def upload(
             return
         if expected is not None:
             _check_pending(bucket, ref.name, expected)
-        with _working("Uploading", f"{ref.name} was not changed; upload again to continue from here") as meter:
+        with working("Uploading", f"{ref.name} was not changed; upload again to continue from here") as meter:
             result = bucket.upload(
                 ref.name,
                 paths,
@@ -162,7 +162,7 @@ def update(
             return
         if expected is not None:
             _check_pending(bucket, ref.name, expected)
-        with _working("Updating", f"{ref.name} was not changed; update again to continue from here") as meter:
+        with working("Updating", f"{ref.name} was not changed; update again to continue from here") as meter:
             result = bucket.update(
                 ref.name,
                 tag=ref.tag,
@@ -212,7 +212,7 @@ def download(
     existing_folder(path)
     writable_folder(benchmark_out)
     with open_bucket(ref.bucket) as bucket:
-        with _working("Downloading", "download again with --resume to continue from here") as meter:
+        with working("Downloading", "download again with --resume to continue from here") as meter:
             result = bucket.download(
                 ref.name,
                 path,
@@ -243,11 +243,11 @@ def download(
         for version, folder in zip(result.versions, result.folders, strict=True):
             output.message(f"{version} has been downloaded to {output.escape(folder)}")
         kept = f", {result.reused} of them were there already" if result.reused else ""
-        output.message(f"{_amount(result.files, result.size)} in {duration(meter.seconds)}{kept}.")
+        output.message(f"{amount(result.files, result.size)} in {duration(meter.seconds)}{kept}.")
 
 
 @contextmanager
-def _working(verb: str, stopped: str) -> Iterator[Meter]:
+def working(verb: str, stopped: str) -> Iterator[Meter]:
     """Show progress; an interrupt is told in one line with what to do next."""
     try:
         with Meter(verb) as meter:
@@ -316,9 +316,9 @@ def _tell(bucket: Bucket, result: UploadResult, meter: Meter, format_type: str) 
         )
     output.message(
         f"Uploaded {output.size(result.new_bytes)} new data to the storage "
-        f"({_amount(result.files, result.logical_bytes)} in {duration(meter.seconds)})."
+        f"({amount(result.files, result.logical_bytes)} in {duration(meter.seconds)})."
     )
 
 
-def _amount(files: int, size: int) -> str:
+def amount(files: int, size: int) -> str:
     return f"{files} file{'' if files == 1 else 's'}, {output.size(size)}"
