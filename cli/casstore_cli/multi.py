@@ -34,6 +34,14 @@ class ManyOption(click.Option):
         super().__init__(*args, **kwargs)
 
 
+class OptionalValueOption(click.Option):
+    """An option whose value may be left out, and is ``alone`` then. A value has to be attached: ``--name=VALUE``."""
+
+    def __init__(self, *args: Any, alone: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.alone = alone
+
+
 class Command(click.Command):
     """A command whose line is read as described above. Use as ``@click.command(cls=Command)``."""
 
@@ -68,8 +76,8 @@ class _Reader:
                 if option is None or _is_flag(option):
                     yield name + attached + value
                     continue
-                if attached:
-                    yield from (name, value)
+                if attached or isinstance(option, OptionalValueOption):
+                    yield from (name, value if attached else getattr(option, "alone", ""))
                     continue
             elif word.startswith("-") and len(word) > 1:
                 flags, name, value = self._bundle(word)

@@ -150,9 +150,9 @@ def warn(line: str) -> None:
     message(line, level="WARNING")
 
 
-def confirm(question: str) -> bool:
+def confirm(question: str, *, unasked: str = "--force") -> bool:
     """Ask ``question [y/N]``; anything but yes is no. Without anyone to answer it is an error: nothing was
-    done.
+    done. ``unasked`` is the option with which the command does not ask.
     """
     from casstore.errors import UsageError
 
@@ -163,7 +163,7 @@ def confirm(question: str) -> bool:
     if not answer.endswith("\n"):
         sys.stderr.write("\n")
     if not answer:
-        raise UsageError("not confirmed: there was no answer, nothing was changed", hint="--force does not ask")
+        raise UsageError("not confirmed: there was no answer, nothing was changed", hint=f"{unasked} does not ask")
     return answer.strip().lower() in {"y", "yes"}
 
 

@@ -154,7 +154,8 @@ def test_every_change(fault: Fault, objects: dict[str, bytes], expected: tuple[o
 
 @pytest.mark.slow
 def test_every_look(objects: dict[str, bytes], expected: tuple[object, object], tmp_path: Path) -> None:
-    """Calls that change nothing. What is left is known by the number of changes before: each state is looked at once."""
+    """Calls that change nothing. What is left is known by the number of changes before: each state is looked
+    at once."""
     looks = ALL_OPERATIONS - CHANGES
     before = readable(copy(objects))
     counter = FaultBackend(copy(objects), FaultPlan(operations=looks))

@@ -187,8 +187,8 @@ class Packs:
             except CasstoreError:
                 del self.foreign[key]
 
-    def tell(self) -> None:
-        """Report what is wrong, and how much was read."""
+    def tell(self, *, problems: bool = True) -> None:
+        """Report how much was read and, with ``problems``, what is wrong."""
         session, report = self._session, self._session.report
         for key, message in sorted(self.foreign.items()):
             session.problem(key, f"the pack is damaged: {message}", About.FOREIGN)
@@ -196,6 +196,8 @@ class Packs:
             key = layout.pack_key(pack_id)
             report.packs_size += pack.size
             report.packs_read += pack.size if pack.read else 0
+            if not problems:
+                continue
             if pack.problem is not None:
                 session.problem(key, f"the pack is damaged: {pack.problem}", About.PACK)
             for chunk_id in sorted(pack.damaged):

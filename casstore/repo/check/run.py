@@ -146,7 +146,7 @@ class Inspection:
     # ---- telling
 
     def _tell(self) -> None:
-        self.packs.tell()
+        self.packs.tell(problems=not self._only)  # of chosen datasets their own losses alone
         self.places.tell(self.stale)
         active = self._active()
         for key, message in sorted(self.manifest_problems.items()):

@@ -11,19 +11,24 @@ from __future__ import annotations
 import os
 import re
 
+import msgspec
+
 from casstore.backend.base import Backend
+from casstore.backend.probe import probe, refusal
 from casstore.chunking.params import ChunkerParams
 from casstore.errors import FormatError, IntegrityError, NotFoundError, UsageError
 from casstore.format import record
 from casstore.repo import layout
 from casstore.repo.limits import bounded_get
 from casstore.repo.repair.quarantine import Quarantine
-from casstore.repo.store import FORMAT, MAX_CONFIG, StoreConfig
+from casstore.repo.single import FEATURE, new_token
+from casstore.repo.store import FEATURES, FORMAT, MAX_CONFIG, StoreConfig
 
 __all__ = ["config_problem", "write_config"]
 
 _ID = re.compile(rb'"id":"([0-9a-f]{32})"')
-_NEEDS = re.compile(rb'"features":\[\s*"')
+_FEATURES = re.compile(rb'"features":\[((?:"[a-z-]{1,64}",?)*)\]')
+_WRITER = re.compile(rb'"writer":"([0-9a-f]{64})"')
 _HELD = (layout.DATASETS, layout.NAMES, layout.PACKS, layout.MANIFESTS, layout.INDEX)
 
 
@@ -56,19 +61,40 @@ def write_config(backend: Backend) -> StoreConfig:
         old = bounded_get(backend, layout.STORE, MAX_CONFIG)
     except (NotFoundError, IntegrityError):
         old = b""
-    if _NEEDS.search(old):
-        raise FormatError(
-            "store.json names features that are unknown here", hint="repair it with the version that wrote it"
-        )
     found = _ID.search(old)
     config = StoreConfig(
         format=FORMAT,
         id=found.group(1).decode("ascii") if found else os.urandom(16).hex(),
         chunker=_chunker(old).to_dict(),
     )
+    config = _with_features(backend, config, old)
     Quarantine(backend).keep(layout.STORE)
     backend.put(layout.STORE, [record.encode("store", config)])
     return config
+
+
+def _with_features(backend: Backend, config: StoreConfig, old: bytes) -> StoreConfig:
+    """Return the description with the features of the old one; what the place can do decides where it does not say."""
+    found = _FEATURES.search(old)
+    if found is not None:
+        names = [name.strip('"') for name in found.group(1).decode("ascii").split(",") if name]
+        if not FEATURES.issuperset(names):
+            raise FormatError(
+                "store.json names features that are unknown here", hint="repair it with the version that wrote it"
+            )
+        single = FEATURE in names
+    elif backend.capabilities.probe:
+        report = probe(backend)
+        if not report.usable:
+            raise refusal(report, backend.url)
+        single = not report.conditional
+    else:
+        single = False
+    if not single:
+        return config
+    writer = _WRITER.search(old)
+    token = writer.group(1).decode("ascii") if writer else new_token(config.id)
+    return msgspec.structs.replace(config, features=[FEATURE], writer=token)
 
 
 def _chunker(old: bytes) -> ChunkerParams:
