@@ -24,6 +24,7 @@ COMMANDS: Table = {
     "metadata": (f"{_HERE}.attributes", "metadata", "Set and delete the metadata of a version."),
     "rename": (f"{_HERE}.attributes", "rename", "Rename a dataset or collection."),
     "delete": (f"{_HERE}.delete", "delete", "Delete versions, a dataset or a collection."),
+    "retention": (f"{_HERE}.retention", "retention", "Show and change which versions are kept."),
     "collect": (f"{_HERE}.members", "collect", "Make a collection of datasets."),
     "recollect": (f"{_HERE}.members", "recollect", "Change the members of a collection."),
     "query": (f"{_HERE}.search", "query", "Search datasets with the query language."),
