@@ -1,0 +1,76 @@
+"""Whose credentials the server finds for whom."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from casstore.errors import AccessError, UsageError
+from casstore.wire.credentials import Credential
+from casstore_server.credentials import UserCredentials
+
+CONFIG = "auth: {data: {'s3://robots': {access_key_id: owner, access_key: from-config}}}\n"
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(CONFIG)
+    return path
+
+
+def data(key: str) -> Credential:
+    return Credential(
+        type="DATA", profile="s3://robots", payload={"access_key_id": "id", "access_key": key} if key else {}
+    )
+
+
+def found(credentials: UserCredentials, user: str) -> str | None:
+    one = credentials.storage(user).find("s3://robots")
+    return None if one is None else one.access_key
+
+
+def test_config_yaml_is_its_owners(config: Path) -> None:
+    credentials = UserCredentials(config, "ada")
+    assert found(credentials, "ada") == "from-config"
+    assert found(credentials, "bob") is None
+
+
+def test_the_vault_comes_first_and_what_only_names_a_profile_is_passed_over(config: Path) -> None:
+    credentials = UserCredentials(config, "ada")
+    credentials.vault.put("ada", "mine", data(""))
+    assert found(credentials, "ada") == "from-config"
+    credentials.vault.put("ada", "mine", data("from-vault"))
+    credentials.vault.put("bob", "his", data("from-bob"))
+    assert found(credentials, "ada") == "from-vault"
+    assert found(credentials, "bob") == "from-bob"
+    assert credentials.storage("ada").find("s3://other") is None
+
+
+def test_what_changes_is_seen(config: Path) -> None:
+    credentials = UserCredentials(config, "ada")
+    config.write_text(CONFIG.replace("from-config", "changed"))
+    assert found(credentials, "ada") == "changed"
+    config.unlink()
+    assert found(credentials, "ada") is None
+
+
+def test_a_wrong_file_is_told_without_its_secrets(config: Path) -> None:
+    credentials = UserCredentials(config, "ada")
+    for text in (CONFIG.replace("from-config", "[hunter2]"), "- hunter2\n", "auth: hunter2\n"):
+        config.write_text(text)
+        with pytest.raises(UsageError) as caught:
+            found(credentials, "ada")
+        assert "hunter2" not in caught.value.message
+
+
+def test_tasks_are_given_generic_ones_alone(config: Path) -> None:
+    credentials = UserCredentials(config, "ada")
+    credentials.vault.put("ada", "mine", data("x"))
+    credentials.vault.put("ada", "hub", Credential(type="GENERIC", profile=None, payload={"k": "v"}))
+    assert credentials.lookup("ada", "hub") == {"k": "v"}
+    assert credentials.lookup("ada", "none") is None
+    assert credentials.lookup("bob", "hub") is None
+    with pytest.raises(AccessError, match="is a DATA credential"):
+        credentials.lookup("ada", "mine")
