@@ -435,3 +435,25 @@ def test_the_same_again_after_it_was_collected(bucket: Bucket, tmp_path: Path) -
         bucket.delete("d", all_versions=True)
         collect(bucket)
         assert sizes(bucket) == 0
+
+
+def test_a_tree_that_comes_and_goes_for_ever(bucket: Bucket, tmp_path: Path) -> None:
+    files = {"a": os.urandom(3000), "b": b"small"}
+    for _ in range(12):  # more often than its root can be varied
+        upload(bucket, "d", tmp_path, files)
+        assert content(bucket, "d") == files
+        bucket.delete("d", all_versions=True)
+        collect(bucket)
+        assert keys(bucket, layout.PACKS) == []
+    assert len(keys(bucket, layout.MANIFESTS)) <= 1
+    assert collect(bucket)[0].empty
+
+
+def test_the_empty_tree_is_never_collected(bucket: Bucket, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for _ in range(3):
+        bucket.upload("d", [f"{tmp_path / 'empty'}/*"])
+        assert content(bucket, "d") == {}
+        bucket.delete("d", all_versions=True)
+        collect(bucket)
+        assert len(keys(bucket, layout.MANIFESTS)) == 1

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from casstore.errors import NotFoundError
+from casstore.errors import IntegrityError, NotFoundError
+from casstore.format.manifest import MAX_DEPTH
 from casstore.repo import layout, trash
 from casstore.repo.gc.find import Dropped, Objects, find_versions, list_objects, walk
 from casstore.repo.gc.live import LiveChunks
@@ -45,8 +46,11 @@ def gather(store: Store, refs: Refs, watcher: Watcher, *, now: float, dropped: D
     facts.datasets, facts.versions = found.datasets, found.versions
     _trash(facts, records, objects)
     _packs(store, refs, facts, objects, walker.chunks, watcher)
+    unneeded = [manifest_id for manifest_id in objects.manifests if manifest_id not in walker.manifests]
+    unneeded = [manifest_id for manifest_id in unneeded if manifest_id not in facts.listed]
+    stays = dict(zip(unneeded, refs.each(lambda manifest_id: _stays(store, manifest_id), unneeded), strict=True))
     facts.manifests = [
-        ManifestFact(manifest_id, size, mtime, manifest_id in walker.manifests)
+        ManifestFact(manifest_id, size, mtime, manifest_id in walker.manifests or stays.get(manifest_id, False))
         for manifest_id, (size, mtime) in objects.manifests.items()
     ]
     facts.probes = [(info.key, info.mtime) for info in store.backend.list(PROBES)]
@@ -88,6 +92,15 @@ def _is_there(store: Store, pack_id: bytes) -> bool:
     except NotFoundError:
         return False
     return True
+
+
+def _stays(store: Store, manifest_id: bytes) -> bool:
+    """Whether a root is the last that its tree can have: whoever stores that tree again gives it another one."""
+    try:
+        root = store.tree(manifest_id).root
+    except (NotFoundError, IntegrityError):
+        return False
+    return not root.children or root.depth >= MAX_DEPTH
 
 
 def _trash(facts: Facts, records: Sequence[Listed], objects: Objects) -> None:
