@@ -123,6 +123,7 @@ class Inspection:
 
     def _look_again(self) -> None:
         """Find out what still is wrong."""
+        self.session.count_no_more()
         self.records.look_again()
         hurt = {one: self._active().get(one, ()) for one in self.damage}
         for dataset_id in {dataset_id for versions in hurt.values() for dataset_id, _ in versions}:
@@ -213,6 +214,7 @@ def check_version(store: Store, manifest_id: bytes, watcher: Watcher | None = No
     places.open(counted=False)
     damage = Trees(session, places).check([manifest_id], whole=True)[manifest_id]
     if damage:
+        session.count_no_more()
         places.open(counted=False)
         packs.look_again()
         damage = Trees(session, places).check([manifest_id], whole=True)[manifest_id]

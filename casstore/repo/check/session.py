@@ -32,6 +32,7 @@ class Session:
         """``by_file``: what is counted as looked at are the files of versions instead of the store's objects."""
         self.store = store
         self._by_file = by_file
+        self._counts = True
         self.backend = store.backend
         self.watcher = watcher or Watcher()
         self.report = Report()
@@ -48,7 +49,13 @@ class Session:
         if self._by_file:
             self._count(size)
 
+    def count_no_more(self) -> None:
+        """What is looked at from now on was counted before."""
+        self._counts = False
+
     def _count(self, size: int) -> None:
+        if not self._counts:
+            return
         with self.lock:
             self.report.objects += 1
             self.report.size += size
@@ -61,7 +68,7 @@ class Session:
 
     def found(self, size: int) -> None:
         """Another object, of ``size`` bytes, is going to be looked at."""
-        if not self._by_file:
+        if not self._by_file and self._counts:
             self.watcher.found(size)
 
     def each(self, prefix: str) -> Iterator[ObjectInfo]:
