@@ -286,6 +286,20 @@ def test_an_error_of_the_listing_ends_the_threads(tmp_path: Path) -> None:
     assert not any("casstore-raw" in thread.name for thread in threading.enumerate())
 
 
+def test_an_interrupt_ends_the_threads_and_leaves_no_parts(tmp_path: Path) -> None:
+    class Interrupted(Bucket):
+        def list(self, prefix: str, **options: Any) -> Iterator[RemoteInfo]:
+            yield from super().list(prefix, **options)
+            raise KeyboardInterrupt
+
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(KeyboardInterrupt):
+        download(place(Interrupted({f"x{n}": b"z" * (PIECE + 1) for n in range(6)})), str(tmp_path), threads=2)
+    assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]
+    assert not any("casstore-raw" in thread.name for thread in threading.enumerate())
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 def test_an_object_that_changes_meanwhile_is_a_failure(tmp_path: Path) -> None:
     class Changing(Bucket):
         def read(self, key: str, **options: Any) -> Object:
