@@ -6,14 +6,22 @@ import os
 import tempfile
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from casstore.backend.base import Capabilities
 from casstore.backend.memory import MemoryBackend
+from casstore.dataset import Bucket
 from casstore.errors import CasstoreError, FormatError, IntegrityError
 from casstore.format import index, manifest, pack, record
 from casstore.model import Head, Kind
+from casstore.repo import layout
+from casstore.repo.check import session
+from casstore.repo.leases import Lease
+from casstore.repo.records import now
 from casstore.repo.store import Store, StoreConfig
+from casstore.repo.trash import TrashRecord, TrashState
 from casstore.repo.verify import verify_store
 from casstore.transfer.scan import Source
 from casstore.transfer.upload import upload_tree
@@ -67,43 +75,54 @@ def test_round_trip(tree: dict, threads: int) -> None:  # type: ignore[type-arg]
         assert verify_store(store).clean
 
 
-def test_every_flipped_bit_of_a_small_store_is_found(tmp_path: Path) -> None:
-    from casstore.backend.registry import open_backend
-    from casstore.dataset import Bucket
+class Near(MemoryBackend):
+    """In memory, and looked at as a folder is: without threads."""
 
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(conditional_put=True, local=True)
+
+
+def test_every_flipped_bit_and_every_cut_of_a_small_store_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "workers", lambda: 1)  # threads cost most of the time here
     source = tmp_path / "in"
     source.mkdir()
     (source / "a.txt").write_text("some text " * 60)
     (source / "b.bin").write_bytes(os.urandom(50))
     (source / "c").symlink_to("a.txt")
-    root = tmp_path / "store"
-    store = Store.open(open_backend(f"file://{root}", create=True), create=True)
-    bucket = Bucket(store, name="b", user="u")
+    backend = Near()
+    bucket = Bucket(Store.open(backend, create=True), name="b", user="u")
     bucket.upload("robot", [str(source)], labels={"kind": "arm"})
     bucket.set_tags("robot", ["golden"])
-    store.close()
-    flipped = 0
-    for path in sorted(
-        p for p in root.rglob("*") if p.is_file() and not any(q.startswith(".") for q in p.relative_to(root).parts)
-    ):
-        original = path.read_bytes()
-        path.chmod(0o644)
+    Lease.acquire(backend, kind="upload", user="u", heartbeat=False)
+    trash_id = layout.new_id()
+    trash = TrashRecord(id=trash_id, state=TrashState.MARKED, created_at=now(), write_id="w", packs=["0" * 64])
+    backend.put(layout.trash_key(trash_id), [record.encode("trash", trash)])
+
+    def found() -> bool:
+        try:
+            return not verify_store(Store.open(backend)).clean
+        except IntegrityError:
+            return True  # the store can't even be opened: store.json
+
+    assert not found()
+    damaged = 0
+    for key in [info.key for info in backend.list("")]:
+        original = backend.get(key).data
         for position in range(len(original)):
+            backend.put(key, [original[:position]])
+            assert found(), (key, "cut at", position)
             for bit in range(8):
                 broken = bytearray(original)
                 broken[position] ^= 1 << bit
-                path.write_bytes(broken)
-                flipped += 1
-                try:
-                    with Store.open(open_backend(f"file://{root}")) as damaged:
-                        found = not verify_store(damaged).clean
-                except IntegrityError:
-                    found = True  # the store can't even be opened: store.json
-                assert found, (path.relative_to(root), position, bit)
-        path.write_bytes(original)
-    with Store.open(open_backend(f"file://{root}")) as whole:
-        assert verify_store(whole).problems == []
-    assert flipped > 10_000
+                backend.put(key, [broken])
+                damaged += 1
+                assert found(), (key, position, bit)
+        backend.put(key, [original])
+    assert not found()
+    assert damaged > 10_000
 
 
 noise = st.binary(max_size=600)

@@ -93,6 +93,10 @@ class Session:
                     failed.set()
                     raise
 
+        if self.workers == 1:
+            for item in pending:
+                work(item)
+            return
         first = next(pending, turn)
         second = next(pending, turn)
         if second is turn:  # threads for one thing, or none, cost more than it
