@@ -191,6 +191,30 @@ def test_osmo_data_against_a_bucket(home: Home, s3: S3Server, bucket: str) -> No
     assert json.loads(home.osmo("data", "check", "s3://nobody-has-this-one"))["status"] == "fail"
 
 
+@pytest.mark.slow
+def test_datasets_of_a_workflow_lie_in_a_bucket_of_the_service(home: Home, bucket: str) -> None:
+    home.osmo("bucket", "add", "lab", f"s3://{bucket}/stores/lab")
+    (home.work / "episodes").mkdir()
+    (home.work / "episodes/one").write_text("1")
+    home.osmo("dataset", "upload", "lab/episodes", "episodes")
+    done = home.run("""
+workflow:
+  name: copy
+  tasks:
+  - name: one
+    image: ubuntu
+    command: [cp, -r, "{{input:0}}/episodes", "{{output}}"]
+    inputs: [{dataset: {name: lab/episodes}}]
+    outputs: [{dataset: {name: lab/copies}}]
+""")
+    assert "Uploaded lab/copies:1" in done["log"]
+    refused = home.osmo("data", "delete", f"s3://{bucket}/stores", code=2)
+    assert "dataset store" in refused
+    (home.work / "copies").mkdir()
+    home.osmo("dataset", "download", "lab/copies", "copies")
+    assert [path.name for path in home.work.glob("copies/**/one")] == ["one"]
+
+
 # --- secrets
 
 
