@@ -107,6 +107,8 @@ def check_mounts(mounts: tuple[str, ...], path: str) -> None:
 def check_credentials(credentials: Mapping[str, str | dict[str, str]], path: str) -> None:
     """Uses of credentials: a folder for their files, or a mapping of variables to keys."""
     for name, use in credentials.items():
+        if isinstance(use, str) and (".." in use.split("/") or "\0" in use or use == "/"):
+            raise SpecError(f"{path}.{name}: {use!r} can't be a folder for its files", hint="use /tmp/..., for example")
         if isinstance(use, str) and not use.startswith("/"):
             raise SpecError(
                 f"{path}.{name}: {use!r} is not an absolute path",

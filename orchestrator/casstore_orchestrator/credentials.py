@@ -37,12 +37,19 @@ def task_credentials(
         values = _values(task, name, user, credentials)
         if isinstance(wanted, str):
             for key, value in values.items():
-                files.append(PlacedFile(f"{wanted.rstrip('/')}/{key}", value.encode(), _FILE_MODE))
+                path = f"{wanted.rstrip('/')}/{key}"
+                if any(file.path == path for file in files):
+                    msg = f"task {task.name}: two credentials would both be the file {path}"
+                    raise AccessError(msg, hint="Give each of them a folder of its own.")
+                files.append(PlacedFile(path, value.encode(), _FILE_MODE))
             continue
         for variable, key in wanted.items():
             if key not in values:
                 msg = f"task {task.name}: credential {name!r} has no key {key!r}"
                 raise AccessError(msg, hint=f"Its keys are: {', '.join(sorted(values))}.")
+            if variable in environment:
+                msg = f"task {task.name}: two credentials would both be the variable {variable}"
+                raise AccessError(msg, hint="Give each of them a variable of its own.")
             environment[variable] = values[key]
     return environment, tuple(files)
 

@@ -275,8 +275,11 @@ class UrlStore(Protocol):
     ``CancelledError``. A call either moves every file or raises; one after a failed one goes on where it ended.
     """
 
-    def check(self, url: str, user: str) -> None:
-        """Raise what is wrong with a URL as far as can be seen without a connection; tokens may stand in it."""
+    def check(self, url: str, user: str, *, reads: bool) -> None:
+        """Raise what is wrong with a URL as far as can be seen in a few seconds; tokens may stand in it.
+
+        ``reads``: it is an input, which the user's credential must be able to list.
+        """
 
     def download(
         self,

@@ -6,17 +6,18 @@ which one file fails has failed: a task never starts on half of its input.
 
 from __future__ import annotations
 
+import logging
 import re
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from casstore.errors import FormatError, SourceError, SpecError
+from casstore.errors import AccessError, CasstoreError, FormatError, NotFoundError, SourceError, SpecError
 from casstore.remote.credentials import CredentialSource
 from casstore.remote.open import open_objects
 from casstore.remote.urls import REMOTE_SCHEMES, parse_url, scheme_of
-from casstore.transfer.raw import Result, Source, download, open_place, upload
+from casstore.transfer.raw import Result, Source, check_access, download, open_place, upload
 from casstore.transfer.safefs import show
 
 from .folders import size_text
@@ -24,10 +25,13 @@ from .ports import UrlTransfer
 
 __all__ = ["StorageUrls"]
 
+CHECK_SECONDS = 5.0
+"""How long a submission waits for the service of an input."""
 TELL_EVERY = 15.0
 """Seconds between two lines about how far a transfer is."""
 _MAX_LINES = 20
 """Lines about single files, at most; the rest is counted."""
+_log = logging.getLogger(__name__)
 _TOKEN = re.compile(r"\{\{[^{}]*\}\}")
 
 
@@ -37,15 +41,20 @@ class StorageUrls:
     def __init__(self, credentials_of: Callable[[str], CredentialSource]) -> None:
         self._credentials_of = credentials_of
 
-    def check(self, url: str, user: str) -> None:
+    def check(self, url: str, user: str, *, reads: bool) -> None:
         """See ``ports.UrlStore``."""
         plain = _TOKEN.sub("x", url)
         if scheme_of(plain) not in REMOTE_SCHEMES:
             msg = f"{show(url)!r} is not a URL of object storage"
             raise SpecError(msg, hint="It begins with one of s3:// gs:// azure:// tos:// swift://")
-        parse_url(plain)
-        if plain == url:
-            open_objects(url, self._credentials_of(user))[0].close()  # a missing library, a wrong credential
+        profile = parse_url(plain).profile
+        if plain != url:
+            return
+        credentials = self._credentials_of(user)
+        open_objects(url, credentials)[0].close()  # a missing library, a wrong credential
+        # Without a credential of the user's own, the identity of the machine decides: that of the one that reads.
+        if reads and credentials.find(profile) is not None:
+            _try_to_list(url, credentials)
 
     def download(
         self,
@@ -88,6 +97,25 @@ def _whole(result: Result, url: str) -> UrlTransfer:
     except FormatError as error:  # a name stays what it is however often it is tried
         raise SourceError(error.message, hint=error.hint) from None
     return UrlTransfer(files=result.files, size=result.size, digest=result.digest)
+
+
+def _try_to_list(url: str, credentials: CredentialSource) -> None:
+    """Raise what a credential does not allow; a service that does not answer soon may do so when the task runs."""
+    found: list[CasstoreError] = []
+
+    def work() -> None:
+        try:
+            check_access(url, "READ", credentials)
+        except (AccessError, NotFoundError) as error:
+            found.append(error)
+        except Exception as error:  # noqa: BLE001 - the task will meet it again, and say it
+            _log.info("could not look at %s: %s", show(url), error)
+
+    thread = threading.Thread(target=work, name="casstore-url-check", daemon=True)
+    thread.start()
+    thread.join(CHECK_SECONDS)
+    if found:
+        raise found[0]
 
 
 class _Told:

@@ -7,6 +7,7 @@ that are named as inputs. Specifications are checked on their own by the loader,
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from casstore.errors import CasstoreError, NotFoundError, SpecError
@@ -15,6 +16,9 @@ from .folders import local_path
 from .homes import Homes
 from .records import WorkflowRecord
 from .spec import TaskInput, TaskSpec, UrlInput, UrlOutput, WorkflowSpec
+
+Storage = Callable[..., None]
+"""``UrlStore.check`` for one user: takes the URL, and ``reads``."""
 
 __all__ = ["check_external_tasks", "check_submission", "check_urls"]
 
@@ -25,25 +29,33 @@ def check_submission(
     home: Path,
     *,
     file_urls: bool,
-    storage: Callable[[str], None] | None = None,
+    storage: Storage | None = None,
 ) -> None:
     """Everything below, in one call; ``load`` gives the record of a workflow or raises ``NotFoundError``."""
     check_urls(spec, file_urls=file_urls, storage=storage)
     check_external_tasks(spec, load, home)
 
 
-def check_urls(spec: WorkflowSpec, *, file_urls: bool, storage: Callable[[str], None] | None = None) -> None:
+def check_urls(spec: WorkflowSpec, *, file_urls: bool, storage: Storage | None = None) -> None:
     """``SpecError`` for a URL that can't be read or written, and for checkpoints.
 
-    ``storage`` raises what is wrong with a URL of object storage; without it there is none.
+    ``storage`` raises what is wrong with a URL of object storage, and is told whether it is read; without it there
+    is none.
     """
     for task in spec.tasks:
         for index, item in enumerate(task.inputs):
             if isinstance(item, UrlInput):
-                _check_url(item.url, f"task {task.name}, input {index}", file_urls, storage)
+                _check_url(
+                    item.url, f"task {task.name}, input {index}", file_urls, storage and partial(storage, reads=True)
+                )
         for index, output in enumerate(task.outputs):
             if isinstance(output, UrlOutput):
-                _check_url(output.url, f"task {task.name}, output {index}", file_urls, storage)
+                _check_url(
+                    output.url,
+                    f"task {task.name}, output {index}",
+                    file_urls,
+                    storage and partial(storage, reads=False),
+                )
         if task.checkpoint:
             msg = f"task {task.name}: checkpoint: {task.checkpoint[0].url}: checkpoints are not supported"
             raise SpecError(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 
 from casstore.errors import AccessError, CancelledError, NotFoundError, SourceError, SpecError, StorageError
 from casstore.remote.base import ObjectClient
-from casstore.remote.credentials import AmbientCredentials
+from casstore.remote.credentials import AmbientCredentials, StorageCredential
 from casstore.testing.bucket import MemoryBucket
 from casstore.transfer.raw import Place
 from casstore_orchestrator import transfers, urls
@@ -39,7 +41,7 @@ class Flaky:
         self.failures = failures
         self.calls: list[tuple[Any, ...]] = []
 
-    def check(self, url: str, user: str) -> None:
+    def check(self, url: str, user: str, *, reads: bool) -> None:
         self.calls.append((url, user))
 
     def _next(self, *call: Any) -> UrlTransfer:
@@ -116,7 +118,7 @@ def test_local_urls_stay_what_they_were(tmp_path: Path) -> None:
 # --- at submission
 
 
-def check(url: str, storage: Callable[[str], None] | None) -> None:
+def check(url: str, storage: Callable[..., None] | None) -> None:
     spec = WorkflowSpec(name="w", groups=(GroupSpec(name="g", tasks=(task(inputs=(UrlInput(url=url),)),)),))
     check_urls(spec, file_urls=True, storage=storage)
 
@@ -124,10 +126,10 @@ def check(url: str, storage: Callable[[str], None] | None) -> None:
 def test_urls_are_checked_when_a_workflow_is_submitted() -> None:
     store = StorageUrls(lambda _: AmbientCredentials())
     for url in ("s3://b/{{workflow_id}}/x", "azure://a/c", "swift://host/a/c/x", "gs://b", "file:///srv"):
-        check(url, lambda url: store.check(url, "ada"))
+        check(url, partial(store.check, user="ada"))
     for url in ("s3://", "s3://b/../x", "azure://a", "s3://b/x?y", "http://x/y", "s3://me:secret@b/x"):
         with pytest.raises(SpecError, match="task t, input 0") as caught:
-            check(url, lambda url: store.check(url, "ada"))
+            check(url, partial(store.check, user="ada"))
         assert "secret" not in caught.value.message
     with pytest.raises(SpecError, match="not supported"):
         check("s3://b/x", None)
@@ -139,7 +141,49 @@ def test_a_wrong_credential_is_told_when_a_workflow_is_submitted() -> None:
             raise SpecError(f"config.yaml: auth.data.{profile}.region must be a text")
 
     with pytest.raises(SpecError, match="must be a text"):
-        check("s3://b/x", lambda url: StorageUrls(lambda _: Wrong()).check(url, "ada"))
+        check("s3://b/x", partial(StorageUrls(lambda _: Wrong()).check, user="ada"))
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [(AccessError("not yours"), True), (NotFoundError("no such bucket"), True), (StorageError("down"), False)],
+)
+def test_a_credential_that_can_not_read_an_input_is_told_when_a_workflow_is_submitted(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, told: bool
+) -> None:
+    class Has:
+        def find(self, profile: str) -> StorageCredential:
+            return StorageCredential(access_key_id="i", access_key="k", region="r", override_url="http://127.0.0.1:9")
+
+    tried: list[str] = []
+
+    def check_access(url: str, access: str, credentials: object) -> None:
+        tried.append(url)
+        raise error
+
+    monkeypatch.setattr(urls, "check_access", check_access)
+    store = partial(StorageUrls(lambda _: Has()).check, user="ada")
+    store("s3://b/out", reads=False)
+    store("s3://b/{{workflow_id}}", reads=True)
+    assert tried == []
+    if told:
+        with pytest.raises(SpecError, match=str(error)):
+            check("s3://b/in", store)
+    else:  # it may be there when the task runs
+        check("s3://b/in", store)
+    assert tried == ["s3://b/in"]
+
+
+def test_a_service_that_does_not_answer_does_not_hold_up_a_submission(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Has:
+        def find(self, profile: str) -> StorageCredential:
+            return StorageCredential(access_key_id="i", access_key="k", region="r")
+
+    gate = threading.Event()
+    monkeypatch.setattr(urls, "check_access", lambda *_: gate.wait(30))
+    monkeypatch.setattr(urls, "CHECK_SECONDS", 0.01)
+    check("s3://b/in", partial(StorageUrls(lambda _: Has()).check, user="ada"))
+    gate.set()
 
 
 # --- the adapter

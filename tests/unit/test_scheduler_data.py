@@ -356,3 +356,19 @@ def test_a_store_that_fails_hides_no_other_secret() -> None:
     assert set(secret_values(wanted, "tester", Broken())) == {"s3cret"}
     with pytest.raises(AccessError, match="others can read it"):
         check_credentials(wanted, "tester", Broken())
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [{"hub": "/keys", "hub2": "/keys/"}, {"hub": {"A": "token"}, "hub2": {"A": "user"}}],
+    ids=["files", "variables"],
+)
+def test_two_credentials_do_not_overwrite_each_other(wanted: dict[str, Any]) -> None:
+    class Two:
+        def lookup(self, user: str, name: str) -> Mapping[str, str] | None:
+            return {"token": name, "user": "me"}
+
+    with pytest.raises(AccessError, match="two credentials would both be the"):
+        check_credentials(spec(credentials=wanted), "tester", Two())
+    both = spec(credentials={"hub": {"A": "token"}, "hub2": {"B": "token"}})  # OSMO 6.2 mixed these up
+    assert task_credentials(both.task("a"), "tester", Two())[0] == {"A": "hub", "B": "hub2"}

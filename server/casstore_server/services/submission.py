@@ -10,6 +10,7 @@ import re
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from msgspec.structs import replace
 
@@ -207,7 +208,7 @@ def _check(
         services.database.load,
         services.settings.workflows,
         file_urls=True,
-        storage=lambda url: services.urls.check(url, caller.user),
+        storage=partial(services.urls.check, user=caller.user),
     )
     return _check_data(services, caller, config, spec, check_only=check_only)
 
