@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import http.client
+import io
 import json
 import socket
 import threading
@@ -17,6 +18,9 @@ from urllib.parse import urlencode
 import pytest
 import yaml
 
+from casstore_cli import login, main
+from casstore_cli.config import load_config
+from casstore_cli.credentials import ConfigCredentials
 from casstore_orchestrator.pools import this_machine
 from casstore_orchestrator.scheduler import Scheduler
 from casstore_orchestrator.testing import FakeData, FakeExecutor
@@ -650,3 +654,32 @@ def test_tasks_are_given_generic_credentials_alone(server: Server) -> None:
     assert refused["error_code"] == "CREDENTIAL"
     assert "REGISTRY" in refused["message"]
     assert CANARY not in str(refused)
+
+
+def test_our_own_command_keeps_credentials_with_the_server_it_is_logged_in_to(
+    server: Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config()
+    login.save(config.paths, login.Login(f"http://127.0.0.1:{server.port}", "bob"))
+
+    def osmo(*words: str, code: int = 0, stdin: str = "") -> str:
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
+        assert main.run(["credential", *words]) == code
+        said = capsys.readouterr()
+        assert CANARY not in said.out + said.err
+        return said.out + said.err
+
+    osmo("set", "hub", "--value", "-", stdin=f"{CANARY}\n")
+    assert server.services.credentials.lookup("bob", "hub") == {"hub": CANARY}
+    words = ["--data", "--payload", "endpoint=s3://robots", "access_key_id=me", "--payload-file", "access_key=-"]
+    osmo("set", "first", *words, "--no-validate", stdin=CANARY)
+    assert "first was for the same profile" in osmo("set", "second", *words, "--no-validate", stdin=CANARY)
+    found = ConfigCredentials().find("s3://robots")
+    assert found is not None
+    assert found.access_key == CANARY  # this machine's transfers use it, too
+    rows = json.loads(osmo("list", "-t", "json"))["credentials"]
+    assert [(row["cred_name"], row["local"]) for row in rows] == [("hub", None), ("second", True)]
+    osmo("delete", "second")
+    assert ConfigCredentials().find("s3://robots") is None
+    assert "no credential" in osmo("delete", "second", code=2)
+    assert not (Path(config.paths.config) / "credentials.json").exists()
