@@ -7,6 +7,7 @@ service charges for parts that nobody sees. How a stream is cut, and that a part
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
@@ -24,6 +25,9 @@ __all__ = ["MEMORY", "THRESHOLD", "put_parts", "upload_stream"]
 
 THRESHOLD: Final = 64 << 20
 """Bytes from which on a ``put`` goes in parts."""
+CONDITIONAL: Final = 5 << 30
+"""The same for a ``put`` with a condition, as much as one request may hold: there are services (Ceph's gateway of 2021,
+moto) that look at the condition of a request, and not at that of an upload in parts."""
 PART: Final = 16 << 20
 STREAM_PART: Final = 8 << 20
 """Bytes of a part, unless that would be more than ``MOST_PARTS``. While the size of a stream is known, all of its parts
@@ -90,7 +94,16 @@ def _send(
         # No part is under way any more: one that arrived after this would stay.
         _abort(client, key, upload_id)
         raise
-    return str(made.get("ETag", ""))
+    return client.tag_of(made) or _tag_of_parts(tags)
+
+
+def _tag_of_parts(parts: Sequence[dict[str, Any]]) -> str:
+    """The tag that S3 gives to an object of these parts, for a service that does not say it (Ceph's gateway)."""
+    hashes = "".join(part["ETag"].strip('"') for part in parts)
+    try:
+        return f'"{hashlib.md5(bytes.fromhex(hashes), usedforsecurity=False).hexdigest()}-{len(parts)}"'
+    except ValueError:
+        return ""
 
 
 def _abort(client: S3Client, key: str, upload_id: str) -> None:

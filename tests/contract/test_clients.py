@@ -23,8 +23,6 @@ def s3_server() -> Iterator[S3Server]:
 
 
 class TestS3(ClientContract):
-    SWAPS_LARGE = False  # moto does not; `tests/unit/test_remote_s3.py` looks at what is asked for
-
     @pytest.fixture
     def client(self, s3_server: S3Server) -> Iterator[ObjectClient]:
         bucket = s3_server.bucket()

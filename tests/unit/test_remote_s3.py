@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import pickle
 import socket
@@ -502,6 +503,7 @@ def test_what_is_hashed_for_the_signature(scheme: str) -> None:
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(s3_multipart, "THRESHOLD", 10)
+    monkeypatch.setattr(s3_multipart, "CONDITIONAL", 10)
     monkeypatch.setattr(s3_multipart, "PART", 4)
     monkeypatch.setattr(s3_multipart, "STREAM_PART", 4)
     monkeypatch.setattr(parts, "PAUSE", 0)
@@ -668,3 +670,44 @@ def test_cut(size: int) -> None:
     assert {len(run) for run in runs[:-1]} <= {size}
     assert 0 < len(runs[-1]) <= size
     assert list(cut([], size)) == []
+
+
+def test_a_swap_without_quotes_where_the_service_wants_it_so(client: S3Client) -> None:
+    """Ceph's gateway compares the bare tag; an object in the expected state that is refused gives that away."""
+    base = {"Bucket": "bucket", "Key": "key", "Body": b"new"}
+    refused = {"service_error_code": "PreconditionFailed", "http_status_code": 412}
+    with Stubber(client._client) as stub:
+        stub.add_client_error("put_object", **refused, expected_params={**base, "IfMatch": '"old"'})
+        stub.add_response("head_object", {"ETag": '"other"', "ContentLength": 1}, {"Bucket": "bucket", "Key": "key"})
+        with pytest.raises(PreconditionError):
+            client.put("key", [b"new"], condition=Matches('"old"'))
+        stub.add_client_error("put_object", **refused, expected_params={**base, "IfMatch": '"old"'})
+        stub.add_response("head_object", {"ETag": '"old"', "ContentLength": 1}, {"Bucket": "bucket", "Key": "key"})
+        stub.add_response("put_object", {"ETag": "new"}, {**base, "IfMatch": "old"})
+        assert client.put("key", [b"new"], condition=Matches('"old"')) == '"new"'
+        stub.add_client_error("put_object", **refused, expected_params={**base, "IfMatch": "old"})
+        with pytest.raises(PreconditionError):
+            client.put("key", [b"new"], condition=Matches('"old"'))
+        stub.assert_no_pending_responses()
+
+
+def test_a_swap_of_what_is_gone(client: S3Client) -> None:
+    with Stubber(client._client) as stub:
+        stub.add_client_error("put_object", service_error_code="PreconditionFailed", http_status_code=412)
+        stub.add_client_error("head_object", service_error_code="404", http_status_code=404)
+        with pytest.raises(PreconditionError):
+            client.put("key", [b"new"], condition=Matches('"old"'))
+
+
+def test_services_that_do_not_say_the_tag_of_parts(
+    client: S3Client, small_parts: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3_multipart, "SENDERS", 1)
+    with Stubber(client._client) as stub:
+        begin(stub)
+        for body in (b"abcdefgh", b"i"):
+            stub.add_response("upload_part", {"ETag": f'"{hashlib.md5(body).hexdigest()}"'})
+        stub.add_response("complete_multipart_upload", {})
+        monkeypatch.setattr(s3_multipart, "STREAM_PART", 8)
+        both = hashlib.md5(hashlib.md5(b"abcdefgh").digest() + hashlib.md5(b"i").digest()).hexdigest()
+        assert client.upload("key", io.BytesIO(b"abcdefghi")) == f'"{both}-2"'
