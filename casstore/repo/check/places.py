@@ -8,12 +8,12 @@ is kept beside it, so that a lost index is told from lost data. Nothing of the s
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from casstore.errors import FormatError, IntegrityError, NotFoundError
 from casstore.format.index import Location, Segment, encode
 from casstore.format.pack import Footer
-from casstore.repo import layout, segments
+from casstore.repo import layout, segments, trash
 from casstore.repo.check.packs import Packs
 from casstore.repo.check.report import About
 from casstore.repo.check.session import Session
@@ -43,12 +43,12 @@ class Indexed:
         """Whether the packs confirm every record of it."""
         return self.counted and self.found == self.segment.records
 
-    def locate(self, chunk_id: bytes) -> Location | None:
-        """Return where the chunk is by this segment, or None."""
+    def places(self, chunk_id: bytes) -> Sequence[Location]:
+        """Return where the chunk is by this segment."""
         try:
-            return self.segment.locate(chunk_id)
+            return self.segment.places(chunk_id)
         except FormatError:
-            return None
+            return ()
 
 
 class Places:
@@ -62,6 +62,7 @@ class Places:
         self.duplicates = [0, 0]
         self.unindexed: dict[bytes, int] = {}
         self.gone: set[bytes] = set()
+        self._deleted: frozenset[bytes] | None = None
         self._search: tuple[Indexed, ...] = ()
         self._buffer: list[tuple[bytes, Location]] = []
         self._extra: list[Segment] = []
@@ -107,12 +108,12 @@ class Places:
             confirmed = False
             other: Location | None = None
             for one in self._search:
-                place = one.locate(frame.chunk_id)
-                if place == here:
-                    exact[one.key] = exact.get(one.key, 0) + 1
-                    confirmed = True
-                elif place is not None and (other is None or place < other):
-                    other = place
+                for place in one.places(frame.chunk_id):
+                    if place == here:
+                        exact[one.key] = exact.get(one.key, 0) + 1
+                        confirmed = True
+                    elif other is None or place < other:
+                        other = place
             if other is not None and (not confirmed or other < here):
                 copies, size = copies + 1, size + frame.stored
             if not confirmed:
@@ -136,9 +137,9 @@ class Places:
         Of a chunk that is ``needed`` it is noted when the index does not know it.
         """
         for one in self._search:
-            place = one.locate(chunk_id)
-            if place is not None and self._is_true(one, chunk_id, place) and self.packs.holds(place, chunk_id):
-                return place
+            for place in one.places(chunk_id):
+                if self._is_true(one, chunk_id, place) and self.packs.holds(place, chunk_id):
+                    return place
         for place in self._beside(chunk_id):
             if self.packs.holds(place, chunk_id):
                 if not needed:
@@ -155,15 +156,12 @@ class Places:
                 self._buffer = []
             extra = [*self._extra]
         for segment in extra:
-            place = segment.locate(chunk_id)
-            if place is not None:
-                yield place
+            yield from segment.places(chunk_id)
 
     def why(self, chunk_id: bytes) -> str:
         """Say why a chunk can't be had."""
         for one in self._search:
-            place = one.locate(chunk_id)
-            if place is not None:
+            for place in one.places(chunk_id):
                 pack = self.packs.get(place.pack_id)
                 if pack is not None and pack.sound and chunk_id in pack.damaged:
                     return f"chunk {chunk_id.hex()} is damaged"
@@ -200,11 +198,29 @@ class Places:
             for pack_id in one.packs:
                 self.packs.get(pack_id)  # written since the packs were listed: its footer is compared now
             if not one.sound:
+                collected = self._collected(one)
                 gone = [pack_id for pack_id in one.packs if pack_id not in self.packs.known]
-                self.gone.update(gone)
-                lost = one.segment.records - one.found
+                self.gone.update(pack_id for pack_id in gone if pack_id not in self._dying())
+                lost = one.segment.records - one.found - collected
+                if not lost:
+                    continue  # a merge brought back what was collected: the next collection drops it
                 found[key] = f"{lost} of {one.segment.records} records of the index segment fit no sound pack"
         return found
+
+    def _dying(self) -> frozenset[bytes]:
+        if self._deleted is None:
+            self._deleted = trash.dying(self._session.backend).packs
+        return self._deleted
+
+    def _collected(self, one: Indexed) -> int:
+        """Return how many records of a segment speak of packs that are gone because they were collected."""
+        gone = {pack_id for pack_id in one.packs if pack_id not in self.packs.known and pack_id in self._dying()}
+        if not gone:
+            return 0
+        try:
+            return sum(place.pack_id in gone for _, place in one.segment.items())
+        except FormatError:
+            return 0
 
     def tell(self, stale: dict[str, str]) -> None:
         """Report what is wrong with the index."""

@@ -47,6 +47,8 @@ class Inspection:
         self.damage: dict[bytes, Damage] = {}
         self.unreferenced: dict[bytes, int] = {}
         self.manifest_problems: dict[str, str] = {}
+        self.damaged_roots: set[str] = set()
+        """Keys of roots that versions lead to, that are there, and that can't be read."""
         self.stale: dict[str, str] = {}
         self._sums: dict[bytes, tuple[str, tuple[int, ...]]] = {}
         self._read = read
@@ -94,7 +96,11 @@ class Inspection:
                 manifest_id = layout.id_of(info.key)
                 if layout.manifest_key(manifest_id) != info.key:
                     self.manifest_problems[info.key] = "it is in the wrong folder"
-                elif manifest_id not in active:
+                elif manifest_id in active:
+                    damage = self.damage.get(manifest_id)
+                    if damage is not None and damage.root is not None:
+                        self.damaged_roots.add(info.key)
+                else:
                     self.unreferenced[manifest_id] = info.size
                     self.trees.root(manifest_id)
                     unknown.append(manifest_id)
@@ -103,11 +109,10 @@ class Inspection:
             except IntegrityError as error:
                 self.manifest_problems[info.key] = error.message
         if self._read >= 1:
-            for manifest_id, damage in (
-                Trees(self.session, self.places, needed=False).check(unknown, whole=True).items()
-            ):
-                if damage.wrong:
-                    self.manifest_problems[layout.manifest_key(manifest_id)] = damage.wrong
+            trees = Trees(self.session, self.places, needed=False)
+            for manifest_id, found in trees.check(unknown, whole=True).items():
+                if found.wrong:
+                    self.manifest_problems[layout.manifest_key(manifest_id)] = found.wrong
 
     def _suspicious(self) -> bool:
         return bool(
@@ -124,10 +129,10 @@ class Inspection:
     def _look_again(self) -> None:
         """Find out what still is wrong."""
         self.session.count_no_more()
-        self.records.look_again()
         hurt = {one: self._active().get(one, ()) for one in self.damage}
         for dataset_id in {dataset_id for versions in hurt.values() for dataset_id, _ in versions}:
             self.records.refresh(dataset_id)  # a version that was deleted meanwhile has nothing to lose
+        self.records.look_again()
         self.places.open(counted=False)
         self.packs.look_again()
         if not self._only:

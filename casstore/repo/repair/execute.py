@@ -12,11 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from casstore.errors import ConflictError, IntegrityError, NotFoundError
+from casstore.format import record
 from casstore.repo import layout
 from casstore.repo import records as stored
 from casstore.repo.check import Inspection, Report, Watcher, check_store
 from casstore.repo.check.session import Session
 from casstore.repo.leases import Lease
+from casstore.repo.limits import bounded_get
 from casstore.repo.refs import Refs
 from casstore.repo.repair.files import restore_chunks
 from casstore.repo.repair.frames import salvage
@@ -122,8 +124,25 @@ class Repair:
             done.lines.append(f"index: {replaced_count} segments replaced by {made}")
         quarantine.remove(*old)
         for step in plan.steps:
-            if step.action in (Action.MANIFEST, Action.RECORD) and quarantine.remove(step.key):
+            if step.action not in (Action.MANIFEST, Action.RECORD) or not self._is_damaged(step):
+                continue
+            if quarantine.remove(step.key):
                 done.lines.append(f"{step.key}: moved to quarantine")
+
+    def _is_damaged(self, step: Step) -> bool:
+        """Whether an object that goes out of the way still is what the plan says."""
+        try:
+            if step.action is Action.MANIFEST:
+                manifest_id = layout.id_of(step.key)
+                self._found.trees.root(manifest_id)
+                return layout.manifest_key(manifest_id) != step.key or step.key in self._found.manifest_problems
+            kind = "lease" if step.key.startswith(layout.LEASES) else "trash"
+            record.check(kind, bounded_get(self._backend, step.key, record.MAX_RECORD))
+        except NotFoundError:
+            return False
+        except IntegrityError:
+            return True
+        return False
 
     def _pack(self, step: Step, quarantine: Quarantine, never: frozenset[bytes], done: Done) -> bool:
         """Store what is whole of a damaged pack; whether the old one has to go then."""

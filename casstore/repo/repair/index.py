@@ -51,7 +51,7 @@ def rebuild_index(session: Session, quarantine: Quarantine, without: frozenset[b
             footer = read_footer(backend, pack_id, pack.size)
         except (NotFoundError, IntegrityError):
             continue  # gone meanwhile
-        beside += (item for item in places_of(pack_id, footer) if not _is_known(sound, item[0]))
+        beside += (item for item in places_of(pack_id, footer) if not _is_known(sound, *item))
         if len(beside) >= _RECORDS:
             new.add(put_segment(backend, beside))
             beside = []
@@ -66,5 +66,5 @@ def rebuild_index(session: Session, quarantine: Quarantine, without: frozenset[b
     return len(old), len(new)
 
 
-def _is_known(sound: list[Indexed], chunk_id: bytes) -> bool:
-    return any(one.segment.contains(chunk_id) for one in sound)
+def _is_known(sound: list[Indexed], chunk_id: bytes, place: Location) -> bool:
+    return any(place in one.places(chunk_id) for one in sound)

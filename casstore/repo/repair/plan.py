@@ -138,7 +138,7 @@ def _index(found: Inspection, plan: Plan) -> None:
 
 
 def _manifests(found: Inspection, plan: Plan) -> None:
-    for key in sorted(found.manifest_problems):
+    for key in sorted({*found.manifest_problems, *found.damaged_roots}):
         text = "take the damaged manifest out of the way, so that an upload of the same data stores it again"
         plan.steps.append(Step(Action.MANIFEST, key, text))
 

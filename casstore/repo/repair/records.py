@@ -20,8 +20,9 @@ from casstore.model import DatasetType, Head
 from casstore.repo import layout
 from casstore.repo import records as stored
 from casstore.repo.check.records import Dataset, Records
+from casstore.repo.limits import bounded_object
 from casstore.repo.records import NameRecord, now, write_id
-from casstore.repo.repair.quarantine import Quarantine
+from casstore.repo.repair.quarantine import LARGEST, Quarantine
 
 __all__ = ["Rewriter", "name_for"]
 
@@ -134,9 +135,9 @@ class Rewriter:
             return False
 
     def _condition(self, key: str) -> Condition:
-        """Keep what is there, and return the condition that it still is."""
+        """Keep what is there, and return the condition that it still is. ``FormatError`` for what is too large."""
         try:
-            etag = self._backend.get(key).etag
+            etag = bounded_object(self._backend, key, LARGEST).etag
         except NotFoundError:
             return Absent()
         self._quarantine.keep(key)

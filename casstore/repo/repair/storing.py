@@ -7,12 +7,13 @@ manifests, and that it never stores a pack under an id that is being deleted.
 from __future__ import annotations
 
 import contextlib
+import os
 
 from casstore import hashing
 from casstore.backend.base import Absent, Backend
 from casstore.compression import Compressor
 from casstore.errors import ConflictError, PreconditionError
-from casstore.format.index import Location, encode
+from casstore.format.index import NONCE_SIZE, Location, encode
 from casstore.format.pack import PackKind
 from casstore.repo import layout
 from casstore.repo.check.places import Places
@@ -33,7 +34,7 @@ def put_pack(backend: Backend, sealed: Sealed) -> None:
 
 def put_segment(backend: Backend, places: list[tuple[bytes, Location]]) -> str:
     """Write a segment of the index, whatever is there under its name, and return its key."""
-    data = encode(places)
+    data = encode(places, nonce=os.urandom(NONCE_SIZE))
     key = layout.index_key(hashing.digest(data))
     backend.put(key, [data])
     return key
