@@ -108,6 +108,9 @@ class Bucket:
         are merged into the dataset's; ``tag`` is set on the version.
         Nothing is changed when this raises.
         """
+        parsed = parse_mixed(sources)
+        if not parsed:
+            raise UsageError("nothing to upload", hint="name a file or a folder")
         commit = Commit(
             self.refs,
             self._catalog,
@@ -117,13 +120,10 @@ class Bucket:
             metadata=metadata,
             labels=labels,
             tag=tag,
-            provenance=provenance,
+            provenance=moving.provenance(parsed, provenance),
             force=force_new_version,
             origin=origin,
         )
-        parsed = parse_mixed(sources)
-        if not parsed:
-            raise UsageError("nothing to upload", hint="name a file or a folder")
         select = matcher(regex, named=parsed)
         shown = progress or Silent()
         self._check_resume(shown, resume=resume)
@@ -163,6 +163,7 @@ class Bucket:
         """
         if not add and not remove:
             raise UsageError("nothing to do", hint="name what to add, what to remove, or both")
+        parsed = parse_additions(add)
         commit = Commit(
             self.refs,
             self._catalog,
@@ -172,12 +173,11 @@ class Bucket:
             metadata=metadata,
             labels=labels,
             tag=set_tag,
-            provenance=provenance,
+            provenance=moving.provenance(parsed, provenance),
             force=force_new_version,
             origin=origin,
         )
         dropped = matcher(remove)
-        parsed = parse_additions(add)
         keep = None if dropped is None else lambda path: not dropped(path)
         shown = progress or Silent()
         self._check_resume(shown, resume=resume)

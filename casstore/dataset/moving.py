@@ -11,7 +11,7 @@ import functools
 import os
 from collections.abc import Callable, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from casstore.transfer.scan import Source
     from casstore.transfer.upload import TreeResult
 
-__all__ = ["memory_dir", "transfer"]
+__all__ = ["memory_dir", "provenance", "transfer"]
 
 
 def transfer(
@@ -63,6 +63,12 @@ def transfer(
     if result is None:
         raise ValueError("no sources")
     return result
+
+
+def provenance(sources: Sequence[Source | RemoteSource], given: dict[str, Any] | None) -> dict[str, Any]:
+    """Return what a version's record says of where it comes from: what was given, and the URLs among the sources."""
+    urls = [source.url for source in sources if isinstance(source, RemoteSource)]
+    return {"urls": urls, **(given or {})} if urls else dict(given or {})
 
 
 def _is_remote(source: Source | RemoteSource) -> bool:

@@ -25,7 +25,7 @@ OSMO_PART = 8 << 20
 _MIB = 1 << 20
 _PARTS = (8, 5, 6, 7, 10, 15, 16, 20, 25, 32, 50, 64, 100, 128, 200, 250, 256, 500, 512, 1000, 1024, 2048, 5120)
 """Sizes of parts, in MiB, that uploading tools use, the likeliest first."""
-_TRIED = 4
+_TRIED = 6
 _MOST_PARTS = 10_000
 _ETAG = re.compile(r"([0-9a-f]{32})(?:-([1-9][0-9]{0,5}))?\Z", re.ASCII)
 _TEXT_BLOCK = 1 << 20

@@ -205,6 +205,12 @@ def test_upstreams_own_form(osmo: Osmo, tmp_path: Path) -> None:
     assert osmo("migrate", "no such thing").code == 2
 
 
+def test_nothing_is_only_referred_to(osmo: Osmo) -> None:
+    for command in (["migrate", "s3://b/x", "DS"], ["adopt", "DS", "s3://b/x"]):
+        result = osmo(*command, "--reference")
+        assert (result.code, "--reference is not possible" in result.out) == (2, True)
+
+
 def test_a_prefix(osmo: Osmo, bucket: Any, tmp_path: Path) -> None:
     files = {"a": b"a", "b/c": b"c", "b/large": LARGE}
     for name, data in files.items():
@@ -245,6 +251,8 @@ def test_uploads_and_updates_from_storage(osmo: Osmo, bucket: Any, tmp_path: Pat
         "all/a.txt": b"remote a.txt",
         "all/sub/b.txt": b"remote sub/b.txt",
     }
+    [*_, version] = osmo("info", "DS", "-t", "json").json()["versions"]
+    assert version["provenance"]["urls"] == [f"{url}/a.txt", url]
     assert osmo("upload", "DS", "-x", "nothing", f"{url}/a.txt").code == 0
     assert downloaded(osmo, "DS", tmp_path / "4") == {"a.txt": b"remote a.txt"}
     bucket.put("clash/folder", [b"a file"])

@@ -13,7 +13,7 @@ import click
 from casstore.errors import IntegrityError, UsageError
 from casstore_cli import output
 from casstore_cli.commands.dataset import shapes, trees
-from casstore_cli.commands.dataset.migrate import checked, problem_shape, show_problems
+from casstore_cli.commands.dataset.migrate import checked, problem_shape, refuse_reference, show_problems
 from casstore_cli.commands.dataset.options import regex_option, tree_options, workers
 from casstore_cli.commands.dataset.transfer import amount, working
 from casstore_cli.multi import Command
@@ -39,6 +39,7 @@ _STOPPED = "nothing was changed; adopt again to continue from here"
 @click.option("--tag", metavar="TAG", help="Set this tag on the new version.")
 @click.option("--dry-run", is_flag=True, help="Only show what would be taken over, and what is wrong.")
 @click.option("--skip-damaged", is_flag=True, help="Make the version without the files that are damaged.")
+@click.option("--reference", is_flag=True, hidden=True)
 @click.option("-T", "--threads", type=click.IntRange(1), help="Files that are read at once.")
 @output.format_option("text", "json")
 @click.pass_context
@@ -56,6 +57,7 @@ def adopt(
     tag: str | None,
     dry_run: bool,
     skip_damaged: bool,
+    reference: bool,
     threads: int | None,
     format_type: str,
 ) -> None:
@@ -71,6 +73,7 @@ def adopt(
     from casstore.dataset.sources import matcher
     from casstore_cli.stores import open_bucket
 
+    refuse_reference(reference=reference)
     ref = parse_ref(name)
     if ref.tag and tag and ref.tag != tag:
         raise UsageError(f"{name} and --tag {tag}: only one tag can be set")

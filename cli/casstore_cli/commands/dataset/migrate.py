@@ -55,6 +55,7 @@ _CHECKS = {
 @click.option("--dry-run", is_flag=True, help="Only show what would be done, and what is wrong.")
 @click.option("--skip-damaged", is_flag=True, help="Make versions without the files that are damaged.")
 @click.option("--follow", cls=ManyOption, metavar="URL...", help="Read linked objects below these URLs, too.")
+@click.option("--reference", is_flag=True, hidden=True)
 @click.option("-T", "--threads", type=click.IntRange(1), help="Files that are read at once.")
 @output.format_option("text", "json")
 @click.pass_context
@@ -70,6 +71,7 @@ def migrate(
     dry_run: bool,
     skip_damaged: bool,
     follow: tuple[str, ...],
+    reference: bool,
     threads: int | None,
     format_type: str,
 ) -> None:
@@ -82,6 +84,7 @@ def migrate(
     Every file is checked against the digest in the manifest. Done again, it continues behind the last version that is
     here.
     """
+    refuse_reference(reference=reference)
     if not _is_place(source):
         _say_nothing_to_do(source, name)
         return
@@ -112,6 +115,15 @@ def migrate(
             _tell(bucket, url, reports, format_type)
     if any(outcome.state in ("damaged", "late") for _, outcomes in reports for outcome in outcomes):
         ctx.exit(IntegrityError("").exit_code)
+
+
+def refuse_reference(*, reference: bool) -> None:
+    """``--reference`` would leave the data where it is: ``UsageError``."""
+    if reference:
+        raise UsageError(
+            "--reference is not possible: data is always copied",
+            hint="without it, every file is read once, and what versions share is stored once",
+        )
 
 
 def _is_place(source: str) -> bool:
