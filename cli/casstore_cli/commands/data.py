@@ -184,7 +184,7 @@ def delete(remote_uri: str, regex: str | None, force: bool, format_type: str) ->
             what = f"{_objects(doomed.objects)} ({output.size(doomed.size)})"
             if not output.confirm(f"Delete {what} at {shown}?"):
                 raise CancelledError("nothing was deleted")
-        with _working("Deleting") as meter:
+        with _working("Deleting", "what was deleted stays deleted") as meter:
             meter.expect(doomed.objects, doomed.size)
             meter.listed()
             deleted = delete_objects(place, regex=regex, progress=meter) if doomed.objects else 0
@@ -244,12 +244,12 @@ def _place(url: str) -> Iterator[Place]:
 
 
 @contextmanager
-def _working(verb: str) -> Iterator[Meter]:
+def _working(verb: str, stopped: str = "what is whole stays; run it again with --resume") -> Iterator[Meter]:
     try:
         with Meter(verb) as meter:
             yield meter
     except KeyboardInterrupt:
-        raise CancelledError("interrupted: what is whole stays; run it again with --resume") from None
+        raise CancelledError(f"interrupted: {stopped}") from None
 
 
 def _tell(ctx: click.Context, result: Result, meter: Meter, format_type: str, done: str, again: str) -> None:
