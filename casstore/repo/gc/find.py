@@ -19,7 +19,7 @@ from casstore.repo.gc.watch import Watcher
 from casstore.repo.refs import Refs, is_active
 from casstore.repo.store import Store
 
-__all__ = ["REPAIR", "Dropped", "Found", "Objects", "find_versions", "list_objects", "walk"]
+__all__ = ["REPAIR", "Dropped", "Found", "Objects", "find_versions", "is_empty", "list_objects", "walk"]
 
 REPAIR = "`osmo store check` says what is damaged; `osmo store repair` mends what can be, or delete that version"
 
@@ -31,6 +31,7 @@ Dropped = Container[tuple[str, int]]
 class Live:
     """A version that is there: what it is called, and the id of its manifest."""
 
+    dataset_id: str
     name: str
     number: int
     manifest: bytes
@@ -47,6 +48,8 @@ class Found:
     """Deleted versions of those."""
     datasets: list[str] = field(default_factory=list)
     """Deleted datasets and collections."""
+    empty: list[Head] = field(default_factory=list)
+    """Of the heads, those of collections whose name leads elsewhere, and of datasets without a version."""
 
 
 @dataclass(slots=True)
@@ -88,6 +91,8 @@ def find_versions(refs: Refs, *, purged: Container[str] = (), dropped: Dropped =
             found.datasets.append(dataset_id)
             continue
         found.heads.append(head)
+        if is_empty(refs, head):
+            found.empty.append(head)
         if head.type == DatasetType.COLLECTION:
             continue
         for number in refs.versions(dataset_id, head):
@@ -105,10 +110,20 @@ def find_versions(refs: Refs, *, purged: Container[str] = (), dropped: Dropped =
             return None
         except IntegrityError as error:
             raise unreadable(head.name, number, error) from None
-        return Live(head.name, number, bytes.fromhex(record.manifest))
+        return Live(head.id, head.name, number, bytes.fromhex(record.manifest))
 
     found.live = [version for version in refs.each(read, wanted) if version is not None]
     return found
+
+
+def is_empty(refs: Refs, head: Head) -> bool:
+    """Whether there is nothing behind a head: it was created, and nobody came back to it."""
+    if head.type == DatasetType.DATASET:
+        return not any(is_active(head, number) for number in refs.versions(head.id, head))
+    try:
+        return refs.resolve_name(head.name) != head.id
+    except NotFoundError:
+        return True
 
 
 def _heads(refs: Refs, purged: Container[str]) -> Iterable[tuple[str, Head | None]]:
@@ -140,6 +155,14 @@ def _expect_gone(refs: Refs, head: Head, number: int) -> None:
         )
 
 
+def _counts(refs: Refs, version: Live) -> bool:
+    try:
+        head, _ = refs.read_head(version.dataset_id)
+    except NotFoundError:
+        return False
+    return not head.deleted and is_active(head, version.number)
+
+
 def unreadable(name: str, number: int, error: CasstoreError) -> IntegrityError:
     """The error for a version whose record or tree can't be read."""
     return IntegrityError(
@@ -147,8 +170,8 @@ def unreadable(name: str, number: int, error: CasstoreError) -> IntegrityError:
     )
 
 
-def walk(store: Store, versions: Iterable[Live], watcher: Watcher) -> Walker:
-    """Collect what these versions refer to."""
+def walk(store: Store, refs: Refs, versions: Iterable[Live], watcher: Watcher) -> Walker:
+    """Collect what these versions refer to. One that is deleted meanwhile may be left out."""
     versions = list(versions)
     watcher.phase("Reading versions", len(versions))
     walker = Walker(store)
@@ -156,6 +179,7 @@ def walk(store: Store, versions: Iterable[Live], watcher: Watcher) -> Walker:
         try:
             walker.manifest(version.manifest)
         except (IntegrityError, NotFoundError) as error:
-            raise unreadable(version.name, version.number, error) from None
+            if _counts(refs, version):
+                raise unreadable(version.name, version.number, error) from None
         watcher.step()
     return walker

@@ -6,12 +6,16 @@ record gets. Marking changes nothing for anybody: it writes down what nothing re
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Sequence
+
+import msgspec
 
 from casstore.errors import IntegrityError, NotFoundError
 from casstore.format.manifest import MAX_DEPTH
+from casstore.model import DatasetType, Head
 from casstore.repo import layout, trash
-from casstore.repo.gc.find import Dropped, Objects, find_versions, list_objects, walk
+from casstore.repo.gc.find import Dropped, Found, Objects, find_versions, is_empty, list_objects, walk
 from casstore.repo.gc.live import LiveChunks
 from casstore.repo.gc.plan import Facts, Holder, ManifestFact, Marked, PackFact, Plan
 from casstore.repo.gc.shares import needed_bytes
@@ -42,7 +46,7 @@ def gather(store: Store, refs: Refs, watcher: Watcher, *, now: float, dropped: D
     _leases(store, facts)
     purged = {dataset_id for listed in records for dataset_id in listed.record.datasets}
     found = find_versions(refs, purged=purged, dropped=dropped)
-    walker = walk(store, found.live, watcher)
+    walker = walk(store, refs, found.live, watcher)
     facts.datasets, facts.versions = found.datasets, found.versions
     _trash(facts, records, objects)
     _packs(store, refs, facts, objects, walker.chunks, watcher)
@@ -53,6 +57,7 @@ def gather(store: Store, refs: Refs, watcher: Watcher, *, now: float, dropped: D
         ManifestFact(manifest_id, size, mtime, manifest_id in walker.manifests or stays.get(manifest_id, False))
         for manifest_id, (size, mtime) in objects.manifests.items()
     ]
+    facts.abandoned = [*_abandoned(store, refs, found)]
     facts.probes = [(info.key, info.mtime) for info in store.backend.list(PROBES)]
     return facts
 
@@ -78,6 +83,7 @@ def _packs(store: Store, refs: Refs, facts: Facts, objects: Objects, live: LiveC
     # What is not listed was stored since, or is lost.
     unlisted = sorted(indexed - objects.packs.keys())
     there = dict(zip(unlisted, refs.each(lambda pack_id: _is_there(store, pack_id), unlisted), strict=True))
+    facts.absent = {pack_id for pack_id, is_there in there.items() if not is_there}
     there.update(dict.fromkeys(objects.packs, True))
     needed = needed_bytes(segments, live, {pack_id for pack_id, yes in there.items() if yes}, facts.listed)
     facts.packs = [
@@ -121,16 +127,38 @@ def _trash(facts: Facts, records: Sequence[Listed], objects: Objects) -> None:
     facts.versions = [version for version in facts.versions if version not in listed_versions]
 
 
+def _abandoned(store: Store, refs: Refs, found: Found) -> Iterator[tuple[str, float]]:
+    """Yield the heads that nobody came back to after they were created."""
+    named = {dataset_id for _, dataset_id in refs.list_names()} if found.empty else set()
+    for head in found.empty:
+        if head.type == DatasetType.DATASET or head.id not in named:
+            with contextlib.suppress(NotFoundError):
+                yield head.id, store.backend.stat(layout.head_key(head.id)).mtime
+
+
+def _abandon(refs: Refs, dataset_id: str) -> bool:
+    """Mark such a head deleted, unless somebody has come back."""
+
+    def change(head: Head) -> Head:
+        return msgspec.structs.replace(head, deleted=True) if is_empty(refs, head) else head
+
+    try:
+        return refs.update_head(dataset_id, change).deleted
+    except NotFoundError:
+        return True
+
+
 def _open(records: Iterable[Listed]) -> Iterator[Listed]:
     return (listed for listed in records if listed.record.state != TrashState.DELETED)
 
 
-def mark(store: Store, plan: Plan, watcher: Watcher) -> list[str]:
+def mark(store: Store, refs: Refs, plan: Plan, watcher: Watcher) -> list[str]:
     """Write down what a plan marks, and return the ids of the records."""
+    datasets = [*plan.datasets, *(dataset_id for dataset_id in plan.abandoned if _abandon(refs, dataset_id))]
     packs = [pack.pack_id.hex() for pack in (*plan.dead, *plan.sparse)]
     manifests = [manifest.manifest_id.hex() for manifest in plan.manifests]
     ids: list[str] = []
-    for number in range(0, max(len(packs), len(manifests), len(plan.versions), len(plan.datasets)), _AT_ONCE):
+    for number in range(0, max(len(packs), len(manifests), len(plan.versions), len(datasets)), _AT_ONCE):
         part = slice(number, number + _AT_ONCE)
         ids.append(
             trash.create(
@@ -138,7 +166,7 @@ def mark(store: Store, plan: Plan, watcher: Watcher) -> list[str]:
                 packs=packs[part],
                 manifests=manifests[part],
                 versions=plan.versions[part],
-                datasets=plan.datasets[part],
+                datasets=datasets[part],
             )
         )
         watcher.step()

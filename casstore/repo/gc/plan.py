@@ -106,12 +106,16 @@ class Facts:
     manifests: list[ManifestFact] = field(default_factory=list)
     holders: list[Holder] = field(default_factory=list)
     marked: list[Marked] = field(default_factory=list)
+    absent: set[bytes] = field(default_factory=set)
+    """Packs that the index speaks of and that are gone: a merge by somebody who stood still brought them back."""
     listed: set[bytes] = field(default_factory=set)
     """Packs and manifests that are on a trash record already."""
     datasets: list[str] = field(default_factory=list)
     """Ids of deleted datasets, not yet on a record."""
     versions: list[tuple[str, int]] = field(default_factory=list)
     """Deleted versions of other datasets, not yet on a record."""
+    abandoned: list[tuple[str, float]] = field(default_factory=list)
+    """Datasets without a version, and collections that never got their name; with the times of their heads."""
     probes: list[tuple[str, float]] = field(default_factory=list)
     """Keys and times of what probes left."""
     expired: list[tuple[str, float]] = field(default_factory=list)
@@ -142,6 +146,7 @@ class Plan:
     manifests: list[ManifestFact] = field(default_factory=list)
     datasets: list[str] = field(default_factory=list)
     versions: list[tuple[str, int]] = field(default_factory=list)
+    abandoned: list[str] = field(default_factory=list)
     leftovers: list[str] = field(default_factory=list)
     due: list[Marked] = field(default_factory=list)
     waiting: list[Marked] = field(default_factory=list)
@@ -152,7 +157,8 @@ class Plan:
     @property
     def marks(self) -> bool:
         """Whether there is anything to mark."""
-        return bool(self.dead or self.sparse or self.manifests or self.datasets or self.versions)
+        objects = self.dead or self.sparse or self.manifests
+        return bool(objects or self.datasets or self.versions or self.abandoned)
 
     @property
     def empty(self) -> bool:
@@ -191,6 +197,7 @@ def make_plan(facts: Facts, rules: Rules) -> Plan:
     plan.kept = kept.all()
     plan.datasets = sorted(facts.datasets)
     plan.versions = sorted(facts.versions)
+    plan.abandoned = sorted(dataset_id for dataset_id, mtime in facts.abandoned if not kept.protects(mtime))
     plan.leftovers = [
         *_older(facts.probes, facts.now - LEFTOVERS_AFTER),
         *_older(facts.expired, facts.now - max(LEFTOVERS_AFTER, rules.grace)),

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
-from casstore.errors import ConflictError
-from casstore.repo import layout
+from casstore.errors import ConflictError, IntegrityError
+from casstore.repo import layout, trash
 from casstore.repo.gc.find import Dropped
 from casstore.repo.gc.mark import KIND, gather, mark
 from casstore.repo.gc.plan import Facts, Plan, Rules, make_plan
@@ -24,8 +24,12 @@ from casstore.repo.gc.watch import Watcher
 from casstore.repo.leases import Clock, Lease, LeaseInfo, list_leases
 from casstore.repo.refs import Refs
 from casstore.repo.store import Store
+from casstore.repo.trash import TrashState
 
 __all__ = ["Collector", "Outcome"]
+
+_LOOKS = 3
+"""How often a store is looked at while others collect."""
 
 
 @dataclass(slots=True)
@@ -111,14 +115,28 @@ class Collector:
 
         ``IntegrityError`` when a version that counts can't be read.
         """
-        self._facts = gather(self._store, self._refs, self._watcher, now=self.now, dropped=dropped)
+        self._facts = self._gather(dropped)
         return make_plan(self._facts, self._rules)
+
+    def _gather(self, dropped: Dropped) -> Facts:
+        for _ in range(_LOOKS):
+            before = self._collections()
+            try:
+                return gather(self._store, self._refs, self._watcher, now=self.now, dropped=dropped)
+            except IntegrityError:
+                # What was deleted and collected by somebody else while this one looked is no damage.
+                if self._collections() == before:
+                    raise
+        raise ConflictError("another collection deletes while this one looks", hint="run it again when it is done")
+
+    def _collections(self) -> dict[str, TrashState]:
+        return {listed.record.id: listed.record.state for listed in trash.list_trash(self._store.backend)}
 
     def run(self, plan: Plan) -> Outcome:
         """Do what a plan says. What is interrupted is taken up by the next run."""
         outcome = Outcome()
         if plan.marks:
-            outcome.records = mark(self._store, plan, self._watcher)
+            outcome.records = mark(self._store, self._refs, plan, self._watcher)
             outcome.marked_packs = len(plan.dead) + len(plan.sparse)
             outcome.marked_size = plan.frees
         due = [marked.id for marked in plan.due]
@@ -128,7 +146,7 @@ class Collector:
             outcome.swept = sweep(
                 self._store, self._refs, due, self._rules, self._watcher, needed=self._needed_again(plan)
             )
-        self._store.index.tidy()
+        self._store.index.tidy(self._facts.absent if self._facts else ())
         self._store.backend.delete(plan.leftovers)
         outcome.leftovers = len(plan.leftovers)
         return outcome

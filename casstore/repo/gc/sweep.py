@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from casstore.errors import CasstoreError, IntegrityError, NotFoundError
+from casstore.errors import CasstoreError, ConflictError, IntegrityError, NotFoundError, UsageError
 from casstore.format.pack import HEADER_SIZE, RECORD_SIZE, TRAILER_SIZE, Footer, Record
 from casstore.repo import layout, trash
 from casstore.repo.gc.find import find_versions, list_objects, walk
@@ -155,7 +155,7 @@ class _Sweep:
         self._mover = Mover(self._store, going)
         self._store.index.load(again=True)
         found = find_versions(self._refs, purged=purged)
-        return walk(self._store, found.live, self._watcher)
+        return walk(self._store, self._refs, found.live, self._watcher)
 
     # ---- deciding
 
@@ -198,6 +198,10 @@ class _Sweep:
             return self._stays(pack_id)
         try:
             self._mover.move(pack_id, footer.kind, needed)
+        except NotFoundError:
+            raise ConflictError(
+                f"another collection has deleted {layout.pack_key(pack_id)} meanwhile", hint="run it again"
+            ) from None
         except IntegrityError:
             if sealed:
                 raise
@@ -279,6 +283,8 @@ class _Sweep:
     def _purge_dataset(self, dataset_id: str) -> bool:
         try:
             self._refs.purge(dataset_id)
+        except UsageError:
+            return False  # somebody has come back to it
         except NotFoundError:
             # Its head is gone: what is left are records that came too late.
             keys = [layout.version_key(dataset_id, number) for number in self._refs.numbers(dataset_id)]

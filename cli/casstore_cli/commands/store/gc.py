@@ -154,7 +154,11 @@ def _mark_text(store: Plan) -> str:
     if store.sparse:
         moved = sum(pack.needed or 0 for pack in store.sparse)
         parts.append(f"{_packs(len(store.sparse))} after copying {output.size(moved)} of them")
-    listed = ((store.manifests, "manifest"), (store.versions, "deleted version"), (store.datasets, "deleted dataset"))
+    listed = (
+        (store.manifests, "manifest"),
+        (store.versions, "deleted version"),
+        ([*store.datasets, *store.abandoned], "deleted dataset"),
+    )
     parts += [_count(len(found), noun) for found, noun in listed if found]
     return f"{', '.join(parts)}: {output.size(store.frees)}"
 
@@ -196,7 +200,7 @@ def _plan_document(plan: GarbagePlan) -> dict[str, Any]:
             "repack": len(store.sparse),
             "manifests": len(store.manifests),
             "versions": len(store.versions),
-            "datasets": len(store.datasets),
+            "datasets": len(store.datasets) + len(store.abandoned),
             "bytes": store.frees,
         },
         "due": [_marked_document(marked, 0) for marked in store.due],
