@@ -165,6 +165,7 @@ def test_what_the_service_knew(world: World) -> None:
     assert world.bucket.refs.find("robots").labels == {"team": "arms"}
     said = "\n".join(world.warnings)
     assert "checksum of version 3" in said and "'12' is a number" in said and "bad key" in said
+    assert "latest was version 1, which is robots:1 now" in said
 
 
 def test_tags_and_labels_set_here_stay(world: World) -> None:

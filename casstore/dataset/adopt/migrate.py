@@ -220,6 +220,15 @@ class Migration:
                 f"the checksum of version {step.number} is {step.source.checksum}, and the service said {info.checksum}"
             )
 
+    def _compare_latest(self) -> None:
+        """Warn when OSMO's ``latest``, which was what finished last, is not the highest version."""
+        for number, here in self._here.items():
+            info = self._infos.get(number)
+            if info is not None and "latest" in (info.tags or []) and number != max(self._here):
+                self._warn(
+                    f"latest was version {number}, which is {self.name}:{here.version} now; here it is the highest one"
+                )
+
     def _restore(self) -> None:
         """Set the tags and labels that the service knew and that nobody has set here."""
         if self._info is None or not self._here:
@@ -229,6 +238,7 @@ class Migration:
             info = self._infos.get(number)
             if info is not None:
                 wanted |= dict.fromkeys(info.plain_tags(self._warn), here.version)
+        self._compare_latest()
         labels, _ = plain(self._info.labels or {}, f"the labels of {self.name}", self._warn)
 
         def change(head: Head) -> Head:
