@@ -7,7 +7,7 @@ is kept beside it, so that a lost index is told from lost data. Nothing of the s
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 
 from casstore.errors import FormatError, IntegrityError, NotFoundError
@@ -34,9 +34,22 @@ class Indexed:
         self.key = key
         self.segment = segment
         self.counted = counted
-        self.packs = frozenset(segment.pack_ids())
+        self._numbers = {pack_id: number for number, pack_id in enumerate(segment.pack_ids())}
+        self._by_number: Counter[int] | None = None
+        self.packs = frozenset(self._numbers)
         self.found = 0
         self.by_pack: dict[bytes, int] = {}
+
+    def confirmed(self, pack_id: bytes) -> bool:
+        """Whether a pack whose footer was seen confirms every record that the segment has of it."""
+        if self._by_number is None:
+            try:
+                self._by_number = Counter(number for _, _, number, _ in self.segment.rows(0))
+            except FormatError:
+                self._by_number = Counter()
+        number = self._numbers.get(pack_id)
+        expected = 0 if number is None else self._by_number[number]
+        return expected > 0 and self.by_pack.get(pack_id) == expected
 
     @property
     def sound(self) -> bool:
@@ -175,6 +188,8 @@ class Places:
         pack = self.packs.get(place.pack_id)
         if pack is None or not pack.sound:
             return False
+        if one.confirmed(place.pack_id):
+            return True
         footer = self._footers.get(place.pack_id)
         if footer is None:
             try:

@@ -8,8 +8,6 @@ wrong is looked at once more. A version that is deleted or void has nothing to l
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from itertools import groupby, islice
 from typing import TypeVar
 
@@ -18,14 +16,15 @@ import msgspec
 from casstore.backend.base import ObjectInfo
 from casstore.errors import CasstoreError, FormatError, IntegrityError, NotFoundError
 from casstore.format import record
-from casstore.model import DatasetType, Head, Totals, VersionRecord
+from casstore.model import DatasetType, Head, VersionRecord
 from casstore.repo import layout
+from casstore.repo.check.dataset import Dataset, Version
 from casstore.repo.check.report import About, Problem
 from casstore.repo.check.session import Session
 from casstore.repo.limits import check_size
 from casstore.repo.records import NameRecord, head_problem, is_active, version_problem
 
-__all__ = ["Dataset", "Records", "Version", "read_record"]
+__all__ = ["Records", "read_record"]
 
 _MISSING = 256
 """Missing versions of one dataset that are looked for: its head may say anything."""
@@ -37,56 +36,6 @@ def read_record(session: Session, info: ObjectInfo, kind: str, cls: type[_T], li
     """Return a record. ``NotFoundError``, ``FormatError``."""
     check_size(info.key, info.size, limit)
     return record.decode(kind, session.backend.get(info.key).data, cls)
-
-
-@dataclass(frozen=True, slots=True)
-class Version:
-    """What a check keeps of a version record."""
-
-    manifest: bytes
-    checksum: str
-    totals: Totals
-    epoch: int
-    created_at: str
-    created_by: str
-
-
-@dataclass(slots=True)
-class Dataset:
-    """What is stored of one dataset: its head, or what is wrong with it; its sound and its damaged versions."""
-
-    id: str
-    head: Head | None = None
-    head_problem: str | None = None
-    versions: dict[int, Version] = field(default_factory=dict)
-    damaged: dict[int, str] = field(default_factory=dict)
-    missing: list[int] = field(default_factory=list)
-    problems: list[Problem] = field(default_factory=list)
-
-    @property
-    def name(self) -> str:
-        """What users call it, as far as is known."""
-        return self.head.name if self.head is not None else self.id
-
-    @property
-    def deleted(self) -> bool:
-        """Whether it is known to be deleted."""
-        return self.head is not None and self.head.deleted
-
-    def is_void(self, number: int) -> bool:
-        """Whether a version was put by a writer that had been fenced off: it was never committed."""
-        head, version = self.head, self.versions.get(number)
-        if head is None or version is None:
-            return False
-        return number > head.last_version and version.epoch < head.epoch
-
-    def active(self) -> Iterator[int]:
-        """Yield the numbers of the sound records of versions that users can see."""
-        for number in sorted(self.versions):
-            if self.head is None or (
-                not self.head.deleted and is_active(self.head, number) and not self.is_void(number)
-            ):
-                yield number
 
 
 class Records:

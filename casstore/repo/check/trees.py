@@ -31,14 +31,14 @@ from casstore.format.pack import decode_frame
 from casstore.model import Entry, Kind
 from casstore.repo import layout
 from casstore.repo.check.places import Places
-from casstore.repo.check.report import MAX_PATHS, show
+from casstore.repo.check.report import MAX_PATHS
 from casstore.repo.check.session import Session
+from casstore.repo.check.sums import contradiction
 from casstore.repo.limits import bounded_get
-from casstore.repo.tree import ChecksumBuilder, Tree
+from casstore.repo.tree import Tree
 
 __all__ = ["Damage", "Trees"]
 
-_BATCH = 256
 MAX_WANTED = 1 << 20
 """Chunks that are missing which are remembered; more are lost all the same."""
 
@@ -147,8 +147,12 @@ class Trees:
 
         self._session.spread(lambda unit: self._part(*unit), units())
         if whole:
-            self._session.spread(lambda one: self._sums(one, roots[one], found[one]), list(roots))
+            readable = [one for one in roots if found[one].root is None and not found[one].entries]
+            self._session.spread(lambda one: self._sums(one, roots[one], found[one]), readable)
         return found
+
+    def _sums(self, manifest_id: bytes, root: Root, damage: Damage) -> None:
+        damage.wrong = contradiction(Tree(self, manifest_id, root))
 
     def _part(self, damage: Damage, child: NodeRef, depth: int, end: _Key | None) -> _Seen | None:
         """Follow a node; returns what it is when all below it is whole."""
@@ -288,49 +292,6 @@ class Trees:
                         lost(entry.path, 0)
                     else:
                         yield entry
-
-    # ---- the whole of a tree
-
-    def _sums(self, manifest_id: bytes, root: Root, damage: Damage) -> None:
-        """Compute the checksum and the totals of a tree of which every node can be read."""
-        if damage.root is not None or damage.entries:
-            return
-        sums, folders = ChecksumBuilder(), Folders()
-        tree = Tree(self, manifest_id, root)
-        batch: list[Entry] = []
-        try:
-            for entry in tree.entries():
-                folders.check(entry)
-                batch.append(entry)
-                if len(batch) == _BATCH:
-                    sums.add(batch)
-                    batch = []
-            sums.add(batch)
-            if (sums.checksum(), sums.totals()) != (tree.checksum, tree.totals):
-                raise FormatError("its checksum or its totals are not those of its entries")
-        except IntegrityError as error:
-            damage.wrong = f"the tree can't be right: {error.message}"
-
-
-class Folders:
-    """Whether each entry's folder is a folder of the same tree, told from their order with little memory."""
-
-    def __init__(self) -> None:
-        self._above: list[tuple[bytes, set[bytes]]] = [(b"", set())]
-
-    def check(self, entry: Entry) -> None:
-        """Take the next entry; ``FormatError`` when it is in no folder."""
-        parent, _, name = entry.path.rpartition(b"/")
-        above = self._above
-        if above[-1][0] != parent:
-            upper, _, folder = parent.rpartition(b"/")
-            while len(above) > 1 and above[-1][0] != upper:
-                above.pop()
-            if above[-1][0] != upper or folder not in above[-1][1]:
-                raise FormatError(f"{show(parent)} holds entries, but is no folder")
-            above.append((parent, set()))
-        if entry.kind == Kind.DIRECTORY:
-            above[-1][1].add(name)
 
 
 def _bounded(children: Sequence[NodeRef], end: _Key | None) -> Iterator[tuple[NodeRef, _Key | None]]:

@@ -13,7 +13,7 @@ from enum import StrEnum
 from casstore.errors import FormatError
 from casstore.repo import layout
 from casstore.repo.check import About, Inspection, VersionLoss
-from casstore.repo.check.records import Dataset
+from casstore.repo.check.dataset import Dataset
 from casstore.repo.repair.quarantine import LARGEST
 from casstore.repo.repair.records import name_for
 

@@ -19,7 +19,8 @@ from casstore.errors import IntegrityError, NotFoundError, PreconditionError
 from casstore.model import DatasetType, Head
 from casstore.repo import layout
 from casstore.repo import records as stored
-from casstore.repo.check.records import Dataset, Records
+from casstore.repo.check.dataset import Dataset
+from casstore.repo.check.records import Records
 from casstore.repo.limits import bounded_object
 from casstore.repo.records import NameRecord, now, write_id
 from casstore.repo.repair.quarantine import LARGEST, Quarantine
