@@ -18,7 +18,9 @@ from casstore.dataset.ref import check_name, check_tag
 from casstore.dataset.summary import UploadResult, Version
 from casstore.errors import CasstoreError, ConflictError, NotFoundError
 from casstore.model import Head, VersionRecord
+from casstore.repo.hold import GoneError
 from casstore.repo.refs import Refs, now
+from casstore.repo.versions import DeletedError
 
 if TYPE_CHECKING:  # loading the upload for its result's type would slow every other command down
     from casstore.repo.hold import Hold
@@ -132,9 +134,15 @@ class Commit:
                 self._require_latest(head.id, base, number)
             return self._record(result, hold, number, write_id)
 
-        return self._refs.commit_version(
-            head.id, build, also=self._attributes, validate=lambda _: hold.check(result.manifest)
-        ).number
+        try:
+            return self._refs.commit_version(
+                head.id, build, also=self._attributes, validate=lambda _: hold.check(result.manifest)
+            ).number
+        except DeletedError:
+            if head.last_version:
+                raise
+            # A dataset that came to be for its first version: one without any is collected as garbage, too.
+            raise GoneError(0) from None
 
     def _require_latest(self, dataset_id: str, base: Version, number: int) -> None:
         """Refuse a number that another version comes before: a record is there for each number below a free one."""

@@ -64,6 +64,16 @@ Update = Callable[[str, Callable[[Head], Head]], Head]
 """Changes a head by compare-and-swap, as ``Refs.update_head`` does."""
 
 
+class DeletedError(ConflictError):
+    """The dataset was deleted while a version of it was committed."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"dataset {name!r} was deleted while the upload ran",
+            hint="upload again to create it anew",
+        )
+
+
 class _VoidError(Exception):
     """A fence came between the look at the head and the version record."""
 
@@ -149,7 +159,7 @@ def commit(
     for attempt in range(ATTEMPTS):
         head, _ = records.head(dataset_id)
         if head.deleted:
-            raise _deleted(head) if attempt else no_dataset(head.name)
+            raise DeletedError(head.name) if attempt else no_dataset(head.name)
         if validate is not None:
             validate(head)
         version = _put(records, head, build)
@@ -161,7 +171,7 @@ def commit(
         except NotFoundError:
             with contextlib.suppress(CasstoreError):
                 _tidy(records, dataset_id, version)
-            raise _deleted(head) from None
+            raise DeletedError(head.name) from None
         return version
     raise ConflictError("garbage was collected again and again while a version was committed", hint="try again")
 
@@ -226,10 +236,3 @@ def _tidy(records: Records, dataset_id: str, version: VersionRecord) -> None:
 def no_dataset(name: str) -> NotFoundError:
     """The error for a name that leads nowhere."""
     return NotFoundError(f"there is no dataset or collection {name!r}", hint="see `osmo dataset list --all-users`")
-
-
-def _deleted(head: Head) -> ConflictError:
-    return ConflictError(
-        f"dataset {head.name!r} was deleted while the upload ran",
-        hint="upload again to create it anew",
-    )
