@@ -5,16 +5,21 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from casstore.backend.base import Capabilities
 from casstore.backend.memory import MemoryBackend
 from casstore.dataset import Bucket
 from casstore.errors import CasstoreError, IntegrityError, NotFoundError, StorageError
 from casstore.format.pack import PackKind
 from casstore.repo import layout
 from casstore.repo.check import check_store
+from casstore.repo.gc.plan import Rules
+from casstore.repo.gc.run import Collector
 from casstore.repo.packs import read_footer
 from casstore.repo.repair import Repair
 from casstore.repo.store import Store
@@ -46,6 +51,8 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "one/b.txt": b"text " * 700,
         "two/c.bin": rng.randbytes(60_000),
         "two/b.txt": b"text " * 700,
+        "three/d.bin": rng.randbytes(50_000),
+        "three/b.txt": b"text " * 700,
     }.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -183,3 +190,78 @@ def test_a_repair_on_a_store_that_is_full_leaves_it_as_it_was(objects: dict[str,
         repair(faulty, tmp_path)
     assert {info.key: backend.get(info.key).data for info in backend.list("")} == objects
     assert same_or_better(before, readable(backend))
+
+
+class Busy(Memory):
+    """Does something else at the n-th call, as another process would."""
+
+    def __init__(self, objects: dict[str, bytes]) -> None:
+        super().__init__()
+        self.calls, self.at = 0, -1
+        self.action: Callable[[MemoryBackend], None] = lambda _: None
+        for key, data in objects.items():
+            super().put(key, [data])
+        self.calls = 0
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(conditional_put=True, local=True)  # without threads: the calls have one order
+
+    def _check_open(self) -> None:
+        super()._check_open()
+        self.calls += 1
+        if self.calls == self.at:
+            self.action(self)
+
+
+def upload_new(backend: MemoryBackend, folder: Path) -> None:
+    Bucket(Store.open(backend), name="b", user="u").upload("fresh", [f"{folder}/*"])
+
+
+def delete_and_collect(backend: MemoryBackend, _: Path) -> None:
+    rules = Rules(grace=0, margin=0, repack_below=0.9)
+    bucket = Bucket(Store.open(backend), name="b", user="u")
+    with contextlib.suppress(CasstoreError):
+        bucket.delete("ds", all_versions=True, force=True)
+    with (
+        contextlib.suppress(CasstoreError),  # while a version can't be read nothing is collected
+        Collector(Store.open(backend), rules=rules, clock=lambda: time.time() + 3600) as collector,
+    ):
+        collector.run(collector.plan())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("action", [upload_new, delete_and_collect])
+@pytest.mark.parametrize("salvage", [False, True])
+def test_others_go_on_meanwhile(
+    action: Callable[[MemoryBackend, Path], None], salvage: bool, objects: dict[str, bytes], sources: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    from casstore.repo.check import session
+
+    monkeypatch.setattr(session, "workers", lambda: 1)
+    kept = Bucket(Store.open(copy(objects)), name="b", user="u").refs.resolve_name("ds")
+    before = {key: files for key, files in readable(copy(objects)).items() if action is upload_new or kept not in key}
+    collected = 0
+
+    def mend(backend: MemoryBackend) -> None:
+        work = Repair(Store.open(backend), user="u", salvage=salvage)
+        work.execute(work.plan())
+
+    quiet = Busy(objects)
+    mend(quiet)
+    for at in range(1, quiet.calls + 1, 3):
+        backend = Busy(objects)
+        backend.at = at
+        backend.action = lambda inner: action(inner, sources / "three")
+        with contextlib.suppress(CasstoreError):
+            mend(backend)
+        assert same_or_better(before, readable(backend)), at
+        mend(backend)
+        assert same_or_better(before, readable(backend)), at
+        report = check_store(Store.open(backend), read=1.0)
+        assert {loss.name for loss in report.losses} <= {"ds:1", "ds:2"}, (at, report.losses)
+        collected += any(info.key.startswith(layout.TRASH) for info in backend.list(""))
+        if action is upload_new:
+            assert Bucket(Store.open(backend), name="b", user="u").verify("fresh").clean, at
+    assert (collected > 10) is (action is delete_and_collect)
