@@ -157,14 +157,18 @@ class Index:
         What the segments say of the packs in ``lost`` is dropped: those packs are gone, and the chunks are stored anew.
 
         The packs must be durable. Writing the merged segment comes before deleting what it replaces, so that a
-        crash leaves duplicates, never a gap.
+        crash leaves duplicates, never a gap. What was read from footers becomes known as well, even where nothing is
+        new: what a version refers to may be nowhere else.
         """
-        if not records:
-            return
         with self._lock:
+            if not records and not self._rebuilt:
+                return
             if not self._loaded:
                 self._load()
             added = {self._add(data) for data in self._take_rebuilt()}
+            if not records:
+                self._publish()
+                return
             data = encode(records)
             merged = self._to_merge(len(records))
             if merged:

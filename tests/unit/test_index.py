@@ -146,6 +146,19 @@ def test_an_index_that_is_damaged_is_read_from_the_packs_instead(tmp_path: Path,
         assert sum(segment.records for segment in store.index.segments()) > 4
 
 
+def test_an_upload_that_stores_nothing_new_makes_known_what_it_relies_on(tmp_path: Path) -> None:
+    """The packs are there, of an upload that was interrupted before it published them."""
+    source, manifest = uploaded(tmp_path)
+    for path in (tmp_path / "store" / "index").iterdir():
+        path.unlink()
+    with Store.open(open_backend(f"file://{tmp_path}/store")) as store:
+        assert upload_tree(store, [Source(os.fsencode(source), b"", contents=True)]).new_chunks == 0
+    assert len([*(tmp_path / "store" / "index").iterdir()]) == 1
+    with Store.open(open_backend(f"file://{tmp_path}/store")) as store:
+        assert verify_store(store).problems == []
+        assert store.has_manifest(manifest)
+
+
 def test_one_segment_of_several_is_lost(tmp_path: Path) -> None:
     source, manifest = uploaded(tmp_path)
     first = {path.name for path in (tmp_path / "store" / "index").iterdir()}
