@@ -7,7 +7,7 @@ import platform
 import tempfile
 from pathlib import Path
 
-from benchmarks import generate, peers
+from benchmarks import generate, peers, remote
 
 
 def main() -> None:
@@ -16,11 +16,17 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "casstore-benchmarks")
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="all contenders, interleaved")
-    run.add_argument("--data", nargs="+", choices=generate.SETS, default=list(generate.SETS))
+    run.add_argument("--data", nargs="+", choices=generate.SETS, default=["large", "small", "mixed"])
     run.add_argument("--rounds", type=int, default=3)
     run.add_argument("--scale", type=float, default=1.0)
     run.add_argument("--only", nargs="+", default=[], help="these contenders (casstore is always there)")
     run.add_argument("--output", type=Path, help="append the report to this file")
+    far = commands.add_parser("remote", help="upload to and download from an S3 server, beside rclone")
+    far.add_argument("--data", nargs="+", choices=generate.SETS, default=["video", "mixed"])
+    far.add_argument("--rounds", type=int, default=3)
+    far.add_argument("--scale", type=float, default=1.0)
+    far.add_argument("--steps", nargs="+", choices=remote.STEPS, default=list(remote.STEPS))
+    far.add_argument("--output", type=Path, help="append the report to this file")
     commands.add_parser("kernels", help="the cost of each kernel")
     commands.add_parser("scaling", help="cost per gigabyte and per file")
     make = commands.add_parser("generate", help="make a data set")
@@ -44,7 +50,10 @@ def main() -> None:
         print(kernels.scaling(arguments.folder))
     else:
         for name in arguments.data:
-            report = peers.compare(name, arguments.folder, arguments.rounds, arguments.scale, arguments.only)
+            if arguments.command == "remote":
+                report = remote.compare(name, arguments.folder, arguments.rounds, arguments.scale, arguments.steps)
+            else:
+                report = peers.compare(name, arguments.folder, arguments.rounds, arguments.scale, arguments.only)
             print(report, "\n", flush=True)
             if arguments.output:
                 with arguments.output.open("a") as out:

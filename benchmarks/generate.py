@@ -47,6 +47,12 @@ def large(root: Path, scale: float) -> None:
         noise(root / f"camera_{number}.mp4", int(512 * MIB * scale), number)
 
 
+def video(root: Path, scale: float) -> None:
+    """Write twenty video-like files, 1 GiB in all at scale 1."""
+    for number in range(20):
+        noise(root / f"camera_{number:02d}.mp4", int(1024 * MIB * scale) // 20, 1000 + number)
+
+
 def small(root: Path, scale: float) -> None:
     """Write files of 8 KiB, 50,000 at scale 1, a thousand in a folder."""
     rng = random.Random(8)
@@ -81,7 +87,7 @@ def mixed(root: Path, scale: float) -> None:
             )
 
 
-SETS: dict[str, Callable[[Path, float], None]] = {"large": large, "small": small, "mixed": mixed}
+SETS: dict[str, Callable[[Path, float], None]] = {"large": large, "small": small, "mixed": mixed, "video": video}
 
 
 def make(name: str, root: Path, scale: float = 1.0) -> None:

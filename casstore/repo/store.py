@@ -16,7 +16,7 @@ from typing import Any, Self
 import msgspec
 
 from casstore import hashing
-from casstore.backend.base import Absent, Backend
+from casstore.backend.base import Absent, Backend, Buffer
 from casstore.backend.probe import PROBES, ProbeReport, probe, refusal
 from casstore.chunking.params import ChunkerParams
 from casstore.errors import FormatError, IntegrityError, NotFoundError, PreconditionError
@@ -27,6 +27,7 @@ from casstore.format.pack import decode_frame
 from casstore.repo import layout, single
 from casstore.repo.index import Index
 from casstore.repo.limits import bounded_get
+from casstore.repo.nodes import Windows
 from casstore.repo.tree import Tree
 from casstore.repo.writer import OnPack, Writer
 
@@ -66,6 +67,7 @@ class Store:
         self.config = config
         self.chunker = ChunkerParams.from_dict(config.chunker)
         self.index = Index(backend)
+        self._windows = Windows(backend)
 
     @property
     def id(self) -> str:
@@ -151,10 +153,15 @@ class Store:
         return self.index.locate(chunk_id)
 
     def read_chunk(self, chunk_id: bytes, raw: int | None = None) -> bytes:
-        """Return one verified chunk; ``raw``, when given, is the length it must have."""
+        """Return one verified node of a tree; ``raw``, when given, is the length it must have."""
         place = self.locate(chunk_id)
         if place.raw > MAX_NODE or (raw is not None and place.raw != raw):
             raise IntegrityError(f"chunk {chunk_id.hex()} has another length than its reference says")
+        if not self.backend.capabilities.local:
+            try:
+                return bytes(decode_frame(chunk_id, place.codec, self._windows.read(place), place.raw))
+            except (IntegrityError, NotFoundError):
+                self._windows.forget(place)  # it is read once more below, alone
         return bytes(next(self.read_chunks([(chunk_id, place.raw)])))
 
     def read_chunks(self, refs: Sequence[tuple[bytes, int]]) -> Iterator[bytes | bytearray | memoryview]:
@@ -188,6 +195,19 @@ class Store:
             at = stop
 
     def _decode(self, chunk_id: bytes, place: Location, payload: bytes | memoryview) -> bytes | bytearray | memoryview:
+        try:
+            return decode_frame(chunk_id, place.codec, payload, place.raw)
+        except IntegrityError:
+            if self.backend.capabilities.local:
+                return self.decode(chunk_id, place, payload)
+        # It may have been damaged on its way.
+        return self.decode(
+            chunk_id, place, self.backend.read(layout.pack_key(place.pack_id), place.offset, place.stored)
+        )
+
+    @staticmethod
+    def decode(chunk_id: bytes, place: Location, payload: Buffer) -> bytes | bytearray | memoryview:
+        """Return the chunk in a frame, verified; ``IntegrityError`` that says where it is damaged."""
         try:
             return decode_frame(chunk_id, place.codec, payload, place.raw)
         except IntegrityError as error:

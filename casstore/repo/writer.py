@@ -33,7 +33,9 @@ from casstore.repo.tree import rewrapped
 PUBLISH_EVERY = 1 << 18
 """New chunks after which the index gets a segment, so that memory stays bounded however large the upload."""
 WRITERS = 2
-"""Background threads that write packs."""
+"""Background threads that write packs to local files."""
+SENDERS = 6
+"""The same for an object store: each waits for the line most of its time."""
 
 OnPack = Callable[[bytes], None]
 
@@ -97,8 +99,11 @@ class Writer:
         self._lock = threading.Lock()
         self._lanes: list[Lane] = []
         self._free: dict[PackKind, queue.SimpleQueue[PackBuilder]] = {k: queue.SimpleQueue() for k in PackKind}
-        target = min(packs.PACK_TARGET, max(packs.PACK_LEAST, packs.PACK_MEMORY // (lanes + 1)))
-        for _ in range(lanes + 1):
+        local = backend.capabilities.local
+        # Where writing waits, every lane has a pack to fill while all that can be are on their way.
+        count = lanes + 1 if local else lanes + SENDERS
+        target = min(packs.PACK_TARGET, max(packs.PACK_LEAST, packs.PACK_MEMORY // count))
+        for _ in range(count):
             self._free[PackKind.DATA].put(PackBuilder(PackKind.DATA, target))
         for _ in range(2):
             self._free[PackKind.META].put(PackBuilder(PackKind.META))
@@ -107,7 +112,8 @@ class Writer:
         self._idle = threading.Condition(self._lock)
         self._error: BaseException | None = None
         self._threads = [
-            threading.Thread(target=self._write_packs, name=f"casstore-pack-{n}", daemon=True) for n in range(WRITERS)
+            threading.Thread(target=self._write_packs, name=f"casstore-pack-{n}", daemon=True)
+            for n in range(WRITERS if local else SENDERS)
         ]
         for thread in self._threads:
             thread.start()

@@ -30,7 +30,7 @@ __all__ = ["MEMORY", "DownloadStats", "download_tree"]
 
 MEMORY = 128 << 20
 """Bytes in flight, by default."""
-THREADS_LOCAL, THREADS_REMOTE = 8, 16
+THREADS_LOCAL, THREADS_REMOTE = 8, 8
 _FILE, _DIRECTORY = int(Kind.FILE), int(Kind.DIRECTORY)  # plain numbers compare faster, once for each entry
 _SPECIAL = stat.S_ISUID | stat.S_ISGID
 _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})

@@ -2,7 +2,8 @@
 
 Decided here and only here: how the chunks that one piece of work needs become few ranged reads. Chunks of neighbouring
 files are neighbours in a pack, so that one read serves many of them. Packs that are local files are read into one
-buffer that lives as long as its thread: touching fresh memory costs more than the copy itself.
+buffer that lives as long as its thread: touching fresh memory costs more than the copy itself. Reads from an object
+store go side by side, and a frame that is damaged is read once more, alone: it may have been damaged on its way.
 
 What can't be read or is damaged is reported when that chunk is taken, so that the caller knows for which file.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from casstore.errors import CasstoreError, IntegrityError, NotFoundError, StorageError
 from casstore.format.index import Location
@@ -18,6 +20,9 @@ from casstore.format.pack import decode_frame
 from casstore.model import Buffer
 from casstore.repo import layout
 from casstore.repo.store import Store
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
 
 __all__ = ["Fetcher"]
 
@@ -46,10 +51,14 @@ class _Extent:
 
 
 class Fetcher:
-    """Loads sets of chunks and hands them out verified. Not thread-safe: each thread has its own."""
+    """Loads sets of chunks and hands them out verified. Not thread-safe: each thread has its own.
 
-    def __init__(self, store: Store) -> None:
+    ``pool`` has threads that wait for an object store; without one, reads go one after the other.
+    """
+
+    def __init__(self, store: Store, pool: Executor | None = None) -> None:
         self._store = store
+        self._pool = pool
         self._local = store.backend.capabilities.local
         self._buffer = bytearray()
         self._packs: dict[bytes, int] = {}
@@ -81,17 +90,22 @@ class Fetcher:
             place, payload = self._frames[chunk_id]
             if isinstance(payload, CasstoreError):
                 raise payload
-            try:
-                data = decode_frame(chunk_id, place.codec, payload, place.raw)
-            except IntegrityError as error:
-                raise IntegrityError(
-                    f"chunk {chunk_id.hex()} is damaged in {layout.pack_key(place.pack_id)} ({error.message})",
-                    hint="run `osmo dataset verify` to see what else is",
-                ) from None
-            self._ready[chunk_id] = data
+            data = self._ready[chunk_id] = self._decode(chunk_id, place, payload)
         if len(data) != raw:
             raise IntegrityError(f"chunk {chunk_id.hex()} has another length than its reference says")
         return data
+
+    def _decode(self, chunk_id: bytes, place: Location, payload: Buffer) -> Buffer:
+        try:
+            return decode_frame(chunk_id, place.codec, payload, place.raw)
+        except IntegrityError:
+            if self._local:
+                return self._store.decode(chunk_id, place, payload)
+        try:
+            payload = self._store.backend.read(layout.pack_key(place.pack_id), place.offset, place.stored)
+        except NotFoundError as error:
+            raise _missing(error) from None
+        return self._store.decode(chunk_id, place, payload)
 
     def _read(self, wanted: dict[bytes, Location], *, retry: bool) -> None:
         extents, total = self._plan(wanted)
@@ -99,17 +113,16 @@ class Fetcher:
             self._buffer = bytearray(max(total, BUFFER))
         again: list[bytes] = []
         gone: set[bytes] = set()
-        for extent in extents:
-            try:
-                data = self._read_extent(extent)
-            except NotFoundError as error:
+        each = map if self._pool is None or len(extents) < 2 else self._pool.map
+        for extent, data in zip(extents, each(self._try_extent, extents), strict=True):
+            if isinstance(data, NotFoundError):
                 # A pack may have been rewritten into another since the index was read.
                 if retry:
                     again += [chunk_id for _, chunk_id in extent.frames]
                     gone.add(extent.pack_id)
-                self._refuse(extent, _missing(error))
-            except IntegrityError as error:
-                self._refuse(extent, error)
+                self._refuse(extent, _missing(data))
+            elif isinstance(data, IntegrityError):
+                self._refuse(extent, data)
             else:
                 base, frames = extent.offset, self._frames
                 for place, chunk_id in extent.frames:
@@ -163,6 +176,12 @@ class Fetcher:
             pack, limit, end = pack_id, offset + READ_MAX, offset + stored
             total += stored
         return extents, total
+
+    def _try_extent(self, extent: _Extent) -> memoryview | NotFoundError | IntegrityError:
+        try:
+            return self._read_extent(extent)
+        except (NotFoundError, IntegrityError) as error:
+            return error
 
     def _read_extent(self, extent: _Extent) -> memoryview:
         length = extent.end - extent.offset

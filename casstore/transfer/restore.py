@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from casstore.compression import MAX_RAW
 from casstore.errors import CancelledError, CasstoreError, FormatError
@@ -29,14 +29,19 @@ from casstore.transfer.progress import Progress
 from casstore.transfer.safefs import local_error, show
 from casstore.transfer.stage import Landing
 
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
 __all__ = ["SMALL", "Counts", "Item", "Restorer"]
 
 SMALL = 1 << 20
 """Files up to this size are written whole, many of them in one batch."""
 BATCH_FILES = 512
-PART_LOCAL, PART_REMOTE = 2 << 20, 4 << 20
+PART_LOCAL, PART_REMOTE = 2 << 20, 8 << 20
 """Raw bytes that one job is about, at most: what the caches of a core hold, or what is worth a round trip."""
 PART_MIN = 256 << 10
+READERS = 16
+"""Threads that wait for an object store, besides those that write files."""
 _VECTORS = 512
 SLOW_FILE = 100e-6
 """Seconds to write a small file from which on several threads write small files."""
@@ -101,7 +106,8 @@ class Restorer:
         self.turns = _Turns()
         self._in_place = landing.in_place
         # What a job has in memory: frames, as much again read between them, and what was decoded.
-        most = PART_LOCAL if store.backend.capabilities.local else PART_REMOTE
+        local = store.backend.capabilities.local
+        most = PART_LOCAL if local else PART_REMOTE
         self.part_size = min(most, max(PART_MIN, memory // (3 * threads)))
         self.counts = Counts()
         self.deferred: list[Entry] = []
@@ -111,6 +117,7 @@ class Restorer:
         self._batch_size = 0
         self._jobs: queue.Queue[Job | None] = queue.Queue(maxsize=2 * threads)
         self._error: BaseException | None = None
+        self.readers = None if local else _readers()
         self._workers = [_Worker(self) for _ in range(threads)]
         self._threads = [
             threading.Thread(target=self._run, args=(worker,), name=f"casstore-download-{n}", daemon=True)
@@ -222,6 +229,8 @@ class Restorer:
             thread.join()
         for worker in self._workers:
             worker.close()
+        if self.readers is not None:
+            self.readers.shutdown()
         for target in self._targets:
             target.close()
         self._targets.clear()
@@ -283,6 +292,12 @@ class Restorer:
         self.progress.file_done(entry.path)
 
 
+def _readers() -> Executor:
+    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - slow to load, and local stores never need it
+
+    return ThreadPoolExecutor(READERS, thread_name_prefix="casstore-read")
+
+
 class _Turns:
     """Whether several threads write small files at once.
 
@@ -312,7 +327,7 @@ class _Worker:
 
     def __init__(self, owner: Restorer) -> None:
         self._owner = owner
-        self._fetcher = Fetcher(owner.store)
+        self._fetcher = Fetcher(owner.store, owner.readers)
         self._root = owner.landing.root.clone()
         self._temporary = owner.landing.temporary.clone() if owner.landing.temporary is not None else None
 
