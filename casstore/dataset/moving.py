@@ -43,7 +43,7 @@ def transfer(
 ) -> TreeResult:
     """Store a tree; see ``upload_tree``. ``SourceError`` when an object can't be read."""
     local = [source for source in sources if not isinstance(source, RemoteSource)]
-    refuse_store(local, bucket.store.url)
+    refuse_store(sources, bucket.store.url)
     upload = functools.partial(_upload, bucket, name, select=select, hold=hold, threads=threads, progress=progress)
     if len(local) == len(sources):
         return upload(local, base=base, keep=keep)

@@ -11,7 +11,7 @@ import os
 import re
 import stat
 from collections.abc import Callable, Sequence
-from urllib.parse import unquote_to_bytes
+from urllib.parse import unquote, unquote_to_bytes
 
 import msgspec
 
@@ -56,17 +56,24 @@ def parse_mixed(arguments: Sequence[str]) -> list[Source | RemoteSource]:
     return [_remote(argument, b"") or _source(argument, b"") for argument in arguments]
 
 
-def refuse_store(sources: Sequence[Source], url: str) -> None:
-    """``UsageError`` for a folder that holds the store at ``url``: each upload of it would add to the next one."""
-    if not url.startswith("file://"):
-        return
-    store = unquote_to_bytes(url[len("file://") :])
+def refuse_store(sources: Sequence[Source | RemoteSource], url: str) -> None:
+    """``UsageError`` for a source that holds the store at ``url``: each upload of it would add to the next one."""
     for source in sources:
-        if (store + b"/").startswith(os.path.realpath(source.path).rstrip(b"/") + b"/"):
+        if _holds(source, url):
+            name = source.url if isinstance(source, RemoteSource) else os.fsdecode(source.path)
             raise UsageError(
-                f"{os.fsdecode(source.path)} holds the store itself, at {os.fsdecode(store)}",
+                f"{name} holds the store itself, at {unquote(url.removeprefix('file://'))}",
                 hint="upload the folders beside it, or keep the store elsewhere: osmo bucket add",
             )
+
+
+def _holds(source: Source | RemoteSource, url: str) -> bool:
+    if isinstance(source, RemoteSource):
+        return (url.rstrip("/") + "/").startswith(source.url.rstrip("/") + "/")
+    if not url.startswith("file://"):
+        return False
+    store = unquote_to_bytes(url[len("file://") :])
+    return (store + b"/").startswith(os.path.realpath(source.path).rstrip(b"/") + b"/")
 
 
 def parse_additions(arguments: Sequence[str]) -> list[Source | RemoteSource]:

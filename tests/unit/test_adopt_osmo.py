@@ -22,6 +22,7 @@ from casstore.dataset.adopt.take import Taking
 from casstore.errors import ConflictError, FormatError, NotFoundError, UsageError
 from casstore.model import Kind
 from casstore.remote.credentials import StorageCredential
+from casstore.repo.hold import GoneError, Hold
 from casstore.repo.store import Store
 from casstore.repo.verify import verify_store
 from casstore.testing.foreign import MemoryBuckets, OsmoFolder, osmo_etag
@@ -450,3 +451,21 @@ def test_no_end_of_problems(world: World, monkeypatch: pytest.MonkeyPatch) -> No
 def test_what_is_no_info(text: bytes) -> None:
     with pytest.raises(UsageError):
         load_info("info.json", text, print)
+
+
+def test_what_goes_away_meanwhile_is_stored_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Garbage collection took what the version was to share: the work is done again, from what was listed."""
+    world.osmo.version(1, FILES)
+    world.osmo.version(2, {**FILES, "more": b"m"})
+    check, raised = Hold.check, []
+
+    def gone_once(self: Hold, manifest: bytes) -> None:
+        if not raised:
+            raised.append(manifest)
+            raise GoneError(1)
+        check(self, manifest)
+
+    monkeypatch.setattr(Hold, "check", gone_once)
+    assert [outcome.state for outcome in world.migrate()] == [State.CREATED] * 2
+    assert world.contents(tag="1") == FILES
+    assert len(raised) == 1

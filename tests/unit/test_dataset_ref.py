@@ -10,7 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from casstore.dataset.ref import Ref, check_name, check_tag, parse_ref, version_number
-from casstore.dataset.sources import RemoteSource, matcher, parse_additions, parse_mixed, parse_sources
+from casstore.dataset.sources import (
+    RemoteSource,
+    matcher,
+    parse_additions,
+    parse_mixed,
+    parse_sources,
+    refuse_store,
+)
 from casstore.errors import SourceError, UsageError
 from casstore.transfer.scan import Source
 
@@ -192,3 +199,22 @@ def test_patterns(tree: Path) -> None:
     for bad in ("(", "[", "*", "x" * 5000):
         with pytest.raises(UsageError, match="regular expression"):
             matcher(bad)
+
+
+@pytest.mark.parametrize(
+    ("source", "store", "refused"),
+    [
+        ("s3://lab", "s3://lab/store", True),
+        ("s3://lab/store", "s3://lab/store", True),
+        ("s3://lab/sto", "s3://lab/store", False),
+        ("s3://lab/store/packs", "s3://lab/store", False),
+        ("s3://lab2", "s3://lab/store", False),
+        ("s3://lab", "file:///lab", False),
+    ],
+)
+def test_prefixes_that_hold_the_store(source: str, store: str, refused: bool) -> None:
+    if not refused:
+        refuse_store([RemoteSource(source, b"")], store)
+        return
+    with pytest.raises(UsageError, match="holds the store itself"):
+        refuse_store([RemoteSource(source, b"")], store)

@@ -43,7 +43,12 @@ class Prefix:
             info = found.info
             where = f"{self._client.url}/{info.key}"
             alone = bool(self._place.prefix) and info.key == self._place.prefix
-            parts = [self._dest, b"" if alone else self._named, os.fsencode(found.name)]
+            try:
+                name = os.fsencode(found.name)
+            except UnicodeEncodeError:
+                yield Found(where, None, b"", "its key is not valid text")
+                continue
+            parts = [self._dest, b"" if alone else self._named, name]
             path = b"/".join(part for part in parts if part)
             mtime = int(info.mtime * 1000) * 10**6
             if found.is_folder:

@@ -70,7 +70,7 @@ def adopt(
     was listed. When nothing changed since the latest version, no new one is made.
     """
     from casstore.dataset import parse_ref
-    from casstore.dataset.sources import matcher
+    from casstore.dataset.sources import RemoteSource, matcher, refuse_store
     from casstore_cli.stores import open_bucket
 
     refuse_reference(reference=reference)
@@ -100,6 +100,8 @@ def adopt(
 
         with Buckets(bucket.credentials) as buckets:
             foreign = _foreign(found, sources, cache, buckets)
+            if found == "url":
+                refuse_store([RemoteSource(foreign.url, b"")], bucket.store.url)
             select = matcher(regex)
             if dry_run:
                 with Spool() as spool:
@@ -178,7 +180,9 @@ def _adopt_folder(
             name,
             [contents],
             regex=regex,
-            provenance={"adopted": {"from": "folder", "source": os.path.basename(os.path.abspath(source))}},
+            provenance={
+                "adopted": {"from": "folder", "source": output.escape(os.path.basename(os.path.abspath(source)))}
+            },
             threads=workers(None, threads),
             progress=meter,
             **options,
