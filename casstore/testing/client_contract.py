@@ -271,6 +271,18 @@ class ClientContract:
         client.put("large", [*data, b"x"], condition=Matches(tag))
         assert client.head("large").size == size + 1
 
+    def test_large_put_over_anything(self, client: ObjectClient) -> None:
+        block = bytes(range(256)) * 4096
+        data: list[Buffer] = [b"start", *[memoryview(block)] * (self.LARGE // len(block)), b"end"]
+        client.put("large", [b"before"])
+        tag = client.put("large", data)
+        info = client.head("large")
+        assert (info.size, info.etag) == (sum(map(len, data)), tag)
+        middle = self.LARGE // 2 // len(block) * len(block)
+        assert client.read("large", offset=5 + middle, length=1 << 20, if_match=tag).data == block
+        assert client.read("large", offset=-4, length=4).data == b"\xffend"
+        assert self.unfinished(client) == 0
+
     @pytest.mark.parametrize("known", [True, False], ids=["size", "no-size"])
     @pytest.mark.parametrize("size", [0, 1, 1_000_000, None], ids=["0", "1", "1000000", "parts"])
     def test_upload(self, client: ObjectClient, size: int | None, known: bool) -> None:

@@ -42,6 +42,8 @@ class TestS3(ClientContract):
 class TestAzure(ClientContract):
     KEYS = tuple(key for key in ClientContract.KEYS if "\\" not in key)  # Azure takes a backslash for a slash
     THREADS = 32
+    LARGE = 34 << 20
+    STREAM = 18 << 20
 
     @pytest.fixture
     def client(self, azurite: Azurite) -> Iterator[ObjectClient]:
@@ -55,6 +57,7 @@ class TestGcs(ClientContract):
     """With an HMAC key; `tests/unit/test_remote_gcs.py` has the tokens."""
 
     THREADS = 32
+    STREAM = 18 << 20
 
     @pytest.fixture
     def client(self, gcs_server: GcsServer) -> Iterator[ObjectClient]:

@@ -15,6 +15,7 @@ from casstore.backend.base import Backend
 from casstore.backend.objects import ObjectBackend
 from casstore.backend.probe import probe
 from casstore.errors import PreconditionError
+from casstore.remote import s3_multipart
 from casstore.remote.base import Absent, Condition, Matches, ObjectClient
 from casstore.remote.retry import RetryClient
 from casstore.remote.s3 import S3Client
@@ -42,6 +43,14 @@ def client(ceph: CephS3) -> Iterator[ObjectClient]:
 
 class TestCeph(ClientContract):
     THREADS = WRITERS
+    LARGE = 20 << 20
+    STREAM = 18 << 20
+
+    @pytest.fixture(autouse=True)
+    def small_parts(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        # All that is written stays in the memory of a process.
+        monkeypatch.setattr(s3_multipart, "THRESHOLD", 16 << 20)
+        monkeypatch.setattr(s3_multipart, "PART", 5 << 20)
 
     @pytest.fixture
     def client(self, client: ObjectClient) -> ObjectClient:

@@ -81,7 +81,7 @@ class GcsServer:
         class Handler(_Handler):
             server_of = owner
 
-        self._http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._http = _Listener(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
         self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
         self._thread.start()
@@ -121,6 +121,10 @@ class GcsServer:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+
+class _Listener(http.server.ThreadingHTTPServer):
+    request_queue_size = 1024  # as many connections as come at the same moment
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
