@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from casstore.testing.servers.s3 import moto_s3
 from casstore_cli import main
 
 Run = Callable[..., str]
@@ -179,3 +180,40 @@ def test_info(run: Run, store: Path) -> None:
         if path.is_file() and not path.relative_to(store).parts[0].startswith(".")
     )
     assert found["running"] == 0
+
+
+@pytest.mark.slow
+def test_a_store_in_object_storage(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with moto_s3() as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        bucket = server.bucket()
+        client = server.boto3()
+        run("bucket", "add", "far", f"s3://{bucket}/here", "--default")
+        source = tmp_path / "src"
+        source.mkdir()
+        (source / "a.bin").write_bytes(os.urandom(300_000))
+        (source / "b.txt").write_text("text " * 800)
+        run("dataset", "upload", "robots", "src")
+        keys = {one["Key"]: one["Size"] for one in client.list_objects_v2(Bucket=bucket)["Contents"]}
+        assert json.loads(run("store", "info", "-t", "json"))["total"] == {
+            "count": len(keys),
+            "size": sum(keys.values()),
+        }
+        assert "no problems" in run("store", "check", "--read-data")
+        (pack, *_) = sorted(keys, key=lambda key: -keys[key])
+        data = bytearray(client.get_object(Bucket=bucket, Key=pack)["Body"].read())
+        data[4000] ^= 1
+        client.put_object(Bucket=bucket, Key=pack, Body=bytes(data))
+        for key in keys:
+            if "/index/" in key:
+                client.delete_object(Bucket=bucket, Key=key)
+        assert "robots:1: 1 file damaged: src/a.bin" in run("store", "check", "--read-data", code=2)
+        assert "robots:1: 1 file damaged" in run("store", "repair", "--yes", "--salvage", code=2)
+        run("dataset", "verify", "robots:2")
+        assert "missing chunks found" in run("store", "repair", "--yes", "--from", "src")
+        assert "no problems" in run("store", "check", "--read-data")
+        run("store", "repair", "--discard-quarantine", "--yes")
+        left = [one["Key"] for one in client.list_objects_v2(Bucket=bucket)["Contents"]]
+        assert not any("quarantine" in key for key in left)
+        client.close()
