@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import builtins
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -63,12 +63,14 @@ class Bucket:
         state_dir: str | None = None,
         cache_dir: str | None = None,
         credentials: CredentialSource | None = None,
+        warn: Callable[[str], None] | None = None,
     ) -> None:
         """``name`` is what this user calls the bucket, ``user`` is written into what is created.
 
         ``state_dir`` is where interrupted uploads leave word for the next one, ``cache_dir`` where it is
         remembered which files were uploaded unchanged before; without them uploads do more work. ``credentials`` are
-        for sources in object storage; without them the environment decides.
+        for sources in object storage; without them the environment decides. ``warn`` is told what was left out of an
+        answer because it can't be read; without it the logger ``casstore`` is.
         """
         self.store = store
         self.name = name
@@ -77,7 +79,7 @@ class Bucket:
         self.state_dir = state_dir
         self.cache_dir = cache_dir
         self.credentials = credentials
-        self._catalog = Catalog(self.refs, name)
+        self._catalog = Catalog(self.refs, name, warn)
         self._collections = Collections(self.refs, self._catalog, name)
 
     # ---- data in and out
@@ -323,7 +325,7 @@ class Bucket:
         """Return what fits a query; ``NotFoundError`` when nothing does. See ``casstore.dataset.query``."""
         from casstore.dataset import query
 
-        return query.run(query.parse(text), self._catalog, self.refs)
+        return query.run(query.parse(text), self._catalog)
 
     def diff(self, old: Version, new: Version) -> Diff:
         """Return what was added, removed, changed and moved from one version to another, of any two datasets."""

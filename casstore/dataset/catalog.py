@@ -1,18 +1,19 @@
 """Looking things up: versions by tag or number, datasets by name, collections by member.
 
 Decided here and only here: which version a tag means, which states of versions are shown, and what a list of
-datasets holds. Nothing here writes.
+datasets holds: what can't be read of it is told, and left out. Nothing here writes.
 """
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeAlias
 
 from casstore.dataset.ref import LATEST, version_number
 from casstore.dataset.summary import DatasetInfo, DatasetSummary, MemberInfo, Version, VersionInfo
-from casstore.errors import NotFoundError, UsageError
+from casstore.errors import CasstoreError, IntegrityError, NotFoundError, UsageError
 from casstore.model import DatasetType, Head, Member, VersionState, VersionStatus
 from casstore.repo.refs import Refs, is_active
 
@@ -35,9 +36,14 @@ def require_dataset(head: Head, *, to: str) -> Head:
 class Catalog:
     """Reads the refs of one bucket."""
 
-    def __init__(self, refs: Refs, bucket: str) -> None:
+    def __init__(self, refs: Refs, bucket: str, warn: Callable[[str], None] | None = None) -> None:
+        """``warn`` is told what was left out of a list because it can't be read; without it a logger is."""
         self._refs = refs
         self._bucket = bucket
+        self._warn = warn or logging.getLogger("casstore").warning
+
+    def _damaged(self, error: CasstoreError) -> None:
+        self._warn(f"{error.message}: left out; run `osmo dataset verify`")
 
     # ---- versions
 
@@ -129,12 +135,57 @@ class Catalog:
                 found[member].append(head)
         return {member: tuple(collections) for member, collections in found.items()}
 
+    def heads(self) -> list[Head]:
+        """Return the heads of all datasets and collections that can be read, sorted by name."""
+        return self._refs.heads(self._damaged)
+
+    def versions_of(self, heads: Sequence[Head], *, deleted: bool = False) -> list[list[Version]]:
+        """Return the versions of each of these that can be read, ascending; those that are ready, or all."""
+        listed = self._refs.each(self._listed, heads)
+        wanted: list[tuple[int, Head, int, int | None]] = []
+        for at, (head, numbers) in enumerate(zip(heads, listed, strict=True)):
+            ready = [number for number in numbers if is_active(head, number)]
+            latest = ready[-1] if ready else None
+            wanted += [(at, head, number, latest) for number in (numbers if deleted else ready)]
+
+        def read(item: tuple[int, Head, int, int | None]) -> Version | None:
+            _, head, number, latest = item
+            try:
+                return self.version(head, number, latest=latest)
+            except IntegrityError as error:
+                self._damaged(error)
+            except NotFoundError:
+                pass  # collected as garbage just now
+            return None
+
+        found: list[list[Version]] = [[] for _ in heads]
+        for item, version in zip(wanted, self._refs.each(read, wanted), strict=True):
+            if version is not None:
+                found[item[0]].append(version)
+        return found
+
+    def _listed(self, head: Head) -> list[int]:
+        if head.type == DatasetType.COLLECTION:
+            return []
+        try:
+            return self._refs.versions(head.id, head)
+        except IntegrityError as error:
+            self._damaged(error)
+            return []
+
     def all_versions(self, head: Head, *, deleted: bool = False) -> list[Version]:
-        """Return the versions of a dataset, ascending; those that are ready, or all."""
-        listed = self._refs.versions(head.id, head)
-        ready = [number for number in listed if is_active(head, number)]
-        latest = ready[-1] if ready else None
-        return self._refs.each(lambda number: self.version(head, number, latest=latest), listed if deleted else ready)
+        """Return the versions of one dataset. See ``versions_of``."""
+        return self.versions_of([head], deleted=deleted)[0]
+
+    def summarized(self, heads: Sequence[Head]) -> list[tuple[Head, DatasetSummary]]:
+        """Return those of these that can be read, each with its line of a list."""
+        found: list[tuple[Head, DatasetSummary]] = []
+        for head, versions in zip(heads, self.versions_of(heads, deleted=True), strict=True):
+            try:
+                found.append((head, self.summarize(head, versions)))
+            except IntegrityError as error:
+                self._damaged(error)
+        return found
 
     def summarize(self, head: Head, versions: Sequence[Version]) -> DatasetSummary:
         """Return the line of a dataset with all its versions, deleted ones included, or of a collection."""
@@ -171,14 +222,11 @@ class Catalog:
     ) -> list[DatasetSummary]:
         """Return the newest ``count`` that fit, in order of time. See ``Bucket.list``."""
         heads = [
-            head
-            for head in self._refs.heads()
-            if (not name or name in head.name) and (type is None or head.type == type)
+            head for head in self.heads() if (not name or name in head.name) and (type is None or head.type == type)
         ]
-        found = [self.summarize(head, self.all_versions(head, deleted=True)) for head in heads]
         found = [
             summary
-            for summary in found
+            for _, summary in self.summarized(heads)
             if (summary.last_version is not None or summary.type == DatasetType.COLLECTION)
             and (users is None or not set(users).isdisjoint(summary.users))
         ]
@@ -199,7 +247,7 @@ class Catalog:
             number, _ = self.number_of(head, tag, any_state=True)
             shown = [version for version in versions if version.number == number]
         shown = shown[max(0, len(shown) - count) :]
-        containing = self.containing()
+        containing = self.containing(self.heads())
         infos = [
             VersionInfo(
                 version,

@@ -40,7 +40,6 @@ from casstore.dataset.query_parser import parse, parse_date
 from casstore.dataset.summary import DatasetSummary, QueryResult, Version
 from casstore.errors import NotFoundError
 from casstore.model import DatasetType, Head
-from casstore.repo.refs import Refs
 
 __all__ = ["Row", "matches", "parse", "run"]
 
@@ -62,27 +61,24 @@ class Row:
     metadata: dict[str, Any]
 
 
-def run(parsed: Parsed, catalog: Catalog, refs: Refs) -> QueryResult:
+def run(parsed: Parsed, catalog: Catalog) -> QueryResult:
     """Return what fits; ``NotFoundError`` when nothing does."""
-    heads = refs.heads()
+    heads = catalog.heads()
     if parsed.versions:
         rows = [
             (_version_row(head, version), version)
-            for head in heads
-            if head.type == DatasetType.DATASET
-            for version in catalog.all_versions(head)
+            for head, versions in zip(heads, catalog.versions_of(heads), strict=True)
+            for version in versions
         ]
-        versions = _select(parsed, rows)
-        if versions:
-            return QueryResult("VERSION", versions=tuple(versions))
+        chosen = _select(parsed, rows)
+        if chosen:
+            return QueryResult("VERSION", versions=tuple(chosen))
     else:
-        found = [(head, catalog.all_versions(head, deleted=True)) for head in heads]
-        summaries = [(head, catalog.summarize(head, versions)) for head, versions in found]
         datasets = _select(
             parsed,
             [
                 (_dataset_row(head, summary), summary)
-                for head, summary in summaries
+                for head, summary in catalog.summarized(heads)
                 if summary.last_version is not None or head.type == DatasetType.COLLECTION
             ],
         )

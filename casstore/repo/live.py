@@ -59,7 +59,9 @@ class LivePacks:
             return False
         size = self._sizes.get(pack_id)
         if size is None:
-            size = self._sizes[pack_id] = self._look(pack_id) if self._local else self._listing.size(pack_id)
+            # One that is not listed may be newer than the listing: what the index says of it must not be dropped.
+            listed = 0 if self._local else self._listing.size(pack_id)
+            size = self._sizes[pack_id] = listed or self._look(pack_id)
         if place.offset + place.stored + _LEAST_END <= size:
             self.used[pack_id] = size
             return True

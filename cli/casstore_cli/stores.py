@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from casstore.errors import IntegrityError, NotFoundError, StorageError, UsageError
 from casstore_cli.config import DEFAULT_BUCKET, BucketConfig, Config, load_config, private_dir
 from casstore_cli.credentials import ConfigCredentials
+from casstore_cli.output import warn
 
 if TYPE_CHECKING:
     from casstore.dataset import Bucket
@@ -48,6 +49,7 @@ def open_bucket(name: str | None = None, *, write: bool = False, config: Config 
             state_dir=paths.state,
             cache_dir=paths.cache,
             credentials=ConfigCredentials(config),
+            warn=warn,
         )
 
 
@@ -69,7 +71,7 @@ def open_store(bucket: BucketConfig, *, create: bool = False, config: Config | N
     except IntegrityError as error:
         raise type(error)(
             f"bucket {bucket.name!r} at {bucket.url}: {error.message}",
-            hint=error.hint or "put store.json back from a copy of the bucket; the data itself is not touched by this",
+            hint=error.hint or "make store.json anew with `osmo store repair`; the data itself is not touched by this",
         ) from None
     except NotFoundError as error:
         local = "is the disk mounted? " if bucket.url.startswith("file:") else ""

@@ -694,6 +694,37 @@ def test_a_damaged_record_is_named(bucket: Bucket, write: Write) -> None:
     data = bytearray(bucket.store.backend.get(key).data)
     data[-3] ^= 1
     bucket.store.backend.put(key, [bytes(data)])
-    for call in (bucket.resolve, bucket.info, bucket.delete, lambda _: bucket.list()):
+    for call in (bucket.resolve, bucket.info, bucket.delete):
         with pytest.raises(IntegrityError, match=key):
             call("ds")
+
+
+# ---- damage of others
+
+
+def test_damage_of_one_dataset_is_told_and_the_others_are_shown(store: Store, write: Write) -> None:
+    told: list[str] = []
+    bucket = Bucket(store, name="default", user="ann", warn=told.append)
+    source = write(a="1")
+    ids = {name: bucket.upload(name, [source]).version.dataset_id for name in ("good", "bad", "half")}
+    bucket.upload("half", [source], force_new_version=True)
+    bucket.collect("both", ["good", "half:1"])
+    store.backend.put(layout.head_key(ids["bad"]), [b"x"])
+    store.backend.put(layout.version_key(ids["half"], 2), [b"x"])
+    half = layout.version_key(ids["half"], 2)
+
+    assert {(found.name, found.last_version) for found in bucket.list()} == {("both", None), ("good", 1), ("half", 1)}
+    assert {message.split(":")[0] for message in told} == {layout.head_key(ids["bad"]), half}
+    told.clear()
+    assert {found.name for found in bucket.query("is_collection = false").datasets} == {"good", "half"}
+    assert bucket.info("good").versions[0].collections == ("both",)
+    assert [info.version.number for info in bucket.info("half").versions] == [1]
+    assert half in {message.split(":")[0] for message in told}
+    told.clear()
+    with pytest.raises(IntegrityError, match=layout.head_key(ids["bad"])):
+        bucket.info("bad")
+    with pytest.raises(IntegrityError, match=half):
+        bucket.resolve("half")
+    with pytest.raises(IntegrityError, match=layout.head_key(ids["bad"])):
+        bucket.delete("good")  # nobody can tell whether it is in a collection
+    assert told == []
