@@ -3,12 +3,13 @@
 Decided here and only here: the bytes of a segment and how one is searched. See ``docs/format/index.md``. The index
 is a cache of the packs' footers: losing it loses nothing.
 
-    header   32 bytes   magic "CASIDX01", fan-out bits (u8), 7 zero bytes, packs (u32), records (u32), 8 zero bytes
+    header   32 bytes   magic "CASIDX01", fan-out bits (u8), 7 zero bytes, packs (u32), records (u32), nonce (8)
     packs    32 each    ids of the packs that the records speak of
     fan-out  u32 each   2**bits + 1 numbers: how many records have an id that starts below each value of the first bits
     records  52 each    sorted by id: chunk id (32), pack, offset, stored, raw (u32 each), codec (u8), 3 zero
 
-A segment's id is the BLAKE3 of all of it. With about eight records a slot, a look-up is one comparison of a few hundred
+A chunk that several packs hold has a record for each. A segment's id is the BLAKE3 of all of it; its nonce is random, so
+that no two segments that were ever written have one id. With about eight records a slot, a look-up is one comparison of a few hundred
 bytes in C, and needs no part of the segment in Python's memory. All integers are little endian.
 """
 
@@ -30,10 +31,12 @@ HEADER_SIZE = 32
 MAX_BITS = 16
 
 _MAGIC = b"CASIDX01"
-_HEADER = struct.Struct("<8sB7xII8x")
+_HEADER = struct.Struct("<8sB7xII8s")
 _PLACE = struct.Struct("<IIIIB3x")
 _RAW = struct.Struct("<32sI16s")
 _PER_SLOT = 8
+NONCE_SIZE = 8
+_NO_NONCE = bytes(NONCE_SIZE)
 
 
 class Location(NamedTuple):
@@ -50,52 +53,50 @@ def _bits_for(count: int) -> int:
     return min(MAX_BITS, max(0, (count // _PER_SLOT).bit_length()))
 
 
-def encode(records: Iterable[tuple[bytes, Location]]) -> bytes:
-    """Return the segment that holds these chunks; of several locations of one chunk the first in order is kept."""
+def encode(records: Iterable[tuple[bytes, Location]], *, nonce: bytes = _NO_NONCE) -> bytes:
+    """Return the segment that holds these chunks; of several locations of one chunk in one pack the first is kept."""
     packs: dict[bytes, int] = {}
-    rows: dict[bytes, bytes] = {}
+    rows: dict[tuple[bytes, int], bytes] = {}
     for chunk_id, place in records:
-        if chunk_id not in rows:
-            number = packs.setdefault(place.pack_id, len(packs))
-            rows[chunk_id] = _PLACE.pack(number, place.offset, place.stored, place.raw, place.codec)
-    ids = sorted(rows)
+        number = packs.setdefault(place.pack_id, len(packs))
+        if (chunk_id, number) not in rows:
+            rows[chunk_id, number] = _PLACE.pack(number, place.offset, place.stored, place.raw, place.codec)
     body = bytearray()
-    for chunk_id in ids:
-        body += chunk_id
-        body += rows[chunk_id]
-    return _assemble(packs, body)
+    for key in sorted(rows):
+        body += key[0]
+        body += rows[key]
+    return _assemble(packs, body, nonce)
 
 
-def merge(segments: Sequence[Segment], *, without: Collection[bytes] = ()) -> bytes:
-    """Return the segment that holds the chunks of all of these; of several locations of one the first is kept.
+def merge(segments: Sequence[Segment], *, without: Collection[bytes] = (), nonce: bytes = _NO_NONCE) -> bytes:
+    """Return the segment that holds the chunks of all of these, each once for every pack that holds it.
 
     What is in the packs of ``without`` is left out. Takes memory for the result, and little more.
     """
     packs: dict[bytes, int] = {}
     body = bytearray()
-    last = b""
-    # Of equal ids the one from the segment with the lower number comes first.
+    last, held = b"", set[int]()
     rows = heapq.merge(*(segment.rows(number) for number, segment in enumerate(segments)))
     numbers = [
         [-1 if pack_id in without else packs.setdefault(pack_id, len(packs)) for pack_id in segment.pack_ids()]
         for segment in segments
     ]
     for chunk_id, origin, pack, rest in rows:
-        if chunk_id == last:
-            continue
+        if chunk_id != last:
+            last, held = chunk_id, set()
         known = numbers[origin]
         if pack >= len(known):
             raise FormatError("an index segment names a pack that it does not list")
-        if known[pack] < 0:
+        if known[pack] < 0 or known[pack] in held:
             continue
-        last = chunk_id
+        held.add(known[pack])
         body += chunk_id
         body += known[pack].to_bytes(4, "little")
         body += rest
-    return _assemble(packs, body)
+    return _assemble(packs, body, nonce)
 
 
-def _assemble(packs: Iterable[bytes], body: bytearray) -> bytes:
+def _assemble(packs: Iterable[bytes], body: bytearray, nonce: bytes) -> bytes:
     """Return a segment from its packs, in order, and its sorted records."""
     count = len(body) // RECORD_SIZE
     bits = _bits_for(count)
@@ -108,7 +109,7 @@ def _assemble(packs: Iterable[bytes], body: bytearray) -> bytes:
         total += number
         counts[slot] = total
     listed = b"".join(packs)
-    head = _HEADER.pack(_MAGIC, bits, len(listed) // DIGEST_SIZE, count)
+    head = _HEADER.pack(_MAGIC, bits, len(listed) // DIGEST_SIZE, count, nonce)
     return b"".join((head, listed, _little(counts).tobytes(), body))
 
 
@@ -127,7 +128,7 @@ class Segment:
     def __init__(self, data: bytes | mmap.mmap) -> None:
         if len(data) < HEADER_SIZE:
             raise FormatError("an index segment is too short")
-        magic, bits, packs, records = _HEADER.unpack(data[:HEADER_SIZE])
+        magic, bits, packs, records, _ = _HEADER.unpack(data[:HEADER_SIZE])
         fanout = HEADER_SIZE + packs * DIGEST_SIZE
         base = fanout + 4 * ((1 << bits) + 1) if bits <= MAX_BITS else 0
         if magic != _MAGIC or bits > MAX_BITS or base + records * RECORD_SIZE != len(data):
@@ -167,9 +168,22 @@ class Segment:
         return self._position(chunk_id) >= 0
 
     def locate(self, chunk_id: bytes) -> Location | None:
-        """Return where the chunk is, or None."""
+        """Return one place where the chunk is, or None."""
         found = self._position(chunk_id)
         return None if found < 0 else self._location(found)
+
+    def places(self, chunk_id: bytes) -> Sequence[Location]:
+        """Return all places where the chunk is."""
+        found = self._position(chunk_id)
+        if found < 0:
+            return ()
+        places = [self._location(found)]
+        end = self._base + self.records * RECORD_SIZE
+        found += RECORD_SIZE
+        while found < end and self._data[found : found + DIGEST_SIZE] == chunk_id:
+            places.append(self._location(found))
+            found += RECORD_SIZE
+        return places
 
     def _location(self, found: int) -> Location:
         pack, offset, stored, raw, codec = _PLACE.unpack(self._data[found + DIGEST_SIZE : found + RECORD_SIZE])
@@ -190,7 +204,7 @@ class Segment:
         last = b""
         for start in range(self._base, end, block):
             for chunk_id, pack, rest in _RAW.iter_unpack(self._data[start : min(start + block, end)]):
-                if chunk_id <= last:
+                if chunk_id < last:
                     raise FormatError("the records of an index segment are out of order")
                 last = chunk_id
                 yield chunk_id, origin, pack, rest

@@ -13,13 +13,14 @@ segment speaks of are read instead, and the next writer that publishes makes the
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Collection, Iterator, Sequence
 
 from casstore import hashing
 from casstore.backend.base import Absent, Backend, ObjectInfo
 from casstore.errors import IntegrityError, NotFoundError, PreconditionError
-from casstore.format.index import Location, Segment, encode, merge
+from casstore.format.index import NONCE_SIZE, Location, Segment, encode, merge
 from casstore.repo import layout, segments
 from casstore.repo.packs import places_of, read_footer
 
@@ -30,6 +31,8 @@ MERGE_RECORDS = 1 << 20
 _STEP = 8
 """A segment is merged with smaller ones unless it has more than this many times the records of all of them."""
 
+_LISTINGS = 8
+"""How often the segments are listed while others merge them."""
 _REBUILT = "rebuilt/"
 """Stands before the keys of what was read from footers, and is not stored."""
 _REBUILT_RECORDS = 1 << 18
@@ -57,14 +60,18 @@ class Index:
             return self._load()
 
     def _load(self) -> bool:
-        keys = {info.key for info in self._backend.list(layout.INDEX)}
-        fresh = keys - self._segments.keys() - self._damaged
-        for key in self._segments.keys() - keys - self._rebuilt.keys():
-            del self._segments[key]
-        wanted = sorted(fresh)
-        for key, segment in zip(wanted, segments.each(self._backend, self._try, wanted), strict=True):
-            if segment is not None:
-                self._segments[key] = segment
+        fresh: set[str] = set()
+        for _ in range(_LISTINGS):
+            keys = {info.key for info in self._backend.list(layout.INDEX)}
+            wanted = sorted(keys - self._segments.keys() - self._damaged)
+            fresh.update(wanted)
+            opened = dict(zip(wanted, segments.each(self._backend, self._try, wanted), strict=True))
+            self._segments.update((key, segment) for key, segment in opened.items() if segment is not None)
+            for key in self._segments.keys() - keys - self._rebuilt.keys():
+                del self._segments[key]
+            if self._segments.keys() | self._damaged >= keys:
+                break
+            # One was merged into another between the listing and now: that one is listed now.
         if not self._complete and (self._damaged or not self._segments):
             self._rebuild()
         self._publish()
@@ -95,7 +102,7 @@ class Index:
 
     def _keep(self, found: list[tuple[bytes, Location]]) -> None:
         key = f"{_REBUILT}{len(self._rebuilt)}"
-        self._rebuilt[key] = encode(found)
+        self._rebuilt[key] = encode(found, nonce=_nonce())
         self._segments[key] = Segment(self._rebuilt[key])
 
     def _try(self, key: str) -> Segment | None:
@@ -103,7 +110,7 @@ class Index:
         try:
             return segments.open_segment(self._backend, key)
         except NotFoundError:
-            return None  # merged away between the listing and now; its successor is found by the next listing
+            return None  # merged away between the listing and now
         except IntegrityError:
             self._damaged.add(key)
             return None
@@ -113,11 +120,9 @@ class Index:
         self._search = tuple(sorted(self._segments.values(), key=lambda segment: -segment.records))
 
     def places(self, chunk_id: bytes) -> Iterator[Location]:
-        """Yield where a chunk is by the segments that this process has seen: one location each."""
+        """Yield where a chunk is by the segments that this process has seen."""
         for segment in self._search:
-            place = segment.locate(chunk_id)
-            if place is not None:
-                yield place
+            yield from segment.places(chunk_id)
 
     def locate(self, chunk_id: bytes, *, gone: Collection[bytes] = ()) -> Location:
         """Return where a chunk is, but in none of the packs ``gone``; ``NotFoundError`` when no segment knows it."""
@@ -165,28 +170,27 @@ class Index:
                 return
             if not self._loaded:
                 self._load()
-            added = {self._add(data) for data in self._take_rebuilt()}
+            for data in self._take_rebuilt():
+                self._add(data)
             if not records:
                 self._publish()
                 return
-            data = encode(records)
+            data = encode(records, nonce=_nonce())
             merged = self._to_merge(len(records))
             if merged:
-                data = merge([Segment(data), *(self._segments[key] for key in merged)])
-            added.add(self._add(data))
+                data = merge([Segment(data), *(self._segments[key] for key in merged)], nonce=_nonce())
+            self._add(data)
             if lost:
-                merged += self._without(frozenset(lost), added)
-            self._drop(set(merged), added)
+                merged += self._without(frozenset(lost))
+            self._drop(set(merged))
 
-    def _drop(self, merged: set[str], added: set[str]) -> None:
+    def _drop(self, merged: set[str]) -> None:
         """Delete the segments that others have replaced, and the damaged ones."""
-        # What says no more than one that is there has its name, and stays.
-        stale = merged.difference(added)
-        for key in stale:
+        for key in merged:
             self._segments.pop(key, None)
         self._publish()
-        if stale or self._damaged:
-            self._backend.delete(sorted(stale | self._damaged))
+        if merged or self._damaged:
+            self._backend.delete(sorted(merged | self._damaged))
             self._damaged.clear()
 
     def tidy(self, gone: Collection[bytes] = ()) -> None:
@@ -201,14 +205,13 @@ class Index:
                 self._add(data)
             spoken = {key for key, segment in self._segments.items() if not lost.isdisjoint(segment.pack_ids())}
             merged: set[str] = set()
-            added: set[str] = set()
             for group in [*self._groups(spoken)]:
                 if len(group) > 1 or group[0] in spoken:
-                    data = merge([self._segments[key] for key in group], without=lost)
+                    data = merge([self._segments[key] for key in group], without=lost, nonce=_nonce())
                     if Segment(data).records:
-                        added.add(self._add(data))
+                        self._add(data)
                     merged.update(group)
-            self._drop(merged, added)
+            self._drop(merged)
 
     def _groups(self, chosen: set[str]) -> Iterator[list[str]]:
         """Yield the keys of what is to be written as one segment: of the chosen ones and of all that are small."""
@@ -231,13 +234,13 @@ class Index:
         found, self._rebuilt = [*self._rebuilt.values()], {}
         return found
 
-    def _without(self, lost: frozenset[bytes], added: set[str]) -> list[str]:
+    def _without(self, lost: frozenset[bytes]) -> list[str]:
         """Write the segments that speak of lost packs again, without those; returns the keys of the old ones."""
         stale = {key: segment for key, segment in self._segments.items() if not lost.isdisjoint(segment.pack_ids())}
         for segment in stale.values():
             rest = [item for item in segment.items() if item[1].pack_id not in lost]
             if rest:
-                added.add(self._add(encode(rest)))
+                self._add(encode(rest, nonce=_nonce()))
         return list(stale)
 
     def _to_merge(self, total: int) -> list[str]:
@@ -252,22 +255,15 @@ class Index:
             keys.append(key)
         return keys
 
-    def _add(self, data: bytes) -> str:
-        """Store a segment, and return its key."""
+    def _add(self, data: bytes) -> None:
+        """Store a segment. Its name is new: see ``_nonce``."""
         key = layout.index_key(hashing.digest(data))
-        with contextlib.suppress(PreconditionError):
+        with contextlib.suppress(PreconditionError):  # the reply to an earlier attempt was lost
             self._backend.put(key, [data], condition=Absent())
         try:
             self._segments[key] = segments.open_segment(self._backend, key)
         except NotFoundError:
-            # Another writer had the same, and merged it into a larger one already.
-            self._segments[key] = Segment(data)
-        except IntegrityError:
-            # What is there under this name is damaged: these are the right bytes, and there are no others.
-            self._backend.put(key, [data])
-            self._segments[key] = segments.open_segment(self._backend, key)
-        self._damaged.discard(key)
-        return key
+            self._segments[key] = Segment(data)  # merged into a larger one already
 
     def close(self) -> None:
         """Forget the segments; their maps go when the last look-up has ended."""
@@ -277,3 +273,12 @@ class Index:
             self._damaged.clear()
             self._rebuilt.clear()
             self._loaded = self._complete = False
+
+
+def _nonce() -> bytes:
+    """Return what makes a segment unlike any other.
+
+    Whoever deletes a segment has stored what it holds under another name before. Were a name ever used again, one who
+    stood still before the deletion would delete the later one, too.
+    """
+    return os.urandom(NONCE_SIZE)

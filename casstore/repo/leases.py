@@ -24,7 +24,7 @@ from casstore.backend.base import Absent, Backend, Condition, Matches, ObjectInf
 from casstore.errors import CasstoreError, FormatError, NotFoundError, PreconditionError, StorageError
 from casstore.format import record
 from casstore.repo import layout
-from casstore.repo.limits import bounded_get
+from casstore.repo.limits import bounded_object
 from casstore.repo.records import now as time_text
 from casstore.repo.records import write_id
 
@@ -134,7 +134,7 @@ class Lease:
     def _begin(self) -> None:
         self._asked = self._clock()
         self._etag = self._put(self._record, Absent())
-        self._time = self._backend.stat(self._key).mtime
+        self._time = self._written() or time.time()
         self._record = msgspec.structs.replace(self._record, begun=self._time)
 
     @property
@@ -175,9 +175,17 @@ class Lease:
                 return
             changed = msgspec.structs.replace(changed, write_id=write_id())
             self._etag = self._put(changed, None)
-        before, self._time = self._time, self._backend.stat(self._key).mtime
+        before, self._time = self._time, self._written() or self._time
         self._broken = self._broken or late or self._time - before > self._record.term
         self._record, self._asked = changed, asked
+
+    def _written(self) -> float | None:
+        """Return the time of the object; None, and the lease is lost, when it was removed the moment it was there."""
+        try:
+            return self._backend.stat(self._key).mtime
+        except NotFoundError:
+            self._broken = True
+            return None
 
     def confirm(self) -> bool:
         """Renew the lease and return whether it was never lost; False also where it can't be renewed."""
@@ -263,7 +271,7 @@ def read_lease(backend: Backend, lease_id: str) -> LeaseRecord:
     """Return a lease. ``NotFoundError``; ``FormatError``, which names the key."""
     key = layout.lease_key(lease_id)
     try:
-        found = record.decode("lease", bounded_get(backend, key, MAX_LEASE), LeaseRecord)
+        found = record.decode("lease", bounded_object(backend, key, MAX_LEASE).data, LeaseRecord)
     except FormatError as error:
         raise FormatError(f"{key}: {error.message}", hint=error.hint) from None
     texts = (found.kind, found.user, found.host, found.dataset, found.started_at, found.write_id)

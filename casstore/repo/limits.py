@@ -13,7 +13,10 @@ __all__ = ["bounded_get", "bounded_object", "check_size"]
 
 
 def bounded_get(backend: Backend, key: str, limit: int) -> bytes:
-    """Return the whole object, at most ``limit`` bytes long; ``FormatError`` for a longer one, before it is read."""
+    """Return the whole object, at most ``limit`` bytes long; ``FormatError`` for a longer one, before it is read.
+
+    For what never changes: of an object that is replaced meanwhile it may return a part. ``bounded_object`` does not.
+    """
     size = check_size(key, backend.stat(key).size, limit)
     return backend.read(key, 0, size)
 

@@ -22,7 +22,7 @@ from casstore.backend.base import Absent, Backend, Matches
 from casstore.errors import ConflictError, FormatError, NotFoundError, PreconditionError
 from casstore.format import record
 from casstore.repo import layout
-from casstore.repo.limits import bounded_get, check_size
+from casstore.repo.limits import bounded_object, check_size
 from casstore.repo.records import Records, now, write_id
 
 __all__ = [
@@ -92,7 +92,7 @@ NOTHING = DyingSet(frozenset(), frozenset())
 
 def read_trash(backend: Backend, trash_id: str) -> TrashRecord:
     """Return a record of what is being deleted. ``NotFoundError``; ``FormatError``, which names the key."""
-    return _parse(trash_id, bounded_get(backend, layout.trash_key(trash_id), MAX_TRASH))
+    return _parse(trash_id, bounded_object(backend, layout.trash_key(trash_id), MAX_TRASH).data)
 
 
 def _parse(trash_id: str, data: bytes) -> TrashRecord:

@@ -153,7 +153,7 @@ class _Scheduled:
         return self._inner.local_path(key)
 
     def close(self) -> None:
-        self._inner.close()
+        """Nothing: the other actors go on with the inner one."""
 
     def _call(self, call: str, work: Callable[[], T]) -> T:
         self._step(call)

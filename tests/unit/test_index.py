@@ -175,19 +175,46 @@ def test_one_segment_of_several_is_lost(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("remote", [False, True])
-def test_a_segment_that_is_damaged_under_the_name_that_is_to_be_written_is_replaced(
-    tmp_path: Path, remote: bool
-) -> None:
+def test_a_damaged_segment_goes_when_something_is_published(tmp_path: Path, remote: bool) -> None:
     backend = MemoryBackend() if remote else open_backend(f"file://{tmp_path}/s", create=True)
     records = some(20)
     Index(backend).publish(records)
     (info,) = backend.list("index/")
-    sound = backend.get(info.key).data
-    backend.put(info.key, [sound[:-1] + b"\1"])
+    backend.put(info.key, [backend.get(info.key).data[:-1] + b"\1"])
     index = Index(backend)
     index.publish(records)
-    assert backend.get(info.key).data == sound
-    assert all(index.locate(chunk_id) == place for chunk_id, place in records)
+    assert info.key not in [found.key for found in backend.list("index/")]
+    for found in (index, Index(backend)):
+        assert all(found.locate(chunk_id) == place for chunk_id, place in records)
+
+
+def test_no_segment_has_a_name_again() -> None:
+    backend = MemoryBackend()
+    names: set[str] = set()
+    for _ in range(5):
+        Index(backend).publish(some(20))
+        fresh = {info.key for info in backend.list("index/")} - names
+        assert len(fresh) == 1
+        names |= fresh
+
+
+def test_every_place_of_a_chunk_survives_merges(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One who merges may not know which of the packs is going to be deleted."""
+    backend = MemoryBackend()
+    chunk = bytes([7]) * 32
+    places = [Location(bytes([number]) * 32, 16, 100, 100, 0) for number in range(4)]
+    monkeypatch.setattr(index_module, "MERGE_ABOVE", 1)
+    for place in places:
+        Index(backend).publish([(chunk, place), *some(5)])
+    assert len([*backend.list("index/")]) == 1
+    index = Index(backend)
+    index.load()
+    assert sorted(index.places(chunk)) == places
+    index.tidy({places[0].pack_id, places[2].pack_id})
+    again = Index(backend)
+    again.load()
+    assert sorted(again.places(chunk)) == [places[1], places[3]]
+    assert len(list(again.places(some(5)[0][0]))) == 1, "the same place is kept once"
 
 
 def test_a_merge_that_says_nothing_new_does_not_remove_itself(monkeypatch: pytest.MonkeyPatch) -> None:
