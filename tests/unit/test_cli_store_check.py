@@ -89,6 +89,8 @@ def test_damaged_data_is_told_by_version_and_file(run: Run, store: Path) -> None
     assert "robots:1" in run("store", "check", "--read-data", "--dataset", "robots", code=2)
     run("store", "check", "--read-data", "--dataset", "other")
     assert "robots:2" in run("store", "check", "--read-data", "-d", "robots", "other", code=2)
+    run("dataset", "collect", "all", "other", "robots:2")
+    assert "robots:2" in run("store", "check", "--read-data", "-d", "all", code=2)
 
 
 def test_a_pack_that_is_gone_is_told_without_reading_data(run: Run, store: Path) -> None:
@@ -142,7 +144,7 @@ def test_repair_in_json(run: Run, store: Path) -> None:
 def test_salvage_makes_a_version_of_what_is_left(run: Run, store: Path) -> None:
     spoil(largest(store))
     out = run("store", "repair", "--salvage", "--yes", code=2)
-    assert "robots:1: version 3 has what is left of it, 1 files" in out
+    assert "robots:1: version 3 has what is left of it, 1 file left out" in out
     assert "src/sub/b.txt" in run("dataset", "inspect", "robots:3", "--format-type", "json")
     assert "a.bin" not in run("dataset", "inspect", "robots:4")
     run("dataset", "verify", "robots:4")

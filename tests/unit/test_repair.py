@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from casstore.format.pack import PackKind
 from casstore.model import Kind
 from casstore.repo import layout
 from casstore.repo.check import Report, check_store
+from casstore.repo.gc.plan import Rules
+from casstore.repo.gc.run import Collector
 from casstore.repo.packs import read_footer
 from casstore.repo.repair import Action, Plan, Repair, config_problem, discard, kept, write_config
 from casstore.repo.repair.execute import Done
@@ -374,6 +377,10 @@ def test_what_was_kept_is_removed_when_it_is_told_to(whole: dict[str, bytes]) ->
     _, done = repair(backend)
     assert [info.key for info in kept(backend)] != []
     assert check(backend).notes[-1].what == "quarantine"
+    rules = Rules(grace=0, margin=0)
+    with Store.open(backend) as store, Collector(store, rules=rules, clock=lambda: time.time() + 10**7) as collector:
+        collector.run(collector.plan())
+    assert len(list(kept(backend))) == done.kept  # no garbage
     assert discard(backend)[0] == done.kept
     assert list(kept(backend)) == []
 

@@ -56,13 +56,18 @@ class Records:
         session.spread(lambda one: self._dataset(*one), ((name, list(infos)) for name, infos in groups))
 
     def choose(self, names: set[str]) -> list[Dataset]:
-        """Return the datasets with these names, and forget the others. ``NotFoundError`` for an unknown one."""
+        """Return the datasets with these names, and the members of collections, and forget the others.
+
+        ``NotFoundError`` for an unknown one.
+        """
         by_key = {layout.name_key(name): name for name in names}
         wanted = {self.names.get(key) for key in by_key}
         chosen = [one for one in self.datasets.values() if one.id in wanted or one.name in names]
         unknown = names - {one.name for one in chosen} - {by_key[key] for key in by_key if self.names.get(key)}
         if unknown:
             raise NotFoundError(f"there is no dataset or collection {min(unknown)!r}")
+        members = {member.dataset_id for one in chosen if one.head is not None for member in one.head.members}
+        chosen += [one for one in self.datasets.values() if one.id in members and one not in chosen]
         self.datasets = {one.id: one for one in chosen}
         kept = {one.id for one in chosen}
         self.names = {key: target for key, target in self.names.items() if target in kept or key in by_key}

@@ -246,5 +246,7 @@ class Repair:
         except (IntegrityError, NotFoundError, ConflictError) as error:
             done.failed.append(f"{name}: {error.message}")
             return
-        lost = f"{new.files} files and {new.entries} unknown entries left out"
+        lost = f"{new.files} file{'' if new.files == 1 else 's'} left out"
+        if new.entries:
+            lost += f", and {new.entries} entries of which nothing is known"
         done.lines.append(f"{name}: version {new.number} has what is left of it, {lost}")

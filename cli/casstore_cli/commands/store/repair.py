@@ -5,6 +5,7 @@ Decided here and only here: what is asked, and how a plan and its results are sh
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -65,8 +66,7 @@ def repair(
             _show_plan(plan)
         done: Done | None = None
         if not plan.empty and not dry_run and (yes or output.confirm("Shall this be done?", unasked="--yes")):
-            with Meter("Repairing"):
-                done = work.execute(plan, lambda line: output.message(output.escape(line), level="DEBUG"))
+            done = work.execute(plan, _tell)
         if format_type == "json":
             output.document(_document(plan, done))
         else:
@@ -75,6 +75,11 @@ def repair(
     damaged = bool(lost) if plan.empty else done is None or not done.report.clean
     if damaged:
         ctx.exit(OUTCOMES[ErrorKind.INTEGRITY].exit_code)
+
+
+def _tell(line: str) -> None:
+    """Say what is done next, to whoever watches."""
+    output.message(output.escape(line), level="INFO" if sys.stderr.isatty() else "DEBUG")
 
 
 def _config(bucket_name: str | None, config: Config, *, dry_run: bool, yes: bool) -> bool:
@@ -155,6 +160,7 @@ def _document(plan: Plan, done: Done | None) -> dict[str, Any]:
             {"action": step.action.value, "key": step.key, "text": step.text, "lost": step.lost} for step in plan.steps
         ],
         "left": plan.left,
+        "clean": plan.empty and not plan.losses if done is None else done.report.clean,
         "done": None if done is None else done.lines,
         "failed": [] if done is None else done.failed,
         "quarantine": done.quarantine if done is not None and done.kept else None,
