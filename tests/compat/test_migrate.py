@@ -183,6 +183,45 @@ def test_which_dataset_becomes_which(osmo: Osmo, bucket: Any) -> None:
     assert checksums[0] != checksums[1] == checksums[2]
 
 
+def test_collections(osmo: Osmo, bucket: Any, tmp_path: Path) -> None:
+    one, two = OsmoFolder(bucket, "d"), OsmoFolder(bucket, "d")
+    for number in (2, 5):
+        one.version(number, {"f": f"one {number}".encode()})
+    two.version(7, {"f": b"two"})
+    members = [(one, "one", 5), (two, "two", 7)]
+    collection = {
+        **one.info("both", [], id="c" * 22, type="COLLECTION", labels={"team": "arms"}),
+        "versions": [
+            {
+                "name": name,
+                "version": str(number),
+                "location": "https://x",
+                "uri": f"{folder.storage}/manifests/{number}.json",
+                "hash_location": f"{folder.storage}/hashes",
+                "size": 1,
+            }
+            for folder, name, number in members
+        ],
+    }
+    for name, value in {"one": one.info("one", [2, 5]), "two": two.info("two", [7]), "both": collection}.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(value))
+    source = f"{bucket.url}/d"
+    part = osmo("migrate", source, "--info", tmp_path / "one.json", tmp_path / "both.json")
+    assert part.code == 2
+    assert "Collection both was NOT made: not here are two:7" in part.out
+    everything = ["migrate", source, "--info", *(tmp_path / f"{name}.json" for name in ("one", "two", "both"))]
+    [made] = osmo(*everything, "-t", "json").json()["collections"]
+    assert (made["state"], made["members"]) == ("created", ["one:2", "two:1"])
+    shown = osmo("info", "both", "-t", "json").json()
+    assert (shown["type"], shown["labels"]) == ("COLLECTION", {"team": "arms"})
+    assert downloaded(osmo, "one:2", tmp_path / "1") == {"f": b"one 5"}
+    again = osmo(*everything)
+    assert (again.code, "Collection both is here already" in again.out) == (0, True)
+    assert osmo("recollect", "both", "--remove", "two").code == 0
+    again = osmo(*everything)
+    assert (again.code, "something else has this name" in again.out) == (2, True)
+
+
 def test_a_copy_in_a_local_folder(osmo: Osmo, tmp_path: Path) -> None:
     (tmp_path / "copy").mkdir()
     client, _ = open_objects((tmp_path / "copy").as_uri())

@@ -446,7 +446,7 @@ def test_no_end_of_problems(world: World, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize(
-    "text", [b"[1]", b"{}", b'{"name": 1, "id": "x"}', b"\xff", b'{"name":"n","id":"i","type":"COLLECTION"}']
+    "text", [b"[1]", b"{}", b'{"name": 1, "id": "x"}', b"\xff", b'{"name":"n","id":"i","type":"QUERY"}']
 )
 def test_what_is_no_info(text: bytes) -> None:
     with pytest.raises(UsageError):

@@ -6,6 +6,7 @@ checked, what can't be kept as it is becomes part of the provenance, and a warni
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -16,19 +17,24 @@ from casstore.dataset import attributes
 from casstore.dataset.ref import check_tag
 from casstore.errors import CasstoreError, UsageError
 
-__all__ = ["MAX_INFO", "Info", "InfoVersion", "load_info"]
+__all__ = ["COLLECTION", "MAX_INFO", "Info", "InfoVersion", "load_info"]
 
+COLLECTION = "COLLECTION"
 MAX_INFO = 64 << 20
 """Bytes of one document."""
 _CUT = 100
 """Versions that the command shows unless it is told another number."""
 _TEXT = 256
+_PLACE = re.compile(r"/([A-Za-z0-9_-]{1,64})/(?:hashes/?|manifests/[0-9]+\.json)\Z", re.ASCII)
 
 
 class InfoVersion(msgspec.Struct, frozen=True, kw_only=True):
-    """One version, as the service described it."""
+    """One version, as the service described it; of a collection, one member."""
 
     version: str
+    name: str = ""
+    uri: str | None = None
+    hash_location: str | None = None
     status: str = "READY"
     created_by: str | None = None
     created_date: str | None = None
@@ -40,6 +46,15 @@ class InfoVersion(msgspec.Struct, frozen=True, kw_only=True):
     def number(self) -> int:
         """Its number."""
         return int(self.version)
+
+    @property
+    def dataset_id(self) -> str | None:
+        """The id of its dataset, from where its files are."""
+        for text in (self.hash_location, self.uri):
+            match = _PLACE.search(text or "")
+            if match:
+                return match[1]
+        return None
 
     @property
     def user(self) -> str | None:
@@ -69,7 +84,7 @@ class InfoVersion(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Info(msgspec.Struct, frozen=True, kw_only=True):
-    """One dataset. ``versions`` are those that the service counted as ready."""
+    """One dataset, or a collection: then ``versions`` are its members."""
 
     name: str
     id: str
@@ -92,14 +107,11 @@ def load_info(name: str, data: bytes, warn: Callable[[str], None]) -> list[Info]
             hint="export it with the old client, with --count as large as the number of versions",
         ) from None
     for info in infos:
-        if info.type != "DATASET":
-            raise UsageError(
-                f"{name}: {info.name[:80]!r} is a {info.type[:20].lower()}, not a dataset",
-                hint="a collection is made anew when its datasets are here: see `osmo dataset collect`",
-            )
+        if info.type not in ("DATASET", COLLECTION):
+            raise UsageError(f"{name}: {info.name[:80]!r} is neither a dataset nor a collection")
         if not all(version.version.isdigit() and len(version.version) <= 12 for version in info.versions):
             raise UsageError(f"{name}: {info.name[:80]!r} has a version without a number")
-        if len(info.versions) == _CUT:
+        if len(info.versions) == _CUT and info.type != COLLECTION:
             warn(f"{name} has exactly {_CUT} versions: was it cut off? Versions that it does not have are left out")
     return infos
 

@@ -100,6 +100,11 @@ class Migration:
 
     # ---- what there is
 
+    @property
+    def versions(self) -> dict[int, int]:
+        """Our number of each old version that is here. To be asked for after ``plan`` or ``run``."""
+        return {number: here.version for number, here in self._here.items()}
+
     def plan(self, *, thorough: bool = False) -> list[Step]:
         """Return all old versions in order. ``thorough`` finds everything that can be known without reading files.
 

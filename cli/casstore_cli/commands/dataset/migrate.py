@@ -21,6 +21,7 @@ from casstore_cli.multi import Command, ManyOption
 if TYPE_CHECKING:
     from casstore.dataset import Bucket
     from casstore.dataset.adopt.base import Buckets
+    from casstore.dataset.adopt.collect import Collected
     from casstore.dataset.adopt.info import Info
     from casstore.dataset.adopt.migrate import Migration, Outcome, Step
     from casstore.dataset.adopt.osmo import OsmoDataset
@@ -35,6 +36,12 @@ _WORDS = {
     "damaged": "NOT taken over: damaged",
     "left_out": "left out: the service did not count it as ready",
     "late": "NOT taken over: a later version is here already",
+}
+_COLLECTED = {
+    "created": "was made",
+    "present": "is here already",
+    "incomplete": "was NOT made",
+    "taken": "was NOT made: something else has this name",
 }
 _CHECKS = {
     "md5": "MD5",
@@ -112,7 +119,10 @@ def migrate(
                 _migrate(bucket, buckets, one, into, known, dry_run=dry_run, skip=skip_damaged, threads=threads)
                 for one, into in chosen
             ]
-            _tell(bucket, url, reports, format_type)
+            collections = [] if dry_run else _collect(bucket, known, [migration for migration, _ in reports])
+            _tell(bucket, url, reports, collections, format_type)
+    if any(one.missing or one.state == "taken" for one in collections):
+        ctx.exit(IntegrityError("").exit_code)
     if any(outcome.state in ("damaged", "late") for _, outcomes in reports for outcome in outcomes):
         ctx.exit(IntegrityError("").exit_code)
 
@@ -163,7 +173,9 @@ def _choose(
     datasets: list[OsmoDataset], name: str | None, names: Sequence[str], infos: dict[str, Info]
 ) -> list[tuple[OsmoDataset, str]]:
     """Return which dataset becomes which."""
-    wanted = {ident: info.name for ident, info in infos.items()}
+    from casstore.dataset.adopt.info import COLLECTION
+
+    wanted = {ident: info.name for ident, info in infos.items() if info.type != COLLECTION}
     for text in names:
         ident, equals, into = text.partition("=")
         if not equals or not into:
@@ -267,6 +279,14 @@ def _migrate(
         return migration, outcomes
 
 
+def _collect(bucket: Bucket, infos: dict[str, Info], migrations: list[Migration]) -> list[Collected]:
+    """Make the collections that were described, of what was migrated now or before."""
+    from casstore.dataset.adopt.collect import collect
+    from casstore.dataset.adopt.info import COLLECTION
+
+    return [collect(bucket, info, migrations, _warn) for info in infos.values() if info.type == COLLECTION]
+
+
 def _planned(step: Step) -> Outcome:
     from casstore.dataset.adopt.migrate import Outcome, State
 
@@ -274,7 +294,13 @@ def _planned(step: Step) -> Outcome:
     return Outcome(step, State.DAMAGED if damaged else step.state, step.version, problems=step.found.problems)
 
 
-def _tell(bucket: Bucket, url: str, reports: list[tuple[Migration, list[Outcome]]], format_type: str) -> None:
+def _tell(
+    bucket: Bucket,
+    url: str,
+    reports: list[tuple[Migration, list[Outcome]]],
+    collections: list[Collected],
+    format_type: str,
+) -> None:
     if format_type == "json":
         output.document(
             {
@@ -287,6 +313,10 @@ def _tell(bucket: Bucket, url: str, reports: list[tuple[Migration, list[Outcome]
                         "versions": [_shape(outcome) for outcome in outcomes],
                     }
                     for migration, outcomes in reports
+                ],
+                "collections": [
+                    {"name": one.name, "state": one.state.value, "members": one.members, "missing": one.missing}
+                    for one in collections
                 ],
             }
         )
@@ -311,6 +341,9 @@ def _tell(bucket: Bucket, url: str, reports: list[tuple[Migration, list[Outcome]
         output.text(output.table(("Version", "Here", "State", "Files", "Size", "Checked"), rows))
         if any(outcome.state == "damaged" for outcome in outcomes):
             output.text("Nothing is made of damaged versions. --skip-damaged makes them of what is left.")
+    for one in collections:
+        lacks = f": not here are {output.escape(', '.join(one.missing[:SHOWN]))}" if one.missing else ""
+        output.text(f"Collection {one.name} {_COLLECTED[one.state]}{lacks}")
 
 
 def show_problems(problems: Sequence[Problem]) -> None:
