@@ -45,7 +45,7 @@ def put_parts(client: S3Client, key: str, views: Sequence[memoryview], condition
     """Store buffers as one object, in parts; returns its tag."""
     size = sum(map(len, views))
     runs = cut(views, max(PART, -(-size // MOST_PARTS)))
-    return _send(client, key, (Body(run, named_by_hash=True) for run in runs), condition=condition)
+    return _send(client, key, (Body(run, named_by_hash=True) for run in runs), at_once=SENDERS, condition=condition)
 
 
 def upload_stream(client: S3Client, key: str, source: BinaryIO, size: int | None, advance: Advance | None) -> str:
@@ -69,7 +69,7 @@ def _send(
     key: str,
     parts: Iterable[Body],
     *,
-    at_once: int = SENDERS,
+    at_once: int,
     condition: Condition = None,
     advance: Advance | None = None,
 ) -> str:
