@@ -103,6 +103,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_every_call_of_the_store(fault: Fault, tmp_path: Path) -> None:
     old = Old()
