@@ -27,6 +27,7 @@ _BLOCK = 64 << 10
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _CHUNKED = re.compile(rb"\r\ntransfer-encoding: *chunked", re.IGNORECASE)
 _EXPECT = re.compile(rb"\r\nexpect: *100-continue", re.IGNORECASE)
+_CONDITION = re.compile(rb"\r\nif-(?:none-)?match:[^\r]*", re.IGNORECASE)
 _RANGE = re.compile(rb"(\r\ncontent-range: *bytes )(\d+)-(\d+)", re.IGNORECASE)
 _RESET = struct.pack("ii", 1, 0)
 
@@ -54,6 +55,8 @@ class NetFault(StrEnum):
     """The proxy answers with ``status``, ``headers`` and ``body``; the server sees nothing."""
     RANGE = "range"
     """The answer's ``Content-Range`` names bytes that lie one later."""
+    STRIP = "strip"
+    """The request's conditions do not reach the server: as a service behaves that knows none."""
     FLIP = "flip"
     """One bit of the answer's body, at byte ``after`` (modulo its length), is another."""
 
@@ -202,6 +205,8 @@ class NetProxy:
         if rule and fault in {NetFault.CUT, NetFault.STALL_SEND}:
             _read_exactly(client, pending, min(rule.after, length))
             self._break(client, rule)
+        if fault is NetFault.STRIP:
+            head = _CONDITION.sub(b"", head)
         with self._owned(socket.create_connection(self._upstream, timeout=60)) as server:
             server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             # One exchange for each connection: how the server frames its last answer does not matter then.

@@ -14,11 +14,12 @@ from casstore_cli.multi import Command
 
 
 @click.command("take-over", cls=Command)
-@click.argument("bucket_name", metavar="BUCKET")
-@click.option("-f", "--force", is_flag=True, help="Do not ask.")
+@click.option("-b", "--bucket", "bucket_name", help="The bucket whose store it is; else the default one.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@click.option("-f", "--force", is_flag=True, help="The same.")
 @output.format_option("text", "json")
-def take_over(bucket_name: str, force: bool, format_type: str) -> None:
-    """Become the one writer of BUCKET's store, in place of the machine and user that is.
+def take_over(bucket_name: str | None, yes: bool, force: bool, format_type: str) -> None:
+    """Become the one writer of a store, in place of the machine and user that is.
 
     Stores on services without conditional writes have one writer; everybody else reads. Stop what the former writer is
     doing first: from now on its changes are refused, and what it has not committed is lost.
@@ -29,12 +30,11 @@ def take_over(bucket_name: str, force: bool, format_type: str) -> None:
     config = load_config()
     bucket = config.bucket(bucket_name)
     if bucket.mode != MODES[0]:
-        raise UsageError(
-            f"bucket {bucket.name!r} is read-only", hint=f"it is declared so in {config.paths.config_file}"
-        )
+        raise UsageError(f"bucket {bucket.name!r} is read-only", hint=f"declared so in {config.paths.config_file}")
     with open_store(bucket, config=config) as store:
         question = f"Is the former writer of {bucket.url} stopped, and shall this machine take its place?"
-        wanted = FEATURE not in store.config.features or force or output.confirm(question)
+        # Where there is no such writer the error comes before the question.
+        wanted = FEATURE not in store.config.features or yes or force or output.confirm(question, unasked="--yes")
         if wanted:
             take_over(store.backend)
     if format_type == "json":
