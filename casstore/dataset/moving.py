@@ -177,10 +177,13 @@ def _take_over(
 
 def memory_dir(bucket: Bucket) -> str | None:
     """Return the folder where it is remembered what was read before, made; None where there can be none."""
-    if bucket.cache_dir is None:
+    from casstore.transfer.localfs import local_folder  # noqa: PLC0415 - as above
+
+    folder = None if bucket.cache_dir is None else local_folder(bucket.cache_dir)
+    if folder is None:
         return None
     try:
-        os.makedirs(bucket.cache_dir, mode=0o700, exist_ok=True)
+        os.makedirs(folder, mode=0o700, exist_ok=True)
     except OSError:
         return None  # then every file is read
-    return bucket.cache_dir
+    return folder

@@ -4,7 +4,7 @@ Decided here and only here: how a running upload leaves word of its packs, and h
 has a file of its own in the state folder, locked for as long as it runs: first a line that says what it is, then the
 ids of the packs that are durable but perhaps not in the index yet. A file without a holder was left by a crash: the
 next upload to that store adopts its packs and removes it. Losing these files costs time, never data: where they can't
-be written, nothing is remembered.
+be written, nothing is remembered. They are this machine's, and on its local disk: see ``localfs``.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import msgspec
 
 from casstore import hashing
 from casstore.errors import FormatError
+from casstore.transfer.localfs import local_folder
 
 
 class Header(msgspec.Struct, frozen=True):
@@ -47,6 +48,8 @@ class Journal:
     def create(cls, state_dir: str, store_id: str, dataset: str) -> Journal | None:
         """Start a journal, held by this process until it is closed. None where there can be none."""
         folder = _folder(state_dir, store_id)
+        if folder is None:
+            return None
         path = os.path.join(folder, f"{time.time_ns():020d}-{os.urandom(4).hex()}")
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
         try:
@@ -82,6 +85,8 @@ class Journal:
 def unfinished(state_dir: str, store_id: str) -> Iterator[Unfinished]:
     """Yield the interrupted uploads to this store, newest first."""
     folder = _folder(state_dir, store_id)
+    if folder is None:
+        return
     try:
         names = sorted(os.listdir(folder), reverse=True)
     except OSError:
@@ -98,8 +103,9 @@ def discard(upload: Unfinished) -> None:
         os.unlink(upload.path)
 
 
-def _folder(state_dir: str, store_id: str) -> str:
-    return os.path.join(state_dir, "uploads", store_id)
+def _folder(state_dir: str, store_id: str) -> str | None:
+    local = local_folder(state_dir)
+    return None if local is None else os.path.join(local, "uploads", store_id)
 
 
 def _read(path: str) -> Unfinished | None:

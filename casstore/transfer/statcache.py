@@ -4,8 +4,8 @@ Decided here and only here: when a file counts as unchanged (mode, size, times o
 the same, and not changed just before it was looked at), and how that is kept. A SQLite file in the user's cache folder;
 losing it costs time, never data: what it says is used only for chunks that the store really has.
 
-On a network file system SQLite's locks can't be trusted, so that the cache folder must be local; a cache that can't be
-opened or is damaged is passed over.
+On a network file system SQLite's locks can't be trusted: see ``localfs``. A cache that can't be opened or is damaged is
+passed over.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 
 import msgspec
 
+from casstore.transfer.localfs import local_folder
 from casstore.transfer.scan import State
 
 SLICE = 4096
@@ -130,9 +131,12 @@ def _decoded(decoder: msgspec.msgpack.Decoder[Any], blob: Any) -> Any:
 
 
 def _open(path: str) -> sqlite3.Connection | None:
+    folder = local_folder(os.path.dirname(path))
+    if folder is None:
+        return None
     try:
-        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-        db = sqlite3.connect(path, timeout=5, check_same_thread=False)
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        db = sqlite3.connect(os.path.join(folder, os.path.basename(path)), timeout=5, check_same_thread=False)
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = OFF")  # a cache: losing it in a power cut is fine
         db.executescript(_SCHEMA)
