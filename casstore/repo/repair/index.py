@@ -39,10 +39,7 @@ def rebuild_index(session: Session, quarantine: Quarantine, without: frozenset[b
     packs.scan()
     old = places.stale().keys() | places.damaged.keys()
     sound = [one for one in places.segments.values() if one.key not in old]
-    # Damaged ones are kept before anything is written: a new one may have the name of one of them.
-    for key in places.damaged:
-        quarantine.keep(key)
-    new: set[str] = set()
+    new = 0
     beside: list[tuple[bytes, Location]] = []
     for pack_id, pack in sorted(packs.known.items()):
         if pack_id in without or not pack.sound:
@@ -53,17 +50,13 @@ def rebuild_index(session: Session, quarantine: Quarantine, without: frozenset[b
             continue  # gone meanwhile
         beside += (item for item in places_of(pack_id, footer) if not _is_known(sound, *item))
         if len(beside) >= _RECORDS:
-            new.add(put_segment(backend, beside))
-            beside = []
+            put_segment(backend, beside)
+            new, beside = new + 1, []
     if beside:
-        new.add(put_segment(backend, beside))
-    gone = sorted(old - new)
-    for key in gone:
-        if key not in places.damaged:
-            quarantine.keep(key)
-    if gone:
-        backend.delete(gone)
-    return len(old), len(new)
+        put_segment(backend, beside)
+        new += 1
+    quarantine.remove(*sorted(old))
+    return len(old), new
 
 
 def _is_known(sound: list[Indexed], chunk_id: bytes, place: Location) -> bool:

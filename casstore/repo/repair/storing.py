@@ -33,7 +33,7 @@ def put_pack(backend: Backend, sealed: Sealed) -> None:
 
 
 def put_segment(backend: Backend, places: list[tuple[bytes, Location]]) -> str:
-    """Write a segment of the index, whatever is there under its name, and return its key."""
+    """Write a segment of the index, under a name that none ever had, and return its key."""
     data = encode(places, nonce=os.urandom(NONCE_SIZE))
     key = layout.index_key(hashing.digest(data))
     backend.put(key, [data])
