@@ -1,14 +1,13 @@
 """Datasets for workflows: the ``DataStore`` port over ``casstore.dataset``.
 
-Decided here and only here: how a reference in a specification reaches a bucket, how a transfer is interrupted, and
-that tasks which add to the newest version of one dataset do so one after the other, so that none undoes another.
+Decided here and only here: how a reference in a specification reaches a bucket, and how a transfer is interrupted.
+Tasks may add to the newest version of one dataset at the same time: see ``Bucket.update``.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,6 @@ from casstore.errors import CancelledError
 from .ports import DatasetVersion, Published, Transfer
 
 __all__ = ["BucketData"]
-
-_TURN = 0.2
-"""Seconds between two looks at whether a waiting update was stopped."""
 
 
 class BucketData:
@@ -35,7 +31,6 @@ class BucketData:
         self._open = open_bucket
         self._lock = threading.Lock()
         self._buckets: dict[tuple[str | None, str], Bucket] = {}
-        self._updates: dict[tuple[str, str], threading.Lock] = {}
 
     def forget(self) -> None:
         """Open buckets anew from now on: their declarations changed."""
@@ -105,31 +100,17 @@ class BucketData:
     ) -> Published:
         """See ``ports.DataStore``."""
         bucket, parsed = self._find(ref, user)
-        with self._turn(bucket.name, parsed.name, stop):
-            result = bucket.update(
-                parsed.name,
-                tag=parsed.tag or None,
-                add=additions,
-                metadata=dict(metadata),
-                labels=dict(labels),
-                origin=dict(origin),
-                provenance=dict(provenance),
-                progress=_Watch(stop),
-            )
+        result = bucket.update(
+            parsed.name,
+            tag=parsed.tag or None,
+            add=additions,
+            metadata=dict(metadata),
+            labels=dict(labels),
+            origin=dict(origin),
+            provenance=dict(provenance),
+            progress=_Watch(stop),
+        )
         return _published(bucket, result)
-
-    @contextmanager
-    def _turn(self, bucket: str, dataset: str, stop: Callable[[], bool]) -> Iterator[None]:
-        with self._lock:
-            turn = self._updates.setdefault((bucket, dataset), threading.Lock())
-        while not turn.acquire(timeout=_TURN):
-            if stop():
-                msg = "the update was stopped while another one was going on"
-                raise CancelledError(msg)
-        try:
-            yield
-        finally:
-            turn.release()
 
     def _find(self, ref: str, user: str) -> tuple[Bucket, Ref]:
         parsed = parse_ref(ref)

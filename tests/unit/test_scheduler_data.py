@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -268,6 +269,22 @@ def test_update_adds_to_what_the_reference_names(data: BucketData, tmp_path: Pat
     made = data.update("made:base", "tester", [addition], stop=lambda: False, **NOTHING)
     assert made.version.ref == "main/made:2"
     assert made.version.files == 5
+
+
+def test_tasks_that_update_at_the_same_time_all_have_their_effect(data: BucketData, tmp_path: Path) -> None:
+    fill(tmp_path / "out")
+    publish(data, tmp_path / "out")
+    names = [f"new{number}" for number in range(4)]
+    for name in names:
+        (tmp_path / name).write_text(name)
+
+    def update(name: str) -> int:
+        return data.update("made", "tester", [str(tmp_path / name)], stop=lambda: False, **NOTHING).version.number
+
+    with ThreadPoolExecutor(len(names)) as pool:
+        assert sorted(pool.map(update, names)) == [2, 3, 4, 5]
+    (version,) = data.resolve("made", "tester")
+    assert version.files == 4 + len(names)
 
 
 @pytest.mark.parametrize("direction", ["up", "down"])
