@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from casstore.testing.servers.azurite import Azurite
+from casstore.testing.servers.ceph import CephS3
 from casstore.testing.servers.gcs import GcsServer
 
 SERVERS = Path(__file__).parents[1] / "servers"
@@ -23,3 +24,9 @@ def azurite() -> Iterator[Azurite]:
 def gcs_server() -> Iterator[GcsServer]:
     with GcsServer() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def ceph() -> Iterator[CephS3]:
+    with CephS3() as cluster:
+        yield cluster

@@ -26,12 +26,6 @@ WRITERS = 32
 STEPS = 20
 
 
-@pytest.fixture(scope="session")
-def ceph() -> Iterator[CephS3]:
-    with CephS3() as cluster:
-        yield cluster
-
-
 @pytest.fixture
 def client(ceph: CephS3) -> Iterator[ObjectClient]:
     bucket = ceph.bucket()
