@@ -457,3 +457,46 @@ def test_the_empty_tree_is_never_collected(bucket: Bucket, tmp_path: Path) -> No
         bucket.delete("d", all_versions=True)
         collect(bucket)
         assert len(keys(bucket, layout.MANIFESTS)) == 1
+
+
+def test_the_nodes_of_long_chunk_lists_are_needed_too(bucket: Bucket, tmp_path: Path) -> None:
+    long = bytes(20 << 20) + os.urandom(40_000)  # more chunks than an entry holds itself
+    upload(bucket, "d", tmp_path, {"long": long, "other": os.urandom(900_000)})
+    upload(bucket, "d", tmp_path, {"long": long})
+    tree = bucket.tree(bucket.resolve("d"))
+    assert [node for entry in tree.entries() for node in tree.list_nodes(entry)]
+    bucket.delete("d", tag="1")
+    _, outcome = collect(bucket)
+    assert outcome.swept.moved
+    assert content(bucket, "d") == {"long": long}
+    assert_whole(bucket)
+
+
+def test_heads_that_nobody_came_back_to_go(bucket: Bucket, tmp_path: Path) -> None:
+    upload(bucket, "d", tmp_path, {"a": b"1"})
+    bucket.collect("c", ["d"])
+    bucket.refs.create_dataset("empty", created_by="u")
+    kept = keys(bucket, layout.DATASETS)
+    nameless = bucket.refs.create_dataset("nameless", created_by="u")
+    bucket.store.backend.delete([layout.name_key("nameless")])
+    plan, _ = collect(bucket, Rules(grace=3600, margin=0))
+    assert plan.abandoned == []
+    plan, outcome = collect(bucket)
+    assert nameless.id in plan.abandoned
+    assert len(plan.abandoned) == outcome.swept.datasets == 2
+    assert len(keys(bucket, layout.DATASETS)) == len(kept) - 1
+    assert bucket.resolve_all("c")
+    assert upload(bucket, "empty", tmp_path, {"a": b"1"}) == 1
+
+
+def test_a_record_without_a_head_is_a_damage_unless_its_dataset_was_collected(bucket: Bucket, tmp_path: Path) -> None:
+    upload(bucket, "d", tmp_path, {"a": b"1"})
+    version = bucket.resolve("d")
+    key = layout.version_key(version.dataset_id, 1)
+    late = bucket.store.backend.get(key).data
+    bucket.delete("d", all_versions=True)
+    collect(bucket)
+    bucket.store.backend.put(key, [late])  # by somebody who stood still
+    _, outcome = collect(bucket)
+    assert keys(bucket, layout.DATASETS) == []
+    assert outcome.swept.datasets == 1
