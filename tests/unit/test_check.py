@@ -114,6 +114,26 @@ def test_a_lost_index_is_no_lost_data(backend: MemoryBackend, bucket: Bucket, wr
     assert "no data is lost" in report.problems[0].message
 
 
+def test_records_of_collected_packs_that_come_back_are_a_note(
+    backend: MemoryBackend, bucket: Bucket, write: Sources
+) -> None:
+    bucket.upload("gone", [write(a=90_000)])
+    bucket.upload("kept", [write(b=70_000)])
+    old = {info.key: backend.get(info.key).data for info in backend.list(layout.INDEX)}
+    bucket.delete("gone", all_versions=True, force=True)
+    collect_now(backend)
+    for key, data in old.items():  # as by a merge of somebody who stood still
+        backend.put(key, [data])
+    report = check(backend, read=1.0)
+    assert report.clean
+    assert "index" in {note.what for note in report.notes}
+    backend.delete([info.key for info in backend.list(layout.TRASH)])
+    assert {problem.about for problem in check(backend).problems} == {About.INDEX, About.PACK}  # lost, for all we know
+    work = Repair(Store.open(backend), user="u")
+    work.execute(work.plan())
+    assert check(backend, read=1.0).clean
+
+
 def test_a_copy_elsewhere_is_as_good(backend: MemoryBackend, bucket: Bucket, write: Sources) -> None:
     bucket.upload("robots", [write(a=90_000)])
     other = MemoryBackend()

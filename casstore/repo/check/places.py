@@ -40,16 +40,19 @@ class Indexed:
         self.found = 0
         self.by_pack: dict[bytes, int] = {}
 
-    def confirmed(self, pack_id: bytes) -> bool:
-        """Whether a pack whose footer was seen confirms every record that the segment has of it."""
+    def expected(self, pack_id: bytes) -> int:
+        """Return how many records the segment has of a pack."""
         if self._by_number is None:
             try:
                 self._by_number = Counter(number for _, _, number, _ in self.segment.rows(0))
             except FormatError:
                 self._by_number = Counter()
         number = self._numbers.get(pack_id)
-        expected = 0 if number is None else self._by_number[number]
-        return expected > 0 and self.by_pack.get(pack_id) == expected
+        return 0 if number is None else self._by_number[number]
+
+    def confirmed(self, pack_id: bytes) -> bool:
+        """Whether a pack whose footer was seen confirms every record that the segment has of it."""
+        return self.by_pack.get(pack_id, 0) == self.expected(pack_id) > 0
 
     @property
     def sound(self) -> bool:
@@ -75,7 +78,9 @@ class Places:
         self.duplicates = [0, 0]
         self.unindexed: dict[bytes, int] = {}
         self.gone: set[bytes] = set()
-        self._deleted: frozenset[bytes] | None = None
+        """Packs that the index speaks of, and that are gone without having been collected."""
+        self.behind: dict[str, int] = {}
+        """Segments that speak of packs that were collected: key -> how many records do."""
         self._search: tuple[Indexed, ...] = ()
         self._buffer: list[tuple[bytes, Location]] = []
         self._extra: list[Segment] = []
@@ -204,38 +209,33 @@ class Places:
         return footer.get(chunk_id) == place
 
     def stale(self) -> dict[str, str]:
-        """Return the segments that the packs do not confirm: key -> what is wrong."""
+        """Return the segments that the packs do not confirm: key -> what is wrong.
+
+        One that only speaks of packs that were collected is ``behind``: whoever merges segments late brings such
+        records back, everybody passes them over, and the next collection drops them.
+        """
         found: dict[str, str] = {}
+        dying = self._dying()
+        self.behind.clear()
         self.gone.clear()
         for key, one in sorted(self.segments.items()):
             if not one.counted:
                 continue
-            for pack_id in one.packs:
-                self.packs.get(pack_id)  # written since the packs were listed: its footer is compared now
-            if not one.sound:
-                collected = self._collected(one)
-                gone = [pack_id for pack_id in one.packs if pack_id not in self.packs.known]
-                self.gone.update(pack_id for pack_id in gone if pack_id not in self._dying())
-                lost = one.segment.records - one.found - collected
-                if not lost:
-                    continue  # a merge brought back what was collected: the next collection drops it
-                found[key] = f"{lost} of {one.segment.records} records of the index segment fit no sound pack"
+            gone = {pack_id for pack_id in one.packs if self.packs.get(pack_id) is None}
+            self.gone |= gone - dying
+            behind = sum(one.expected(pack_id) for pack_id in gone & dying)
+            wrong = one.segment.records - one.found - behind
+            if wrong:
+                found[key] = f"{wrong} of {one.segment.records} records of the index segment fit no sound pack"
+            elif behind:
+                self.behind[key] = behind
         return found
 
     def _dying(self) -> frozenset[bytes]:
-        if self._deleted is None:
-            self._deleted = trash.dying(self._session.backend).packs
-        return self._deleted
-
-    def _collected(self, one: Indexed) -> int:
-        """Return how many records of a segment speak of packs that are gone because they were collected."""
-        gone = {pack_id for pack_id in one.packs if pack_id not in self.packs.known and pack_id in self._dying()}
-        if not gone:
-            return 0
         try:
-            return sum(place.pack_id in gone for _, place in one.segment.items())
-        except FormatError:
-            return 0
+            return trash.dying(self._session.backend).packs
+        except IntegrityError:
+            return frozenset()  # a record of what was collected is damaged: it is told by itself
 
     def tell(self, stale: dict[str, str]) -> None:
         """Report what is wrong with the index."""

@@ -103,6 +103,9 @@ def tell_unused(inspection: Inspection) -> None:
     roots = inspection.unreferenced
     if roots:
         report.notes.append(Note("manifests", "manifests that no version leads to", len(roots), sum(roots.values())))
+    behind = sum(inspection.places.behind.values())
+    if behind:
+        report.notes.append(Note("index", "records of the index that lead to packs that were collected", behind, 0))
     copies, size = inspection.places.duplicates
     if copies:
         report.notes.append(Note("duplicates", "chunks that are stored more than once", copies, size))

@@ -37,7 +37,7 @@ def rebuild_index(session: Session, quarantine: Quarantine, without: frozenset[b
     packs = places.packs = Packs(session, compare, share=None, seed=0)
     places.open()
     packs.scan()
-    old = places.stale().keys() | places.damaged.keys()
+    old = places.stale().keys() | places.behind.keys() | places.damaged.keys()
     sound = [one for one in places.segments.values() if one.key not in old]
     new = 0
     beside: list[tuple[bytes, Location]] = []
