@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import concurrent.futures
 import errno
+import io
 import os
 import signal
 import stat
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ from casstore.backend.descriptors import Descriptors
 from casstore.backend.file import FileBackend
 from casstore.backend.memory import MemoryBackend
 from casstore.backend.objects import ObjectBackend
-from casstore.backend.probe import probe
 from casstore.backend.wrap.single import SingleWriterBackend
 from casstore.backend.wrap.trace import Call, CallLog, TraceBackend
 from casstore.errors import (
@@ -32,19 +31,13 @@ from casstore.errors import (
     OutOfSpaceError,
     PreconditionError,
     StorageError,
+    TransientError,
 )
-from casstore.remote.azure import AzureClient
-from casstore.remote.base import ObjectClient
-from casstore.remote.gcs import GcsClient
 from casstore.remote.limit import Budget, LimitClient
 from casstore.remote.local import LocalClient
 from casstore.remote.retry import RetryClient
-from casstore.remote.s3 import S3Client
 from casstore.testing.backend_contract import BackendContract
 from casstore.testing.faults import Fault, FaultBackend, FaultClient, FaultPlan, InjectedCrash
-from casstore.testing.servers.azurite import ACCOUNT, Azurite
-from casstore.testing.servers.gcs import GcsServer
-from casstore.testing.servers.s3 import moto_s3
 
 
 class TestFile(BackendContract):
@@ -126,120 +119,6 @@ class TestSingleWriter(BackendContract):
             pass
 
         return SingleWriterBackend(Careless(), str(tmp_path / "locks"), permit)
-
-
-class Kept:
-    """A client that stays open: making one takes longer than most tests."""
-
-    def __init__(self, inner: ObjectClient) -> None:
-        self._inner = inner
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
-
-    def close(self) -> None:
-        pass
-
-
-class OfService(BackendContract):
-    """Over a service, each test below a prefix of its own."""
-
-    OPEN = 30  # a service has no open objects
-
-    @pytest.fixture
-    def backend(self, service: ObjectClient) -> Iterator[Backend]:
-        prefix = os.urandom(8).hex()
-        kept: Any = Kept(service)
-        found = ObjectBackend(RetryClient(LimitClient(kept)), prefix)
-        yield found
-        found.close()
-
-    def test_lost_replies_are_no_conflicts(self, service: ObjectClient) -> None:
-        """T9: the write lands, its reply is cut. Neither a false conflict, nor a false success."""
-        prefix = os.urandom(8).hex()
-        outcomes: Counter[str] = Counter()
-
-        def contend(number: int, step: int, condition: Condition) -> None:
-            kept: Any = Kept(service)
-            losing = FaultClient(kept, FaultPlan(at=1, fault=Fault.LOST, operations=frozenset({"put"})))
-            backend = ObjectBackend(RetryClient(losing, sleep=lambda _: None), prefix)
-            try:
-                backend.put("head", [b"%d by %d" % (step, number)], condition=condition)
-            except PreconditionError:
-                outcomes["refused"] += 1
-            else:
-                outcomes[f"won {step}"] += 1
-                assert losing.hits == 1
-
-        with concurrent.futures.ThreadPoolExecutor(8) as pool:
-            condition: Condition = Absent()
-            for step in range(4):
-                list(pool.map(contend, range(8), [step] * 8, [condition] * 8))
-                condition = Matches(ObjectBackend(service, prefix).get("head").etag)
-        assert outcomes == {f"won {step}": 1 for step in range(4)} | {"refused": 28}
-
-    def test_a_probe_finds_it_sound(self, backend: Backend) -> None:
-        report = probe(backend)
-        assert report.conditional, report.lines
-        assert report.usable, report.lines
-        assert list(backend.list("")) == []
-
-
-class TestFolder(OfService):
-    """file://, where races are those of a real system: no double is asked."""
-
-    @pytest.fixture
-    def service(self, tmp_path: Path) -> Iterator[ObjectClient]:
-        client = LocalClient(str(tmp_path), durable=False)
-        yield client
-        client.close()
-
-
-@pytest.fixture(scope="module")
-def s3_service() -> Iterator[ObjectClient]:
-    # Its conditional writes are made atomic: see ``OneAtATime`` there for how moto itself is not.
-    with moto_s3() as server:
-        bucket = server.bucket()
-        client = S3Client(bucket, url=f"s3://{bucket}", credential=server.credential)
-        yield client
-        client.close()
-
-
-@pytest.mark.slow
-class TestS3(OfService):
-    @pytest.fixture
-    def service(self, s3_service: ObjectClient) -> ObjectClient:
-        return s3_service
-
-
-@pytest.fixture(scope="module")
-def azure_service(azurite: Azurite) -> Iterator[ObjectClient]:
-    container = azurite.container()
-    client = AzureClient(ACCOUNT, container, url=f"azure://{ACCOUNT}/{container}", credential=azurite.credential)
-    yield client
-    client.close()
-
-
-@pytest.mark.slow
-class TestAzure(OfService):
-    @pytest.fixture
-    def service(self, azure_service: ObjectClient) -> ObjectClient:
-        return azure_service
-
-
-@pytest.fixture(scope="module")
-def gcs_service(gcs_server: GcsServer) -> Iterator[ObjectClient]:
-    bucket = gcs_server.bucket()
-    client = GcsClient(bucket, url=f"gs://{bucket}", credential=gcs_server.credential)
-    yield client
-    client.close()
-
-
-@pytest.mark.slow
-class TestGcs(OfService):
-    @pytest.fixture
-    def service(self, gcs_service: ObjectClient) -> ObjectClient:
-        return gcs_service
 
 
 # --- the folder
@@ -707,6 +586,66 @@ def test_fault_after_the_effect() -> None:
     with pytest.raises(StorageError):
         backend.put("a", [b"x"], condition=Absent())
     assert inner.get("a").data == b"x"
+
+
+def test_faults_that_may_pass() -> None:
+    inner = MemoryBackend()
+    backend = FaultBackend(inner, FaultPlan(at=1, times=2, fault=Fault.TRANSIENT))
+    for _ in range(2):
+        with pytest.raises(TransientError):
+            backend.put("a", [b"x"])
+    assert list(inner.list("")) == []
+    backend.put("a", [b"x"])
+    backend = FaultBackend(inner, FaultPlan(at=1, fault=Fault.LOST))
+    with pytest.raises(TransientError):
+        backend.put("b", [b"x"])
+    assert inner.get("b").data == b"x"
+
+
+def test_a_call_that_stands_still_goes_on_when_it_is_let_go() -> None:
+    inner = MemoryBackend()
+    backend = FaultBackend(inner, FaultPlan(at=1, fault=Fault.STALL))
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        put = pool.submit(backend.put, "a", [b"x"])
+        assert backend.wait_stalled(30)
+        assert list(inner.list("")) == []
+        assert not put.done()
+        backend.put("b", [b"x"])  # the next one is not hit
+        backend.release()
+        put.result(30)
+    assert [info.key for info in inner.list("")] == ["a", "b"]
+
+
+def test_a_delayed_call_is_done() -> None:
+    backend = FaultBackend(MemoryBackend(), FaultPlan(at=1, times=3, fault=Fault.DELAY, seconds=0.001))
+    backend.put("a", [b"x"])
+    assert backend.get("a").data == b"x"
+    assert (backend.calls, backend.hits) == (2, 2)
+
+
+@pytest.mark.parametrize(("fault", "expected"), [(Fault.FLIP, b"\x01bc"), (Fault.TRUNCATE, b"a")])
+def test_faults_of_a_client(tmp_path: Path, fault: Fault, expected: bytes) -> None:
+    local = LocalClient(str(tmp_path), durable=False)
+    local.put("a", [b"\0bc" if fault is Fault.FLIP else b"abc"])
+    plan = FaultPlan(at=1, fault=fault, operations=frozenset({"read"}))
+    client = FaultClient(local, plan)
+    client.head("a")
+    assert client.read("a").data == expected
+    assert client.read("a").data == local.read("a").data
+    assert client.hits == 1
+    full = FaultClient(local, FaultPlan(at=1, times=9, fault=Fault.NO_SPACE))
+    for call in (lambda: full.put("b", [b"x"]), lambda: full.upload("b", io.BytesIO(b"x"))):
+        with pytest.raises(OutOfSpaceError):
+            call()
+    assert [info.key for info in full.list("")] == ["a"]
+    dead = FaultClient(local, FaultPlan(at=2, fault=Fault.CRASH_BEFORE))
+    found = dead.list("")
+    next(found)
+    for end in (lambda: next(found), lambda: dead.delete(["a"])):
+        with pytest.raises(InjectedCrash):
+            end()
+    assert local.head("a").size == 3
+    local.close()
 
 
 @pytest.mark.parametrize(("fault", "stored"), [(Fault.CRASH_BEFORE, False), (Fault.CRASH_AFTER, True)])
