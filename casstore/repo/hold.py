@@ -77,7 +77,7 @@ class Hold:
                 self._lease = Lease.acquire(
                     self._store.backend, kind=self._kind, user=self._user, dataset=self._dataset, term=self._term
                 )
-        return Writer(self._store.backend, self._store.index, lanes=lanes, on_pack=on_pack, dying=self.dying)
+        return self._store.writer(lanes=lanes, on_pack=on_pack, dying=self.dying)
 
     def rely(self, packs: Mapping[bytes, int]) -> None:
         """Note packs, with their sizes, that the version is going to need."""

@@ -27,7 +27,9 @@ from casstore.format.pack import decode_frame
 from casstore.repo import layout, single
 from casstore.repo.index import Index
 from casstore.repo.limits import bounded_get
+from casstore.repo.live import NOTHING
 from casstore.repo.nodes import Windows
+from casstore.repo.trash import DyingSet
 from casstore.repo.tree import Tree
 from casstore.repo.writer import OnPack, Writer
 
@@ -124,9 +126,11 @@ class Store:
             backend.put(layout.STORE, [record.encode("store", config)], condition=Absent() if conditional else None)
         return report
 
-    def writer(self, *, lanes: int | None = None, on_pack: OnPack | None = None) -> Writer:
-        """Return a writer of chunks for ``lanes`` threads (all cores by default)."""
-        return Writer(self.backend, self.index, lanes=lanes or workers(), on_pack=on_pack)
+    def writer(self, *, lanes: int | None = None, on_pack: OnPack | None = None, dying: DyingSet = NOTHING) -> Writer:
+        """Return a writer of chunks for ``lanes`` threads (all cores by default). What it stores is to be committed
+        within a ``Hold``, which makes its writers itself.
+        """
+        return Writer(self.backend, self.index, lanes=lanes or workers(), on_pack=on_pack, dying=dying)
 
     def tree(self, manifest_id: bytes) -> Tree:
         """Open the tree of a version by the id of its manifest, reading its root alone."""

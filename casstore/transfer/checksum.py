@@ -15,7 +15,9 @@ from casstore.backend.memory import MemoryBackend
 from casstore.chunking.params import ChunkerParams
 from casstore.format.pack import PackKind
 from casstore.model import Buffer
+from casstore.repo.live import NOTHING
 from casstore.repo.store import FORMAT, Store, StoreConfig
+from casstore.repo.trash import DyingSet
 from casstore.repo.writer import Lane, OnPack, Writer
 from casstore.transfer.progress import Progress
 from casstore.transfer.scan import Select, Source, describe
@@ -53,7 +55,7 @@ class _ForgetfulStore(Store):
     def __init__(self, chunker: ChunkerParams) -> None:
         super().__init__(MemoryBackend(), StoreConfig(format=FORMAT, id="0" * 32, chunker=chunker.to_dict()))
 
-    def writer(self, *, lanes: int | None = None, on_pack: OnPack | None = None) -> Writer:
+    def writer(self, *, lanes: int | None = None, on_pack: OnPack | None = None, dying: DyingSet = NOTHING) -> Writer:
         return _ForgetfulWriter(self.backend, self.index, lanes=1, on_pack=on_pack)
 
 
