@@ -8,9 +8,9 @@ is a cache of the packs' footers: losing it loses nothing.
     fan-out  u32 each   2**bits + 1 numbers: how many records have an id that starts below each value of the first bits
     records  52 each    sorted by id: chunk id (32), pack, offset, stored, raw (u32 each), codec (u8), 3 zero
 
-A chunk that several packs hold has a record for each. A segment's id is the BLAKE3 of all of it; its nonce is random, so
-that no two segments that were ever written have one id. With about eight records a slot, a look-up is one comparison of a few hundred
-bytes in C, and needs no part of the segment in Python's memory. All integers are little endian.
+A chunk that several packs hold has a record for each. A segment's id is the BLAKE3 of all of it; its nonce is random,
+so that no two segments that were ever written have one id. With about eight records a slot, a look-up is one comparison
+of a few hundred bytes in C, and needs no part of the segment in Python's memory. All integers are little endian.
 """
 
 from __future__ import annotations
@@ -94,6 +94,12 @@ def merge(segments: Sequence[Segment], *, without: Collection[bytes] = (), nonce
         body += known[pack].to_bytes(4, "little")
         body += rest
     return _assemble(packs, body, nonce)
+
+
+def with_nonce(data: bytes, nonce: bytes) -> bytes:
+    """Return the same segment with another nonce, and so with another id."""
+    start = HEADER_SIZE - NONCE_SIZE
+    return data[:start] + nonce + data[HEADER_SIZE:]
 
 
 def _assemble(packs: Iterable[bytes], body: bytearray, nonce: bytes) -> bytes:

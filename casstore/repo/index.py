@@ -20,7 +20,7 @@ from collections.abc import Collection, Iterator, Sequence
 from casstore import hashing
 from casstore.backend.base import Absent, Backend, ObjectInfo
 from casstore.errors import IntegrityError, NotFoundError, PreconditionError
-from casstore.format.index import NONCE_SIZE, Location, Segment, encode, merge
+from casstore.format.index import NONCE_SIZE, Location, Segment, encode, merge, with_nonce
 from casstore.repo import layout, segments
 from casstore.repo.packs import places_of, read_footer
 
@@ -255,8 +255,8 @@ class Index:
             keys.append(key)
         return keys
 
-    def _add(self, data: bytes) -> None:
-        """Store a segment. Its name is new: see ``_nonce``."""
+    def _add(self, data: bytes, *, again: bool = True) -> None:
+        """Store a segment. Its name is new: see ``_nonce``. What did not arrive as it was sent is sent once more."""
         key = layout.index_key(hashing.digest(data))
         with contextlib.suppress(PreconditionError):  # the reply to an earlier attempt was lost
             self._backend.put(key, [data], condition=Absent())
@@ -264,6 +264,12 @@ class Index:
             self._segments[key] = segments.open_segment(self._backend, key)
         except NotFoundError:
             self._segments[key] = Segment(data)  # merged into a larger one already
+        except IntegrityError:
+            if not again:
+                raise
+            # Under another name: somebody who saw the damage may be about to delete this one.
+            self._damaged.add(key)
+            self._add(with_nonce(data, _nonce()), again=False)
 
     def close(self) -> None:
         """Forget the segments; their maps go when the last look-up has ended."""

@@ -16,6 +16,7 @@ from casstore.repo import index as index_module
 from casstore.repo.index import Index
 from casstore.repo.store import Store
 from casstore.repo.verify import verify_store
+from casstore.testing.faults import Fault, FaultBackend, FaultPlan
 from casstore.transfer.scan import Source
 from casstore.transfer.upload import upload_tree
 
@@ -238,3 +239,17 @@ def test_a_large_segment_that_is_far_away_is_mapped(monkeypatch: pytest.MonkeyPa
     for seed in range(10):
         for chunk_id, place in some(200, seed):
             assert fresh.locate(chunk_id) == place
+
+
+def test_a_segment_that_arrives_damaged_is_sent_again_under_another_name() -> None:
+    inner = MemoryBackend()
+    backend = FaultBackend(inner, FaultPlan(1, Fault.FLIP, operations=frozenset({"put"}), bit=999))
+    records = some(20)
+    Index(backend).publish(records)
+    assert backend.hits == 1
+    fresh = Index(inner)
+    assert all(fresh.locate(chunk_id) == place for chunk_id, place in records)
+    assert len(list(inner.list("index/"))) == 1
+    broken = FaultBackend(MemoryBackend(), FaultPlan(1, Fault.FLIP, times=9, operations=frozenset({"put"}), bit=999))
+    with pytest.raises(FormatError):
+        Index(broken).publish(records)
