@@ -53,6 +53,9 @@ Damaged = Callable[[CasstoreError], None]
 _A = TypeVar("_A")
 _B = TypeVar("_B")
 
+_CREATIONS = 8
+"""How often a dataset is made anew that a collection took for abandoned."""
+
 
 class Refs:
     """The names, heads and versions of one store. Thread-safe; keeps no state of its own."""
@@ -181,10 +184,18 @@ class Refs:
             labels=labels or {},
             members=list(members),
         )
-        self._records.put_head(head, Absent())
-        holder = self._claim(name, head.id)
-        if holder is None:
-            return head
+        for _ in range(_CREATIONS):
+            self._records.put_head(head, Absent())
+            holder = self._claim(name, head.id)
+            if holder is not None:
+                break
+            # A collection takes a head without a name for abandoned: it marks it deleted, and then frees its name.
+            if self._live_head(head.id) is not None:
+                return head
+            self._release(name, head.id)
+            head = msgspec.structs.replace(head, id=layout.new_dataset_id(), write_id=write_id())
+        else:
+            raise ConflictError(f"dataset {name!r} was collected again and again while it was made", hint="try again")
         # Only garbage is left when this fails.
         with contextlib.suppress(StorageError):
             self._backend.delete([layout.head_key(head.id)])
