@@ -149,6 +149,9 @@ class GcsClient:
         data = b"" if method == "HEAD" else reply.read(ANSWER + 1, decode_content=False)
         if len(data) > ANSWER:
             raise StorageError(f"{what}: the service's answer is too long")
+        announced = _number(reply.headers.get("Content-Length"))
+        if method != "HEAD" and announced is not None and len(data) < announced:
+            raise TransientError(f"{what}: the connection was closed amid the answer")
         return data
 
     def _object(self, what: str, reply: urllib3.BaseHTTPResponse, offset: int, length: int | None) -> bytes:

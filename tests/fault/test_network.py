@@ -6,9 +6,10 @@ left. No test waits for the clock: pauses between attempts are recorded, not sle
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,20 @@ from casstore.backend.base import Backend
 from casstore.backend.objects import ObjectBackend
 from casstore.dataset import Bucket
 from casstore.errors import AccessError, CasstoreError, IntegrityError, StorageError, TransientError
-from casstore.remote import s3_connect
+from casstore.remote import azure, s3_connect
+from casstore.remote.azure import AzureClient
 from casstore.remote.base import ObjectClient
+from casstore.remote.credentials import StorageCredential
+from casstore.remote.gcs import GcsClient
 from casstore.remote.limit import Budget, LimitClient
 from casstore.remote.retry import RetryClient, RetryPolicy
 from casstore.remote.s3 import S3Client
 from casstore.repo.store import Store
 from casstore.testing.faults import Fault, FaultBackend, FaultPlan
 from casstore.testing.proxy import NetFault, NetProxy, NetRule
-from casstore.testing.servers.s3 import S3Server, moto_s3
+from casstore.testing.servers.azurite import ACCOUNT, Azurite
+from casstore.testing.servers.gcs import GcsServer
+from casstore.testing.servers.s3 import moto_s3
 
 SIZE = 3 << 20
 ALWAYS = 10**6
@@ -46,30 +52,68 @@ class Kept:
         pass
 
 
-class Wires:
-    """A bucket of a real server, and two ways to it: through the proxy, and around it."""
+Way = Callable[[str], ObjectClient]
 
-    def __init__(self, server: S3Server, proxy: NetProxy) -> None:
+
+class Wires:
+    """A bucket of a server, and two ways to it: through the proxy, and around it."""
+
+    def __init__(self, proxy: NetProxy, way: Way, endpoint: str) -> None:
         self.proxy = proxy
-        name = server.bucket()
-        self.clients = [
-            S3Client(
-                name, url=f"s3://{name}", credential=msgspec.structs.replace(server.credential, override_url=endpoint)
-            )
-            for endpoint in (proxy.endpoint, server.endpoint)
-        ]
+        self.clients = [way(proxy.endpoint), way(endpoint)]
 
     def close(self) -> None:
         for client in self.clients:
             client.close()
 
 
+@contextlib.contextmanager
+def over_s3() -> Iterator[tuple[str, Way]]:
+    with moto_s3() as server:
+        name = server.bucket()
+        yield (
+            server.endpoint,
+            lambda endpoint: S3Client(name, url=f"s3://{name}", credential=moved(server.credential, endpoint)),
+        )
+
+
+@contextlib.contextmanager
+def over_azure() -> Iterator[tuple[str, Way]]:
+    with Azurite(Path(__file__).parents[1] / "servers/azurite") as server:
+        name = server.container()
+        yield (
+            server.url,
+            lambda endpoint: AzureClient(
+                ACCOUNT, name, url=f"azure://{ACCOUNT}/{name}", credential=moved(server.credential, endpoint)
+            ),
+        )
+
+
+@contextlib.contextmanager
+def over_gcs() -> Iterator[tuple[str, Way]]:
+    with GcsServer() as server:
+        name = server.bucket()
+        yield (
+            server.url,
+            lambda endpoint: GcsClient(name, url=f"gs://{name}", credential=moved(server.credential, endpoint)),
+        )
+
+
+SERVICES = {"s3": over_s3, "azure": over_azure, "gcs": over_gcs}
+
+
+def moved(credential: StorageCredential, endpoint: str) -> StorageCredential:
+    return msgspec.structs.replace(credential, override_url=endpoint)
+
+
 @pytest.fixture(scope="module")
-def wires() -> Iterator[Wires]:
-    with pytest.MonkeyPatch.context() as patch, moto_s3() as server, NetProxy(server.endpoint) as proxy:
+def wires(request: pytest.FixtureRequest) -> Iterator[Wires]:
+    service = SERVICES[getattr(request, "param", "s3")]
+    with pytest.MonkeyPatch.context() as patch, service() as (endpoint, way), NetProxy(endpoint) as proxy:
         # A service that says nothing for so long is given up; long enough for a busy machine.
         patch.setattr(s3_connect, "READ_TIMEOUT", 2.0)
-        found = Wires(server, proxy)
+        patch.setattr(azure, "_READ_SECONDS", 2.0)
+        found = Wires(proxy, way, endpoint)
         yield found
         found.close()
 
@@ -381,4 +425,55 @@ def test_a_stall_is_given_up_and_the_rest_goes_on(net: Net, folder: Path) -> Non
     net.proxy.follow(PASSING_UP["stalled"])
     bucket.upload("data", [str(folder)])
     assert net.proxy.wait_stalled(0)
+    net.assert_sound(1)
+
+
+# --- the other services: their clients fail in other ways
+
+ELSEWHERE_UP = ("cut half-way", "reply lost", "commit's reply lost", "busy", "too many", "listing cut")
+ELSEWHERE_DOWN = ("reset half-way", "truncated", "truncated often", "busy", "broken", "lost")
+AZURE_LISTING = rule(NetFault.TRUNCATE, "GET", "comp=list", after=60)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wires", ["azure", "gcs"], indirect=True)
+@pytest.mark.parametrize("name", ELSEWHERE_UP)
+def test_an_upload_elsewhere_survives(net: Net, folder: Path, name: str) -> None:
+    bucket = net.bucket()
+    net.proxy.follow(PASSING_UP[name], *([AZURE_LISTING] if name == "listing cut" else []))
+    progress = Progress()
+    assert bucket.upload("data", [str(folder)], progress=progress).version.number == 1
+    assert net.proxy.hits >= 1
+    net.assert_sound(1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wires", ["azure", "gcs"], indirect=True)
+@pytest.mark.parametrize("name", ELSEWHERE_DOWN)
+def test_a_download_elsewhere_survives(net: Net, folder: Path, tmp_path: Path, name: str) -> None:
+    net.bucket(net.backend(direct=True)).upload("data", [str(folder)])
+    net.proxy.follow(PASSING_DOWN[name])
+    (tmp_path / "out").mkdir()
+    net.bucket().download("data", str(tmp_path / "out"), progress=Progress())
+    assert net.proxy.hits >= 1
+    assert contents(tmp_path / "out/data/folder") == contents(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wires", ["azure", "gcs"], indirect=True)
+@pytest.mark.parametrize("name", ["reset", "busy", "expired", "broken", "no answer at all", "truncated"])
+def test_what_does_not_pass_elsewhere_ends_with_one_line(net: Net, folder: Path, tmp_path: Path, name: str) -> None:
+    fault, expected = LASTING[name]
+    net.bucket(net.backend(direct=True)).upload("data", [str(folder)])
+    bucket = net.bucket(net.backend(attempts=2))
+    (folder / "new").write_bytes(b"new")
+    net.proxy.follow(fault)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(expected) as caught:
+        bucket.download("data", str(tmp_path / "out"))
+    assert_clear(caught.value)
+    with pytest.raises(expected) as caught:
+        bucket.upload("data", [str(folder)])
+    assert_clear(caught.value)
+    net.proxy.follow()
     net.assert_sound(1)
