@@ -69,7 +69,8 @@ class PackBuilder:
     @property
     def full(self) -> bool:
         """Whether the next chunk belongs into another pack."""
-        return self._used >= self.target or len(self._chunks) >= MAX_CHUNKS
+        # One less than there may be: see ``salt``.
+        return self._used >= self.target or len(self._chunks) >= MAX_CHUNKS - 1
 
     def append(self, chunk_id: bytes, raw: int, codec: int, payload: Buffer) -> None:
         """Copy one frame into the pack."""

@@ -17,6 +17,7 @@ from casstore.format.manifest import (
     LEAF_MAX,
     LIST_MAX,
     LIST_MIN,
+    MAX_DEPTH,
     MAX_NODE,
     MAX_PATH,
     NODE_BYTES,
@@ -220,10 +221,10 @@ class TreeBuilder:
 def rewrapped(sink: NodeSink, data: bytes) -> bytes:
     """Return another root of the same tree, with one more level, so that its id is another one.
 
-    The tree without entries has one root only, which comes back.
+    The tree without entries has one root only, which comes back; so does one that can't have more levels.
     """
     root = decode_root(data)
-    if not root.children:
+    if not root.children or root.depth == MAX_DEPTH:
         return data
     first = root.children[0]
     node = encode_inner(root.children)

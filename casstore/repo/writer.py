@@ -34,7 +34,7 @@ PUBLISH_EVERY = 1 << 18
 """New chunks after which the index gets a segment, so that memory stays bounded however large the upload."""
 WRITERS = 2
 """Background threads that write packs to local files."""
-SENDERS = 6
+SENDERS = 4
 """The same for an object store: each waits for the line most of its time."""
 
 OnPack = Callable[[bytes], None]
@@ -254,7 +254,7 @@ class Writer:
         while (manifest_id := hashing.digest(data)) in self._dying.manifests:
             other = rewrapped(self, data)
             if other == data:
-                break  # the empty tree: its root is never collected
+                break  # a root of the last kind: those are never collected
             data = other
         self.flush()
         with contextlib.suppress(PreconditionError):

@@ -220,11 +220,14 @@ class Pipeline:
         before = lane.new_bytes
         for job in jobs:
             self._raise_error()
+            expected = job.size
             for attempt in range(ATTEMPTS):
                 if self._store_small_file(lane, job, view):
                     break
                 if attempt == ATTEMPTS - 1:
                     raise _unsteady(job)
+            if job.size > expected:
+                self._progress.expect(0, job.size - expected)
             handled += job.size
         self._progress.advance(handled, new=lane.new_bytes - before)
         self._finished(jobs)
@@ -270,6 +273,7 @@ class Pipeline:
     # Large files: one worker reads and cuts, those that are idle help to store.
 
     def _store_large(self, lane: Lane, job: Job, buffer: bytearray) -> bytearray:
+        expected, handled = job.size, 0
         for _ in range(ATTEMPTS):
             descriptor = _open(job)
             if descriptor < 0:
@@ -287,6 +291,11 @@ class Pipeline:
                 job.content = file.list.finish()
                 break
             _look_again(job, status)
+            # What was read is read once more: the totals grow with the work.
+            handled += file.list.size
+            if handled + job.size > expected:
+                self._progress.expect(0, handled + job.size - expected)
+                expected = handled + job.size
         else:
             raise _unsteady(job)
         self._finished([job])

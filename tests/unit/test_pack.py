@@ -108,3 +108,19 @@ def test_a_frame_that_is_another_chunk_is_refused() -> None:
 def test_an_empty_pack_is_no_pack() -> None:
     with pytest.raises(FormatError):
         tail_size(bytes(TRAILER_SIZE))
+
+
+def test_a_full_pack_of_tiny_chunks_has_room_for_one_that_changes_its_id() -> None:
+    builder = PackBuilder(PackKind.DATA)
+    number = 0
+    while not builder.full:
+        data = b"%d" % number
+        builder.append(hashing.digest(data), len(data), 0, data)
+        number += 1
+    before = builder.seal().pack_id
+    builder.salt()
+    sealed = builder.seal()
+    assert sealed.pack_id != before
+    pack = b"".join(bytes(part) for part in sealed.parts)
+    footer = parse_footer(sealed.pack_id, pack[:HEADER_SIZE], pack[-tail_size(pack[-TRAILER_SIZE:]) :], len(pack))
+    assert len(footer.records) == number + 1

@@ -8,9 +8,10 @@ import pytest
 from casstore.backend.memory import MemoryBackend
 from casstore.errors import FormatError, NotFoundError
 from casstore.format import manifest
-from casstore.model import Content, Entry, Flag, Kind, sort_key
+from casstore.model import Content, Entry, Flag, Kind, Totals, sort_key
+from casstore.repo import layout
 from casstore.repo.store import Store
-from casstore.repo.tree import ListBuilder, TreeBuilder
+from casstore.repo.tree import ListBuilder, TreeBuilder, rewrapped
 
 
 @pytest.fixture
@@ -179,3 +180,39 @@ def test_hostile_names_are_refused(name: bytes) -> None:
 def test_impossible_entries_are_refused(row: manifest.Row) -> None:
     with pytest.raises(FormatError):
         manifest.decode_leaf(manifest.encode_leaf([manifest.Group(b"", [row])]))
+
+
+def test_another_root_of_the_same_tree(store: Store) -> None:
+    entries = [Entry(b"f%05d" % number, Kind.FILE, 0o644) for number in range(20_000)]
+    with store.writer() as writer:
+        builder = TreeBuilder(writer)
+        for entry in entries:
+            builder.add(entry)
+        ids = [builder.finish()]
+        while True:
+            data = store.backend.get(layout.manifest_key(ids[-1])).data
+            other = rewrapped(writer, data)
+            if other == data:
+                break
+            ids.append(writer.put_manifest(other))
+    assert len(set(ids)) == len(ids) == manifest.MAX_DEPTH + 1 - store.tree(ids[0]).root.depth
+    for manifest_id in ids:
+        tree = store.tree(manifest_id)
+        assert tree.checksum == builder.checksum
+        assert tree.totals == builder.totals
+        assert tree.lookup(b"f12345") == entries[12_345]
+    assert list(store.tree(ids[-1]).entries()) == entries
+    assert rewrapped(NoNodes(), EMPTY) == EMPTY
+
+
+class NoNodes:
+    """A sink that nothing may be put into."""
+
+    def put_node(self, data: bytes) -> bytes:
+        raise AssertionError
+
+    def put_manifest(self, data: bytes) -> bytes:
+        raise AssertionError
+
+
+EMPTY = manifest.encode_root(b"\0" * 32, Totals(), 0, [])

@@ -103,7 +103,7 @@ def upload(
                 progress=meter,
                 **options,
             )
-        _tell(bucket, result, meter, format_type)
+        tell(bucket, result, meter, format_type)
         meter.write_benchmark(
             benchmark_out, f"upload-{ref.name}.json", files=result.files, transferred=result.new_bytes
         )
@@ -173,7 +173,7 @@ def update(
                 progress=meter,
                 **options,
             )
-        _tell(bucket, result, meter, format_type)
+        tell(bucket, result, meter, format_type)
         meter.write_benchmark(
             benchmark_out, f"update-{ref.name}.json", files=result.files, transferred=result.new_bytes
         )
@@ -262,7 +262,7 @@ def _next_number(bucket: Bucket, name: str) -> int:
         head = bucket.refs.find(name)
     except NotFoundError:
         return 1
-    return max([head.last_version, *bucket.refs.versions(head.id)]) + 1
+    return max([head.last_version, *bucket.refs.numbers(head.id)]) + 1
 
 
 def _print_start(bucket: Bucket, name: str) -> None:
@@ -288,7 +288,7 @@ def _compare(result: UploadResult, expected: int | None) -> None:
         output.warn(f"the version is {result.version.number}, not {expected}")
 
 
-def _tell(bucket: Bucket, result: UploadResult, meter: Meter, format_type: str) -> None:
+def tell(bucket: Bucket, result: UploadResult, meter: Meter, format_type: str) -> None:
     version = result.version
     for line in result.skipped:
         output.warn(output.escape(line))
