@@ -10,7 +10,6 @@ its last look and the deletion. See ``docs/adr/0006-leases-epochs-and-gc.md``.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from enum import StrEnum
 from typing import NamedTuple
@@ -101,13 +100,17 @@ def _parse(trash_id: str, data: bytes) -> TrashRecord:
         found = record.decode("trash", data, TrashRecord)
     except FormatError as error:
         raise FormatError(f"{key}: {error.message}", hint=error.hint or "run `osmo dataset verify`") from None
-    if found.id != trash_id or len(found.packs) + len(found.manifests) > MAX_IDS or not all(map(_is_id, _ids(found))):
+    ids = [*found.packs, *found.manifests]
+    datasets = [*found.datasets, *(dataset_id for dataset_id, _ in found.versions)]
+    if (
+        found.id != trash_id
+        or len(ids) > MAX_IDS
+        or not all(map(_is_id, ids))
+        or not all(map(layout.is_dataset_id, datasets))
+        or any(number < 1 for _, number in found.versions)
+    ):
         raise FormatError(f"{key} can't be right", hint="run `osmo dataset verify`")
     return found
-
-
-def _ids(found: TrashRecord) -> list[str]:
-    return [*found.packs, *found.manifests]
 
 
 def _is_id(text: str) -> bool:
@@ -125,11 +128,15 @@ def read_listed(backend: Backend, trash_id: str) -> Listed:
 
 def list_trash(backend: Backend) -> list[Listed]:
     """Return all records. One that can't be read is a ``FormatError``: nobody knows what it deletes."""
-    found: list[Listed] = []
-    for info in backend.list(layout.TRASH):
-        with contextlib.suppress(NotFoundError):
-            found.append(read_listed(backend, layout.random_id(info.key)))
-    return found
+
+    def read(key: str) -> Listed | None:
+        try:
+            return read_listed(backend, layout.random_id(key))
+        except NotFoundError:
+            return None  # old, and removed just now
+
+    keys = [info.key for info in backend.list(layout.TRASH)]
+    return [listed for listed in Records(backend).each(read, keys) if listed is not None]
 
 
 def create(
@@ -177,12 +184,15 @@ def dying(backend: Backend) -> DyingSet:
     """Return what nobody may rely on any more. Costs a listing, and a read for each record."""
     packs: set[bytes] = set()
     manifests: set[bytes] = set()
-    for info in backend.list(layout.TRASH):
+
+    def read(key: str) -> TrashRecord | None:
         try:
-            found = read_trash(backend, layout.random_id(info.key))
+            return read_trash(backend, layout.random_id(key))
         except NotFoundError:
-            continue  # old, and removed just now
-        if found.state != TrashState.MARKED:
+            return None  # old, and removed just now
+
+    for found in Records(backend).each(read, [info.key for info in backend.list(layout.TRASH)]):
+        if found is not None and found.state != TrashState.MARKED:
             packs.update(map(hashing.from_hex, found.packs))
             manifests.update(map(hashing.from_hex, found.manifests))
     return DyingSet(frozenset(packs), frozenset(manifests))

@@ -6,14 +6,18 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from casstore.backend.base import Backend
 from casstore.backend.memory import MemoryBackend
+from casstore.backend.objects import ObjectBackend
 from casstore.backend.registry import open_backend
 from casstore.dataset import Bucket
-from casstore.errors import ConflictError, IntegrityError
+from casstore.errors import ConflictError, FormatError, IntegrityError
+from casstore.format import record
 from casstore.model import VersionStatus
+from casstore.remote.local import LocalClient
 from casstore.repo import layout, trash
 from casstore.repo.gc.plan import Plan, Reason, Rules
 from casstore.repo.gc.run import Collector, Outcome
@@ -27,9 +31,14 @@ NOW = Rules(grace=0, margin=0)
 DAY = 24 * 3600.0
 
 
-@pytest.fixture(params=["memory", "file"])
+@pytest.fixture(params=["memory", "file", "objects"])
 def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
-    return MemoryBackend() if request.param == "memory" else open_backend(f"file://{tmp_path / 'store'}", create=True)
+    if request.param == "memory":
+        return MemoryBackend()
+    if request.param == "file":
+        return open_backend(f"file://{tmp_path / 'store'}", create=True)
+    (tmp_path / "objects").mkdir()
+    return ObjectBackend(LocalClient(str(tmp_path / "objects"), durable=False))
 
 
 @pytest.fixture
@@ -377,8 +386,6 @@ def test_leftovers_go(bucket: Bucket) -> None:
     backend.put("probe/00", [b"x"])
     old = trash.create(backend, packs=[], manifests=[], versions=[], datasets=[])
     listed = trash.read_listed(backend, old)
-    import msgspec
-
     trash.replace(backend, listed, msgspec.structs.replace(listed.record, state=TrashState.DELETED))
     collect(bucket, NOW, after=60)
     assert len(keys(bucket, "probe/")) == 1
@@ -500,3 +507,53 @@ def test_a_record_without_a_head_is_a_damage_unless_its_dataset_was_collected(bu
     _, outcome = collect(bucket)
     assert keys(bucket, layout.DATASETS) == []
     assert outcome.swept.datasets == 1
+
+
+def test_an_index_that_lies_costs_nobody_his_data(bucket: Bucket, tmp_path: Path) -> None:
+    files = {"a": os.urandom(30_000)}
+    upload(bucket, "d", tmp_path, files)
+    upload(bucket, "e", tmp_path, {"b": os.urandom(300_000)})
+    chunks = {}
+    for name in "de":
+        tree = bucket.tree(bucket.resolve(name))
+        (chunks[name],) = ([ref[0] for ref in tree.chunks(entry)] for entry in tree.entries())
+    (wanted,) = chunks["d"]
+    right = bucket.store.locate(wanted)
+    other = bucket.store.locate(chunks["e"][0])
+    records = [item for segment in bucket.store.index.segments() for item in segment.items()]
+    wrong = [(chunk, other if chunk == wanted else place) for chunk, place in records]
+    backend = bucket.store.backend
+    backend.delete(keys(bucket, layout.INDEX))
+    bucket = Bucket(Store.open(_shared(bucket)), name="b", user="u")
+    bucket.store.index.publish(wrong)
+    plan, outcome = collect(bucket)
+    assert right.pack_id in {pack.pack_id for pack in plan.dead}
+    assert outcome.swept.rescued == 1
+    assert layout.pack_key(right.pack_id) in keys(bucket, layout.PACKS)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"packs": ["zz" * 32]},
+        {"packs": ["../" + "0" * 61]},
+        {"manifests": ["0" * 63]},
+        {"datasets": ["../../etc"]},
+        {"versions": [("..", 1)]},
+        {"versions": [("0" * 22, 0)]},
+        {"id": "0" * 32},
+    ],
+)
+def test_records_of_a_collection_that_can_not_be_right(change: dict[str, object]) -> None:
+    backend = MemoryBackend()
+    bucket = Bucket(Store.open(backend, create=True), name="b", user="u")
+    trash_id = trash.create(backend, packs=["0" * 64], manifests=[], versions=[("0" * 22, 1)], datasets=["0" * 22])
+    key = layout.trash_key(trash_id)
+    wrong = msgspec.structs.replace(trash.read_trash(backend, trash_id), **change)
+    backend.put(key, [record.encode("trash", wrong)])
+    with pytest.raises(FormatError, match="can't be right"):
+        collect(bucket)
+    backend.put(key, [b"noise"])
+    with pytest.raises(FormatError, match=trash_id):
+        collect(bucket)
+    assert keys(bucket, layout.TRASH) == [key]

@@ -91,11 +91,14 @@ def find_versions(refs: Refs, *, purged: Container[str] = (), dropped: Dropped =
             found.datasets.append(dataset_id)
             continue
         found.heads.append(head)
-        if is_empty(refs, head):
-            found.empty.append(head)
         if head.type == DatasetType.COLLECTION:
+            if is_empty(refs, head):
+                found.empty.append(head)
             continue
-        for number in refs.versions(dataset_id, head):
+        numbers = refs.versions(dataset_id, head)
+        if not any(is_active(head, number) for number in numbers):
+            found.empty.append(head)
+        for number in numbers:
             if not is_active(head, number) or (dataset_id, number) in dropped:
                 found.versions.append((dataset_id, number))
             else:
