@@ -29,8 +29,9 @@ from casstore.transfer.stage import Landing
 __all__ = ["MEMORY", "DownloadStats", "download_tree"]
 
 MEMORY = 128 << 20
-"""Bytes in flight, by default."""
-THREADS_LOCAL, THREADS_REMOTE = 8, 8
+"""Bytes in flight, by default; for an object store ``MEMORY_REMOTE``: a request should be worth its round trip."""
+MEMORY_REMOTE = 256 << 20
+THREADS_LOCAL, THREADS_REMOTE = 8, 5
 _FILE, _DIRECTORY = int(Kind.FILE), int(Kind.DIRECTORY)  # plain numbers compare faster, once for each entry
 _SPECIAL = stat.S_ISUID | stat.S_ISGID
 _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
@@ -64,7 +65,7 @@ def download_tree(
     special_bits: bool = False,
     progress: Progress | None = None,
     threads: int | None = None,
-    memory: int = MEMORY,
+    memory: int | None = None,
 ) -> DownloadStats:
     """Write the version ``tree`` to the folder ``dest``, whose parent must exist.
 
@@ -75,7 +76,7 @@ def download_tree(
 
     ``select(path)`` false leaves a file or link out, and directories that hold none then. ``unsafe_links`` creates
     symbolic links that lead out of the folder too. ``special_bits`` restores setuid and setgid, which are dropped
-    otherwise. ``memory`` bounds the bytes in flight.
+    otherwise. ``memory`` bounds the bytes in flight: ``MEMORY`` or ``MEMORY_REMOTE`` of them, by default.
 
     Raises ``ConflictError`` when something is in the way, ``UsageError`` for links that lead out, ``IntegrityError``
     with the path of a file whose stored bytes are missing or damaged, ``OutOfSpaceError``, ``AccessError`` and
@@ -86,6 +87,7 @@ def download_tree(
         _refuse_links_out(tree, select)
     with Landing(dest, tree.id, resume=resume) as landing:
         local = store.backend.capabilities.local
+        memory = memory or (MEMORY if local else MEMORY_REMOTE)
         threads = threads or (min(THREADS_LOCAL, workers()) if local else THREADS_REMOTE)
         mask = 0o7777 if special_bits else 0o7777 & ~_SPECIAL
         _warn_of_space(tree, landing, progress, select)

@@ -30,8 +30,8 @@ GAP_LOCAL = 16 << 10
 """Bytes between two wanted frames of a local pack that are rather read than skipped."""
 GAP_REMOTE = 256 << 10
 """The same where every read is a round trip."""
-READ_MAX = 8 << 20
-"""Bytes that one read covers at most, unless one frame is longer."""
+READ_LOCAL, READ_REMOTE = 8 << 20, 16 << 20
+"""Bytes that one read covers at most, unless one frame is longer: a whole pack where every read is a request."""
 BUFFER = 8 << 20
 """Least size of a buffer: what is never used of it is never touched, and growing it would touch all of it again."""
 OPEN_PACKS = 16
@@ -150,7 +150,7 @@ class Fetcher:
         """Return the reads, and the bytes of buffer that they fill; bytes read in vain are at most as many again."""
         rows = sorted(zip(wanted.values(), wanted, strict=True))
         spare = sum([place[2] for place, _ in rows])
-        most = GAP_LOCAL if self._local else GAP_REMOTE
+        most, longest = (GAP_LOCAL, READ_LOCAL) if self._local else (GAP_REMOTE, READ_REMOTE)
         extents: list[_Extent] = []
         extent: _Extent | None = None
         pack, limit, end = b"", 0, 0  # of the current read: its pack, and where it must end and does end
@@ -173,7 +173,7 @@ class Fetcher:
             extent = _Extent(row[0], total)
             extent.frames.append(row)
             extents.append(extent)
-            pack, limit, end = pack_id, offset + READ_MAX, offset + stored
+            pack, limit, end = pack_id, offset + longest, offset + stored
             total += stored
         return extents, total
 

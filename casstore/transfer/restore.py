@@ -37,7 +37,7 @@ __all__ = ["SMALL", "Counts", "Item", "Restorer"]
 SMALL = 1 << 20
 """Files up to this size are written whole, many of them in one batch."""
 BATCH_FILES = 512
-PART_LOCAL, PART_REMOTE = 2 << 20, 8 << 20
+PART_LOCAL, PART_REMOTE = 2 << 20, 16 << 20
 """Raw bytes that one job is about, at most: what the caches of a core hold, or what is worth a round trip."""
 PART_MIN = 256 << 10
 READERS = 16
