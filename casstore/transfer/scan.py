@@ -43,12 +43,13 @@ class Source(msgspec.Struct, frozen=True):
     """Something local to upload. ``path`` is absolute; ``dest`` is where its root lands, ``b""`` for the top.
 
     ``contents``: only the children of the directory ``path`` are taken, into the directory ``dest``. Otherwise ``dest``
-    is the whole path of the source itself inside the version.
+    is the whole path of the source itself inside the version. What ``hides(name, status)`` says is not there.
     """
 
     path: bytes
     dest: bytes
     contents: bool = False
+    hides: Callable[[bytes, os.stat_result], bool] | None = None
 
 
 class Item(NamedTuple):
@@ -171,6 +172,7 @@ class Scanner:
         self._root = _Virtual(b"", base=base is not None)
         self._wanted: set[bytes] | None = None
         self._tops: set[bytes] = set()
+        self._hiding: list[tuple[bytes, Callable[[bytes, os.stat_result], bool]]] = []
         self.skipped: list[str] = []
         for rank, source in enumerate(sources):
             self._place(rank, source)
@@ -186,6 +188,8 @@ class Scanner:
         # A source that is a link itself is meant for what it points to; below it, no link is followed.
         real = os.path.realpath(source.path)
         self._tops.add(real)
+        if source.hides is not None:
+            self._hiding.append((real, source.hides))
         if source.contents:
             node.reals.append((rank, real))
         else:
@@ -334,8 +338,12 @@ class Scanner:
             return
         except OSError as error:
             raise describe(error, real) from None
+        hidden = next((hides for top, hides in self._hiding if (real + b"/").startswith(top + b"/")), None)
         try:
-            yield from _children(descriptor, real)
+            if hidden is None:
+                yield from _children(descriptor, real)
+            else:
+                yield from (child for child in _children(descriptor, real) if not hidden(*child))
         finally:
             os.close(descriptor)
 

@@ -23,7 +23,7 @@ from casstore_fuse.abi import InitFlag, Op, OpenFlag
 from casstore_fuse.contents import Contents, Layout
 from casstore_fuse.passthrough import LEAST, Passthrough
 from casstore_fuse.state import State
-from casstore_fuse.vfs import Vfs
+from casstore_fuse.vfs import Vfs, shown
 
 __all__ = ["Connection"]
 
@@ -134,13 +134,19 @@ class Connection:
         except NotFoundError:
             self._error(unique, errno.ENOENT)
         except CasstoreError as error:
-            _log.error("inode %d: %s", node, error.message)
+            _log.error("%s: %s", self._where(node), error.message)
             self._state.count("errors")
             self._error(unique, errno.EIO)
         except Exception:  # noqa: BLE001 - see the next line
             # A mistake of ours ends one request, not everybody's mount.
             _log.exception("request %d about inode %d", op, node)
             self._error(unique, errno.EIO)
+
+    def _where(self, node: int) -> str:
+        try:
+            return shown(self._vfs.path(node)) or "the top"
+        except CasstoreError:
+            return f"inode {node}"
 
     def _reply(self, unique: int, *body: bytes | memoryview) -> None:
         size = sum(len(part) for part in body)

@@ -3,8 +3,8 @@
 Decided here and only here: what happens when the process that answers the kernel dies. The supervisor does nothing
 but hold the mount's descriptor and wait: while it is held, the kernel keeps the mount and the requests in it, and a
 new server goes on where the other one stopped; on kernels that can send again what was taken and not answered (6.9),
-no reader notices. A server that dies again and again, and the end of the supervisor itself, take the mount away, so
-that none is left that answers nobody.
+no reader notices. A server that dies again and again, one that says that it can't serve, and the end of the supervisor
+itself take the mount away, so that none is left that answers nobody.
 """
 
 from __future__ import annotations
@@ -21,31 +21,42 @@ from casstore.errors import CasstoreError
 from casstore_fuse.mounting import unmount
 from casstore_fuse.state import State
 
-__all__ = ["supervise"]
+__all__ = ["RefusedError", "supervise"]
 
 PATIENCE = 5
 """Deaths of servers within ``WINDOW`` seconds after which the mount is given up."""
 WINDOW = 60.0
+REFUSED = 3
+"""Exit code of a server after which there is no other."""
 _PR_SET_PDEATHSIG = 1
 
 Serve = Callable[[int], None]
 """Answers the kernel until the mount is gone. Given the number of servers that died before."""
 
 
-def supervise(descriptor: int, path: str, state: State, serve: Serve) -> int:
+class RefusedError(Exception):
+    """A server can't serve, and another one could not either. Its reason was told already."""
+
+
+def supervise(
+    descriptor: int, path: str, state: State, serve: Serve, *, release: Callable[[], None] | None = None
+) -> int:
     """Run ``serve`` in child processes until the mount is gone; returns the exit code of the last one.
 
     SIGTERM, SIGINT and SIGHUP unmount, lazily where the mount is in use: what is open then stays readable until it is
-    closed. To be called by a process without other threads.
+    closed. ``release`` unmounts, where that takes more than unmounting ``path``. To be called by a process without
+    other threads.
     """
-    stopping = False
+    stopping = gone = False
     child = 0
+    take_away = release or (lambda: unmount(path, lazy=True))
 
     def stop(_: int, __: FrameType | None) -> None:
         nonlocal stopping
-        stopping = True
-        with contextlib.suppress(CasstoreError):
-            unmount(path, lazy=True)
+        if not stopping:
+            stopping = True
+            with contextlib.suppress(CasstoreError):
+                take_away()
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, stop)
@@ -57,16 +68,18 @@ def supervise(descriptor: int, path: str, state: State, serve: Serve) -> int:
                 _child(serve, len(deaths))
             code = os.waitstatus_to_exitcode(_wait(child))
             if code == 0:
+                gone = True  # and by now the place may be somebody else's
                 return 0
-            if stopping:
+            if stopping or code == REFUSED:
                 return code
             state.count("restarts")
             deaths.append(time.monotonic())
             if len(deaths) >= PATIENCE and deaths[-1] - deaths[-PATIENCE] < WINDOW:
                 return code
     finally:
-        with contextlib.suppress(CasstoreError):
-            unmount(path, lazy=True)
+        if not gone:
+            with contextlib.suppress(CasstoreError):
+                take_away()
         os.close(descriptor)
 
 
@@ -87,6 +100,8 @@ def _child(serve: Serve, deaths: int) -> None:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         serve(deaths)
         code = 0
+    except RefusedError:
+        code = REFUSED
     except BaseException:
         import logging  # noqa: PLC0415 - seldom needed
 

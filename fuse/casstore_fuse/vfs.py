@@ -2,7 +2,7 @@
 
 Decided here and only here: which number each inode has, and what ``stat`` shows. The root is 1, the entry with number
 n in the manifest n + 2. Names of one file have inodes of their own here, and one number for users. Nothing can be
-changed: the bits for writing are not shown.
+changed: the bits for writing are not shown, unless something that can be changed lies above.
 """
 
 from __future__ import annotations
@@ -17,24 +17,27 @@ from casstore.repo.tree import Tree
 from casstore_fuse.abi import Attributes
 from casstore_fuse.positions import Positions
 
-__all__ = ["ROOT", "Vfs"]
+__all__ = ["ROOT", "Vfs", "shown"]
 
 ROOT = 1
 _FIRST = 2
 _LINKS = 1 << 62
 """Names of one file show this and their number in the manifest as their inode."""
 _NO_WRITE = 0o555
+_PERMISSIONS = 0o7777
 _TYPES = {Kind.FILE: stat.S_IFREG, Kind.DIRECTORY: stat.S_IFDIR, Kind.SYMLINK: stat.S_IFLNK}
 
 
 class Vfs:
     """The tree of one version. Thread-safe. ``uid`` and ``gid`` own everything in it."""
 
-    def __init__(self, tree: Tree, *, uid: int, gid: int, mtime_ns: int = 0) -> None:
+    def __init__(self, tree: Tree, *, uid: int, gid: int, mtime_ns: int = 0, below: bool = False) -> None:
+        """``below``: under an overlay, so that modes are shown as they are."""
         self.tree = tree
+        self._mask = _PERMISSIONS if below else _NO_WRITE
         self._entries = Positions(tree)
         self._uid, self._gid = uid, gid
-        self._root = Attributes(ROOT, ROOT, stat.S_IFDIR | _NO_WRITE, 0, mtime_ns, 2, uid, gid)
+        self._root = Attributes(ROOT, ROOT, stat.S_IFDIR | (0o755 & self._mask), 0, mtime_ns, 2, uid, gid)
         # The kernel names folders by their numbers; it knows none that was not looked up here.
         self._folders: dict[int, bytes] = {ROOT: b""}
         self._begins: dict[int, int] = {}
@@ -69,6 +72,19 @@ class Vfs:
                 offset += 1
                 yield row.name, offset, self._seen(folder, number - 1 + _FIRST, row)
 
+    def path(self, node: int) -> bytes:
+        """Return the path of an inode within the version; empty for the root."""
+        if node == ROOT:
+            return b""
+        folder, row = self._entries.row(node - _FIRST)
+        return folder + b"/" + row.name if folder else row.name
+
+    def files(self) -> Iterator[tuple[int, bytes, int]]:
+        """Yield inode, path and size of every file, in order."""
+        for number, entry in enumerate(self.tree.entries()):
+            if entry.kind == Kind.FILE:
+                yield number + _FIRST, entry.path, entry.size
+
     def target(self, node: int) -> bytes:
         """Return what a symbolic link points to."""
         return self._entries.row(node - _FIRST)[1].target
@@ -101,6 +117,12 @@ class Vfs:
         kind = row.kind
         size = len(row.target) if kind == Kind.SYMLINK else row.size
         links = 2 if row.link or kind == Kind.DIRECTORY else 1
-        mode = _TYPES[Kind(kind)] | (0o777 if kind == Kind.SYMLINK else row.mode & _NO_WRITE)
+        mode = _TYPES[Kind(kind)] | (0o777 if kind == Kind.SYMLINK else row.mode & self._mask)
         ino = _LINKS + row.link if row.link else node
         return Attributes(node, ino, mode, size, row.mtime_ns, links, self._uid, self._gid)
+
+
+def shown(path: bytes) -> str:
+    """Return a path for a log: one line, whatever is in it."""
+    text = path.decode("utf-8", "backslashreplace")
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

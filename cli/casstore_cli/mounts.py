@@ -1,0 +1,158 @@
+"""The processes of mounts: how they are started, and what they run.
+
+Decided here and only here: what a command hands to the process that holds a mount, how that one tells that it is ready
+or why it is not, and which folders mounts use. Nothing secret is handed over: the process reads the configuration.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from casstore.errors import CasstoreError, ErrorKind, StorageError
+from casstore_cli.config import find_paths
+
+if TYPE_CHECKING:
+    from casstore.repo.store import Store
+    from casstore_fuse.records import Registry
+    from casstore_fuse.session import Settings
+
+__all__ = ["cache_dir", "find_registry", "hold", "start"]
+
+
+def find_registry() -> Registry:
+    """The mounts of this user."""
+    from casstore_fuse.records import Registry
+
+    paths = find_paths()
+    return Registry(paths.runtime, paths.state)
+
+
+def cache_dir() -> str:
+    """Where mounts keep what was read."""
+    return os.path.join(find_paths().cache, "data")
+
+
+def start(settings: Settings) -> None:
+    """Mount in the background, and return when the mount answers. Raises what stands against it."""
+    reader, writer = os.pipe()
+    try:
+        # The process detaches itself and its first half ends at once, so that nothing is left to wait for.
+        subprocess.run(
+            [*_command(settings), f"--ready-fd={writer}"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=(writer,),
+            check=True,
+        )
+        os.close(writer)
+        writer = -1
+        with open(reader, "rb", closefd=False) as told:
+            line = told.readline(1 << 16)
+    except subprocess.CalledProcessError as error:
+        raise StorageError(f"the mount could not be started (exit code {error.returncode})") from None
+    finally:
+        os.close(reader)
+        if writer >= 0:
+            os.close(writer)
+    _check(line, find_registry().log_file(settings.path))
+    with os.scandir(settings.path) as entries:
+        next(entries, None)
+
+
+def hold(settings: Settings) -> None:
+    """Mount in this process, and stay until the mount is gone. Does not return."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Another program, so that nothing that was opened or started for looking things up stays.
+    command = _command(settings)
+    os.execv(command[0], [*command, "--foreground"])  # noqa: S606 - our own interpreter
+
+
+def _command(settings: Settings) -> list[str]:
+    """``-P`` keeps the current folder out of the module path."""
+    import msgspec
+
+    return [sys.executable, "-P", "-m", "casstore_cli.mounts", msgspec.json.encode(settings).decode()]
+
+
+def _check(line: bytes, log: str) -> None:
+    if line == b"\n":
+        return
+    if not line:
+        raise StorageError("the mount ended while it started", hint=f"its log is {log}")
+    told = json.loads(line)
+    for kind in _leaves(CasstoreError):
+        if kind.kind == ErrorKind(told["kind"]):
+            raise kind(told["message"], hint=told["hint"])
+    raise CasstoreError(told["message"], hint=told["hint"])
+
+
+def _leaves(kind: type[CasstoreError]) -> Iterator[type[CasstoreError]]:
+    for below in kind.__subclasses__():
+        yield below
+        yield from _leaves(below)
+
+
+def _say(descriptor: int, error: CasstoreError | None) -> None:
+    line = b"\n"
+    if error is not None:
+        found = {"kind": error.kind.value, "message": error.message, "hint": error.hint}
+        line = json.dumps(found).encode()[: (1 << 16) - 2] + b"\n"
+    with contextlib.suppress(OSError):  # nobody waits any more
+        os.write(descriptor, line)
+        os.close(descriptor)
+
+
+def main(args: Sequence[str]) -> int:
+    """What the process of a mount runs: ``SETTINGS --foreground`` or ``SETTINGS --ready-fd=N``."""
+    import msgspec
+
+    from casstore_fuse.session import Settings, run
+
+    settings = msgspec.json.decode(args[0], type=Settings)
+    descriptor = -1
+    if args[1] != "--foreground":
+        descriptor = int(args[1].removeprefix("--ready-fd="))
+        if os.fork():
+            os._exit(0)
+        os.setsid()
+        os.chdir("/")
+
+    def ready(error: CasstoreError | None) -> None:
+        if descriptor >= 0:
+            _say(descriptor, error)
+        elif error is None:
+            sys.stderr.write(f"{settings.source[5:]} is mounted at {settings.path}; Ctrl-C unmounts it\n")
+        else:
+            _tell(error)
+
+    @contextlib.contextmanager
+    def open_store() -> Iterator[Store]:
+        from casstore_cli.stores import open_bucket
+
+        with open_bucket(settings.bucket) as bucket:
+            yield bucket.store
+
+    try:
+        return run(settings, open_store, ready, verbose=descriptor < 0)
+    except CasstoreError as error:
+        ready(error)
+        return error.exit_code
+
+
+def _tell(error: CasstoreError) -> None:
+    from casstore_cli.errors import report
+
+    report(error)
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,338 @@
+"""One mount, from a version to the last request.
+
+Decided here and only here: which version is meant, how its files are opened, in which order a mount is put together,
+and where it leaves word of what went wrong. The process that holds the mount opens no store and has no threads; each
+of its servers opens the store anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from casstore.cache.files import FileCache
+from casstore.cache.space import Space
+from casstore.dataset.sources import matcher
+from casstore.errors import CasstoreError, NotFoundError, StorageError, UsageError
+from casstore.model import Totals
+from casstore.repo.store import Store
+from casstore.repo.tree import Tree
+from casstore_fuse import layers
+from casstore_fuse.connection import READ_AHEAD, Connection
+from casstore_fuse.contents import AHEAD, Contents
+from casstore_fuse.layers import Layer
+from casstore_fuse.mounting import mount, read_ahead, unmount
+from casstore_fuse.passthrough import LEAST
+from casstore_fuse.records import Record, Registry, started_at, take_away
+from casstore_fuse.state import State
+from casstore_fuse.supervisor import RefusedError, supervise
+from casstore_fuse.vfs import Vfs, shown
+
+if TYPE_CHECKING:
+    from casstore.dataset import Bucket, Version
+
+__all__ = ["Settings", "default_limit", "find_version", "prefers_no_open", "run"]
+
+_log = logging.getLogger("casstore.fuse")
+
+SMALL = 64 << 10
+"""Bytes of an average file below which opening costs more than reading."""
+LOG_SIZE = 1 << 20
+"""Bytes after which a log is begun anew; the one before is kept."""
+PREFETCHING = 8
+"""Files that are fetched at once before anybody asks for them."""
+_LIMIT = 20 << 30
+_DIGEST = re.compile(r"[0-9a-f]{8,64}\Z", re.ASCII)
+_PASSTHROUGH = (6, 9)
+_CAP_SYS_ADMIN = 1 << 21
+_PATIENCE = 600.0
+_PAUSE = 30.0
+
+OpenStore = Callable[[], AbstractContextManager[Store]]
+Ready = Callable[[CasstoreError | None], None]
+"""Told once: the mount can be used, or why it can't be."""
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What is mounted where, and how. ``runtime`` and ``state`` are the folders of the ``Registry``; ``cache`` is where
+    what was read is kept, None for nowhere; ``prefetch`` is a pattern, empty for all files and None for none.
+    """
+
+    path: str
+    bucket: str
+    dataset: str
+    version: int
+    manifest: str
+    runtime: str
+    state: str
+    no_open: bool = False
+    writable: bool = False
+    cache: str | None = None
+    limit: int = _LIMIT
+    prefetch: str | None = None
+
+    @property
+    def source(self) -> str:
+        """What ``mount`` and ``df`` show."""
+        return f"osmo:{self.bucket}/{self.dataset}:{self.version}"
+
+
+def find_version(bucket: Bucket, name: str, tag: str | None = None, digest: str | None = None) -> Version:
+    """Return the version of a dataset that a tag, a number or the first digits of its manifest's id mean."""
+    if digest is None:
+        return bucket.resolve(name, tag)
+    if not _DIGEST.match(digest):
+        raise UsageError(f"{digest[:80]!r} is no digest", hint="write at least 8 hexadecimal digits of it")
+    infos = bucket.info(name, count=1 << 30).versions
+    found = [info.version for info in infos if info.version.record.manifest.startswith(digest)]
+    if not found:
+        raise NotFoundError(f"no version of {name!r} has the digest {digest}", hint=f"see: osmo dataset info {name}")
+    if len({version.record.manifest for version in found}) > 1:
+        raise UsageError(f"{digest} begins the digests of {len(found)} versions of {name!r}", hint="write more of it")
+    return max(found, key=lambda version: version.number)
+
+
+def prefers_no_open(totals: Totals, *, cached: bool) -> bool:
+    """Whether the kernel should open files without asking: where most are small, and where none could be handed to it
+    whole.
+    """
+    return totals.size < SMALL * totals.files or not (cached and _may_pass_through())
+
+
+def default_limit(folder: str) -> int:
+    """Return how large a cache gets when nobody says: a tenth of its disk, at most 20 GiB."""
+    while not os.path.isdir(folder):
+        folder = os.path.dirname(folder)
+    status = os.statvfs(folder)
+    return min(_LIMIT, status.f_frsize * status.f_blocks // 10)
+
+
+def _may_pass_through() -> bool:
+    release = [int(part) for part in re.findall(r"\d+", os.uname().release)[:2]]
+    with contextlib.suppress(OSError), open("/proc/self/status", encoding="ascii", errors="replace") as file:
+        for line in file:
+            if line.startswith("CapEff:"):
+                return tuple(release) >= _PASSTHROUGH and bool(int(line.split()[1], 16) & _CAP_SYS_ADMIN)
+    return False
+
+
+def run(settings: Settings, open_store: OpenStore, ready: Ready, *, verbose: bool = False) -> int:
+    """Mount, and return when the mount is gone: 0 when it was unmounted.
+
+    To be called by a process of its own. ``verbose`` shows the log on standard error, too. Raises what stands against
+    mounting.
+    """
+    registry = Registry(settings.runtime, settings.state)
+    registry.make()
+    path, log = settings.path, registry.log_file(settings.path)
+    _log.setLevel(logging.INFO)
+    _log.propagate = False
+    _log.addHandler(_Log(log))
+    if verbose:
+        _log.addHandler(logging.StreamHandler())
+    layer = registry.layer(path) if settings.writable else None
+    target = registry.lower(path) if settings.writable else path
+    record = Record(
+        path=path,
+        bucket=settings.bucket,
+        dataset=settings.dataset,
+        version=settings.version,
+        manifest=settings.manifest,
+        pid=os.getpid(),
+        clock=started_at(os.getpid()),
+        started=datetime.now(UTC).isoformat(timespec="seconds"),
+        log=log,
+        layer=layer,
+        lower=target if layer else None,
+    )
+    if layer is not None:
+        layers.check()
+        layers.prepare(layer, _layer_of(settings))
+        os.makedirs(target, mode=0o700, exist_ok=True)
+    page = registry.page(path, os.getpid())
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(page)
+    state = State.create(page)
+    try:
+        registry.put(record)
+        descriptor = mount(target, settings.source)
+        server = _Server(settings, registry, record, state, open_store, ready)
+        return supervise(
+            descriptor,
+            path,
+            state,
+            lambda deaths: server.serve(descriptor, deaths),
+            release=lambda: take_away(registry.get(path) or record, lazy=True),
+        )
+    finally:
+        registry.remove(record)
+        state.close()
+
+
+def _layer_of(settings: Settings) -> Layer:
+    return Layer(
+        path=settings.path,
+        bucket=settings.bucket,
+        dataset=settings.dataset,
+        version=settings.version,
+        manifest=settings.manifest,
+    )
+
+
+class _Server:
+    """What answers the kernel, in a process of its own."""
+
+    def __init__(
+        self, settings: Settings, registry: Registry, record: Record, state: State, open_store: OpenStore, ready: Ready
+    ) -> None:
+        self._settings = settings
+        self._registry = registry
+        self._record = record
+        self._state = state
+        self._open_store = open_store
+        self._ready = ready
+        self._ended = threading.Event()
+
+    def serve(self, descriptor: int, deaths: int) -> None:
+        """Answer until the mount is gone. ``deaths``: servers that died before."""
+        if deaths:
+            _log.error("a server of %s died (%d so far): another one goes on", self._settings.path, deaths)
+        with contextlib.ExitStack() as stack:
+            try:
+                store, tree = self._open(stack, again=deaths > 0)
+                files = None
+                if self._settings.cache is not None:
+                    files = FileCache(Space(self._settings.cache, self._settings.limit))
+                vfs = Vfs(tree, uid=os.getuid(), gid=os.getgid(), below=self._settings.writable)
+                contents = Contents(store, tree, files=files, state=self._state)
+            except CasstoreError as error:
+                _log.error("can't serve %s: %s", self._settings.path, error.message)
+                if deaths:
+                    raise
+                self._ready(error)
+                raise RefusedError from None
+            connection = Connection(
+                descriptor, vfs, contents, state=self._state, no_open=self._settings.no_open, first=not deaths
+            )
+            work = [] if deaths else [self._settle]
+            if self._settings.prefetch is not None:
+                work.append(lambda: self._prefetch(vfs, contents))
+            for one in work:
+                threading.Thread(target=one, daemon=True).start()
+            try:
+                connection.serve()
+            finally:
+                self._ended.set()
+                contents.close()
+
+    def _open(self, stack: contextlib.ExitStack, *, again: bool) -> tuple[Store, Tree]:
+        """Open the store; where a server was before, wait for a service that doesn't answer."""
+        pause, waited = 1.0, 0.0
+        while True:
+            try:
+                store = stack.enter_context(self._open_store())
+                return store, store.tree(bytes.fromhex(self._settings.manifest))
+            except StorageError as error:
+                if not again or waited >= _PATIENCE:
+                    raise
+                _log.error("can't open the store of %s: %s", self._settings.path, error.message)
+            time.sleep(pause)
+            waited, pause = waited + pause, min(_PAUSE, 2 * pause)
+
+    def _settle(self) -> None:
+        """What can only be done once the kernel gets answers."""
+        settings, record = self._settings, self._record
+        try:
+            lower = record.lower or settings.path
+            read_ahead(lower, READ_AHEAD)
+            if record.layer is not None and layers.lay(lower, record.layer, settings.path, settings.source):
+                # The kernel holds it by itself now: whoever unmounts the folder, ends all of it.
+                unmount(lower, lazy=True)
+                os.rmdir(lower)
+                record = msgspec.structs.replace(record, lower=None)
+            self._registry.put(msgspec.structs.replace(record, ready=True))
+            self._ready(None)
+        except (CasstoreError, OSError) as error:
+            told = error if isinstance(error, CasstoreError) else StorageError(f"can't mount: {error}")
+            _log.error("can't mount at %s: %s", settings.path, told.message)
+            self._ready(told)
+            with contextlib.suppress(CasstoreError):
+                take_away(record, lazy=True)
+
+    def _prefetch(self, vfs: Vfs, contents: Contents) -> None:
+        select = matcher(self._settings.prefetch)
+        done = failed = 0
+
+        def fetch(item: tuple[int, bytes, int]) -> bool:
+            node, path, size = item
+            try:
+                length, content = vfs.content(node)
+                layout = contents.layout(node, length, content)
+                if size >= LEAST and contents.files is not None:
+                    contents.keep(length, content, layout)
+                else:
+                    contents.fetch(node, layout, 0, size)
+            except CasstoreError as error:
+                if not self._ended.is_set():
+                    _log.error("%s was not fetched ahead: %s", shown(path), error.message)
+                return False
+            return True
+
+        def wanted() -> Iterator[tuple[int, bytes, int]]:
+            for node, path, size in vfs.files():
+                if self._ended.is_set():
+                    return
+                if 0 < size <= (self._settings.limit if size >= LEAST else AHEAD) and (select is None or select(path)):
+                    yield node, path, size
+
+        try:
+            with ThreadPoolExecutor(PREFETCHING, thread_name_prefix="casstore-ahead") as pool:
+                for batch in _batches(wanted(), 32 * PREFETCHING):
+                    results = list(pool.map(fetch, batch))
+                    done, failed = done + sum(results), failed + results.count(False)
+        except CasstoreError as error:
+            _log.error("fetching ahead ended: %s", error.message)
+        _log.info("%d files were fetched ahead, %d could not be", done, failed)
+
+
+def _batches(items: Iterator[tuple[int, bytes, int]], size: int) -> Iterator[list[tuple[int, bytes, int]]]:
+    batch: list[tuple[int, bytes, int]] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    yield batch
+
+
+class _Log(logging.Handler):
+    """A file that is begun anew when it is long. Each line opens it, so that several processes can write."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(logging.INFO)
+        self._path = path
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(process)d %(message)s"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line; a log that can't be written ends no mount."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+        with contextlib.suppress(OSError):
+            descriptor = os.open(self._path, flags, 0o600)
+            try:
+                os.write(descriptor, (self.format(record) + "\n").encode("utf-8", "backslashreplace"))
+                long = os.fstat(descriptor).st_size > LOG_SIZE
+            finally:
+                os.close(descriptor)
+            if long:
+                os.replace(self._path, f"{self._path}.1")
