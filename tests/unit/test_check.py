@@ -134,6 +134,21 @@ def test_records_of_collected_packs_that_come_back_are_a_note(
     assert check(backend, read=1.0).clean
 
 
+def test_a_record_that_comes_after_its_dataset_was_collected_is_no_damage(
+    backend: MemoryBackend, bucket: Bucket, write: Sources
+) -> None:
+    bucket.upload("gone", [write(a=90_000)])
+    key = layout.version_key(bucket.refs.resolve_name("gone"), 1)
+    late = backend.get(key).data
+    bucket.delete("gone", all_versions=True, force=True)
+    collect_now(backend)
+    backend.put(key, [late])
+    assert check(backend, read=1.0).clean
+    assert Repair(Store.open(backend), user="u").plan().empty
+    backend.delete([info.key for info in backend.list(layout.TRASH)])
+    assert [problem.about for problem in check(backend).problems][-1] is About.HEAD
+
+
 def test_a_copy_elsewhere_is_as_good(backend: MemoryBackend, bucket: Bucket, write: Sources) -> None:
     bucket.upload("robots", [write(a=90_000)])
     other = MemoryBackend()

@@ -38,6 +38,8 @@ class Dataset:
     damaged: dict[int, str] = field(default_factory=dict)
     missing: list[int] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+    collected: bool = False
+    """It was deleted and collected: what is there was put later, by somebody who had stood still."""
 
     @property
     def name(self) -> str:
@@ -47,7 +49,7 @@ class Dataset:
     @property
     def deleted(self) -> bool:
         """Whether it is known to be deleted."""
-        return self.head is not None and self.head.deleted
+        return self.collected or (self.head is not None and self.head.deleted)
 
     def is_void(self, number: int) -> bool:
         """Whether a version was put by a writer that had been fenced off: it was never committed."""
@@ -58,6 +60,8 @@ class Dataset:
 
     def active(self) -> Iterator[int]:
         """Yield the numbers of the sound records of versions that users can see."""
+        if self.collected:
+            return
         for number in sorted(self.versions):
             if self.head is None or (
                 not self.head.deleted and is_active(self.head, number) and not self.is_void(number)

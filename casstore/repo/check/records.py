@@ -8,6 +8,7 @@ wrong is looked at once more. A version that is deleted or void has nothing to l
 
 from __future__ import annotations
 
+import contextlib
 from itertools import groupby, islice
 from typing import TypeVar
 
@@ -23,6 +24,7 @@ from casstore.repo.check.report import About, Problem
 from casstore.repo.check.session import Session
 from casstore.repo.limits import check_size
 from casstore.repo.records import NameRecord, head_problem, is_active, version_problem
+from casstore.repo.trash import TrashState, read_trash
 
 __all__ = ["Records", "read_record"]
 
@@ -156,6 +158,8 @@ class Records:
         if found.head_problem is not None:
             problems.append(Problem(key, f"the record is damaged: {found.head_problem}", About.HEAD))
         if head is None and found.head_problem is None and (found.versions or found.damaged):
+            found.collected = found.id in self._collected_ids()
+        if head is None and found.head_problem is None and not found.collected and (found.versions or found.damaged):
             problems.append(Problem(key, "the dataset has versions, but its head is missing", About.HEAD))
         for number, message in sorted(found.damaged.items()):
             text = f"the record of version {number} of {found.name} is damaged: {message}"
@@ -176,6 +180,16 @@ class Records:
                 if number not in found.versions and not self._arrived(found, number):
                     problems.append(Problem(key, f"its tag {tag!r} leads to no sound version", About.HEAD))
         found.problems = problems
+
+    def _collected_ids(self) -> frozenset[str]:
+        """Return the ids of datasets that were collected, as far as that is on record."""
+        found: set[str] = set()
+        for info in self._session.backend.list(layout.TRASH):
+            with contextlib.suppress(NotFoundError, IntegrityError):
+                trash = read_trash(self._session.backend, layout.random_id(info.key))
+                if trash.state != TrashState.MARKED:
+                    found.update(trash.datasets)
+        return frozenset(found)
 
     def _arrived(self, found: Dataset, number: int) -> bool:
         """Whether a version is there that was not when the versions were listed: the head was read after that."""

@@ -170,7 +170,7 @@ def _records(found: Inspection, plan: Plan) -> None:
 
 
 def _head(found: Inspection, dataset: Dataset) -> Step | None:
-    if dataset.head is not None:
+    if dataset.head is not None or dataset.collected:
         return None
     key = layout.head_key(dataset.id)
     count = len(dataset.versions) + len(dataset.damaged)
