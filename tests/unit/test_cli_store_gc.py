@@ -121,6 +121,34 @@ def test_running_uploads_are_told(garbage: Run) -> None:
     assert json.loads(garbage("store", "leases", "-t", "json")) == {"leases": []}
 
 
+def test_an_interrupt_is_made_up_for_by_the_next_run(garbage: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = stored()
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("casstore.repo.index.Index.tidy", interrupted)
+        garbage("store", "gc", "--grace", "0", "--yes", code=3)
+    assert stored() == before
+    assert json.loads(garbage("store", "leases", "-t", "json")) == {"leases": []}
+    shown = garbage("store", "gc", "--yes")  # the grace period is no matter any more: it has begun
+    assert "Deletion to finish, begun " in shown
+    assert before - stored() > 300_000
+
+
+def test_another_collection_is_told(garbage: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (
+        open_bucket() as bucket,
+        Lease.acquire(bucket.store.backend, kind="gc", user="ann", heartbeat=False),
+    ):
+        monkeypatch.setattr("casstore.repo.gc.run.socket.gethostname", lambda: "elsewhere")
+        shown = garbage("store", "gc", "--yes", code=2)
+        assert "another collection runs: ann on " in shown
+        assert "osmo store leases" in shown
+        garbage("store", "gc", "--dry-run")
+
+
 def test_wrong_options(run: Run) -> None:
     for option, value in (
         ("--grace", "soon"),

@@ -98,7 +98,7 @@ def _plan_lines(plan: GarbagePlan, bucket: str, *, dry_run: bool) -> Iterator[st
     for expiry in plan.expiries:
         yield from _expiry_lines(expiry)
     for marked in store.due:
-        what = "Deletion to finish" if marked.begun else "To delete, marked"
+        what = "Deletion to finish, begun" if marked.begun else "To delete, marked"
         yield f"{what} {_date(marked.since)}: {_packs(marked.packs)}, {output.size(marked.size)}."
     if store.marks:
         now = store.rules.grace <= 0
