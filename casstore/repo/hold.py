@@ -56,6 +56,7 @@ class Hold:
         self._lock = threading.Lock()
         self._lease: Lease | None = None
         self._dying: DyingSet | None = None
+        self._final: dict[str, DyingSet] = {}
         self._used: dict[bytes, int] = {}
 
     @property
@@ -67,7 +68,7 @@ class Hold:
     def dying(self) -> DyingSet:
         """What this attempt must not rely on: what was being deleted when it began."""
         if self._dying is None:
-            self._dying = dying(self._store.backend)
+            self._dying = dying(self._store.backend, self._final)
         return self._dying
 
     def writer(self, *, lanes: int, on_pack: OnPack | None = None) -> Writer:
@@ -92,7 +93,7 @@ class Hold:
 
         To be called after the head was read. Where the lease was not held without a break, each pack is looked at.
         """
-        going = dying(self._store.backend)
+        going = dying(self._store.backend, self._final)
         lost = going.packs.intersection(self._used)
         whole = manifest not in going.manifests
         if not lost and whole and not (self._lease is not None and self._lease.confirm()):

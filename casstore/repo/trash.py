@@ -180,19 +180,29 @@ def replace(backend: Backend, listed: Listed, changed: TrashRecord) -> Listed:
     return after
 
 
-def dying(backend: Backend) -> DyingSet:
-    """Return what nobody may rely on any more. Costs a listing, and a read for each record."""
-    packs: set[bytes] = set()
-    manifests: set[bytes] = set()
+def dying(backend: Backend, final: dict[str, DyingSet] | None = None) -> DyingSet:
+    """Return what nobody may rely on any more. Costs a listing, and a read for each record.
 
-    def read(key: str) -> TrashRecord | None:
+    ``final`` keeps what will not change any more, by its key, for whoever asks again.
+    """
+    kept = {} if final is None else final
+
+    def read(key: str) -> DyingSet:
+        found = kept.get(key)
+        if found is not None:
+            return found
         try:
-            return read_trash(backend, layout.random_id(key))
+            listed = read_trash(backend, layout.random_id(key))
         except NotFoundError:
-            return None  # old, and removed just now
+            return NOTHING  # old, and removed just now
+        if listed.state == TrashState.MARKED:
+            return NOTHING
+        found = DyingSet(*(frozenset(map(hashing.from_hex, ids)) for ids in (listed.packs, listed.manifests)))
+        if listed.state == TrashState.DELETED:
+            kept[key] = found
+        return found
 
-    for found in Records(backend).each(read, [info.key for info in backend.list(layout.TRASH)]):
-        if found is not None and found.state != TrashState.MARKED:
-            packs.update(map(hashing.from_hex, found.packs))
-            manifests.update(map(hashing.from_hex, found.manifests))
-    return DyingSet(frozenset(packs), frozenset(manifests))
+    each = Records(backend).each(read, [info.key for info in backend.list(layout.TRASH)])
+    return DyingSet(
+        frozenset().union(*(one.packs for one in each)), frozenset().union(*(one.manifests for one in each))
+    )

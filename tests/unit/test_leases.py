@@ -238,6 +238,13 @@ def test_what_is_marked_is_not_dying_yet() -> None:
     found = dying(backend)
     assert found.packs == {bytes.fromhex("bb" * 32), bytes.fromhex("dd" * 32)}
     assert found.manifests == {bytes.fromhex("cc" * 32)}
+    final: dict[str, DyingSet] = {}
+    for _ in range(2):
+        assert dying(backend, final) == found
+        assert [value.packs for value in final.values()] == [{bytes.fromhex("dd" * 32)}]
+        backend.put(layout.trash_key(f"{3:032x}"), [b"not looked at again"])
+    plant(backend, TrashState.DELETING, 2)
+    assert dying(backend, final).packs == {bytes.fromhex("dd" * 32)}
 
 
 @pytest.mark.parametrize("data", [b"", b"x" * (9 << 20), record.encode("lease", GOOD)])
