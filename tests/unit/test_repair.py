@@ -12,6 +12,7 @@ import pytest
 from casstore.backend.memory import MemoryBackend
 from casstore.dataset import Bucket
 from casstore.errors import CasstoreError, FormatError, IntegrityError, NotFoundError
+from casstore.format import record
 from casstore.format.pack import PackKind
 from casstore.model import Kind
 from casstore.repo import layout
@@ -19,9 +20,11 @@ from casstore.repo.check import Report, check_store
 from casstore.repo.gc.plan import Rules
 from casstore.repo.gc.run import Collector
 from casstore.repo.packs import read_footer
+from casstore.repo.records import now
 from casstore.repo.repair import Action, Plan, Repair, config_problem, discard, kept, write_config
 from casstore.repo.repair.execute import Done
 from casstore.repo.store import Store
+from casstore.repo.trash import TrashRecord, TrashState
 
 Content = dict[str, dict[str, bytes]]
 
@@ -203,12 +206,12 @@ def test_a_pack_with_a_damaged_chunk_keeps_the_others(whole: dict[str, bytes]) -
     report = check(backend)
     assert all(problem.where.startswith("manifests/") for problem in report.problems)
     with Store.open(backend) as store:
-        for record in footer.records:
-            if record.chunk_id == frame.chunk_id:
+        for one in footer.records:
+            if one.chunk_id == frame.chunk_id:
                 with pytest.raises(NotFoundError):
-                    store.read_chunk(record.chunk_id)
+                    store.read_chunk(one.chunk_id)
             else:
-                assert len(store.read_chunk(record.chunk_id)) == record.raw
+                assert len(store.read_chunk(one.chunk_id)) == one.raw
     assert backend.get(f"{done.quarantine}{key}").data == bytes(data)
 
 
@@ -412,3 +415,23 @@ def test_a_description_by_a_newer_version_is_left_alone(whole: dict[str, bytes])
     with pytest.raises(FormatError):
         config_problem(backend)
     assert config_problem(MemoryBackend()) is None
+
+
+def test_no_root_that_is_being_deleted_is_used_again(whole: dict[str, bytes]) -> None:
+    (key, *_) = sorted(pack_of(whole, PackKind.DATA), key=lambda key: -len(whole[key]))
+    first = damaged(whole, key, "deleted")
+    repair(first, salvage=True)
+    roots = {info.key for info in first.list(layout.MANIFESTS)} - whole.keys()
+    assert roots
+    going = TrashRecord(
+        id="a" * 32, state=TrashState.DELETED, created_at=now(), write_id="w",
+        manifests=[key.rpartition("/")[2] for key in roots],
+    )  # fmt: skip
+    second = damaged(whole, key, "deleted")
+    second.put(layout.trash_key(going.id), [record.encode("trash", going)])
+    _, done = repair(second, salvage=True)
+    assert done.failed == []
+    made = {info.key for info in second.list(layout.MANIFESTS)} - whole.keys()
+    assert len(made) == len(roots)
+    assert made.isdisjoint(roots)
+    assert read(second)[0].items() == read(first)[0].items()

@@ -29,7 +29,7 @@ from casstore.repo.repair.records import Rewriter
 from casstore.repo.repair.salvage import check_fresh, manifest_of_damaged, salvage_version, salvaged_as
 from casstore.repo.repair.storing import Storing, put_pack
 from casstore.repo.store import Store
-from casstore.repo.trash import dying
+from casstore.repo.trash import DyingSet, dying
 
 __all__ = ["Done", "Repair"]
 
@@ -78,17 +78,17 @@ class Repair:
             for loss in (found.report.losses if self._salvage else ())
             if self._has_head(loss.dataset_id) and salvaged_as(self._refs, loss.dataset_id, loss.number) is not None
         }
-        return make_plan(found, salvage=self._salvage, folder=self._folder, dying=self._dying(), salvaged=done)
+        return make_plan(found, salvage=self._salvage, folder=self._folder, dying=self._dying().packs, salvaged=done)
 
     def _has_head(self, dataset_id: str) -> bool:
         dataset = self._found.records.datasets.get(dataset_id)
         return dataset is not None and dataset.head is not None
 
-    def _dying(self) -> frozenset[bytes]:
+    def _dying(self) -> DyingSet:
         try:
-            return dying(self._backend).packs
+            return dying(self._backend)
         except IntegrityError:
-            return frozenset()  # a record that can't be read is in the plan
+            return DyingSet(frozenset(), frozenset())  # a record that can't be read is in the plan
 
     def execute(self, plan: Plan, on_step: OnStep | None = None) -> Done:
         """Do what the plan says, then check the structure of the store once more."""
@@ -111,7 +111,7 @@ class Repair:
         steps = [step for step in plan.steps if step.action is Action.PACK]
         old: list[str] = []
         dead: set[bytes] = set()
-        never = self._dying()
+        never = self._dying().packs
         for step in steps:
             tell(step.text)
             replaced = self._pack(step, quarantine, never, done)
@@ -241,7 +241,7 @@ class Repair:
                 step.number,
                 manifest,
                 user=self._user,
-                validate=check_fresh(self._backend, storing.used, dying),
+                validate=check_fresh(self._backend, storing),
             )
         except (IntegrityError, NotFoundError, ConflictError) as error:
             done.failed.append(f"{name}: {error.message}")

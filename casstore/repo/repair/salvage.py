@@ -25,6 +25,7 @@ from casstore.repo.limits import bounded_get
 from casstore.repo.records import now
 from casstore.repo.refs import Refs
 from casstore.repo.repair.storing import Storing
+from casstore.repo.trash import dying
 from casstore.repo.tree import TreeBuilder
 
 __all__ = ["Salvaged", "manifest_of_damaged", "salvage_version", "salvaged_as"]
@@ -160,11 +161,12 @@ def _missing_folders(entries: Iterator[Entry]) -> set[bytes]:
     return needed - folders
 
 
-def check_fresh(backend: Backend, used: set[bytes], dying: Callable[[Backend], Any]) -> Callable[[Head], None]:
+def check_fresh(backend: Backend, storing: Storing) -> Callable[[Head], None]:
     """Return a check that nothing that a version relies on is being deleted."""
 
     def validate(_: Head) -> None:
-        if not used.isdisjoint(dying(backend).packs):
+        going = dying(backend)
+        if not storing.used.isdisjoint(going.packs) or storing.manifest in going.manifests:
             raise ConflictError("garbage was collected meanwhile", hint="run the repair again")
 
     return validate

@@ -18,6 +18,8 @@ from casstore.format.pack import PackKind
 from casstore.repo import layout
 from casstore.repo.check.places import Places
 from casstore.repo.packs import PackBuilder, Sealed
+from casstore.repo.trash import DyingSet
+from casstore.repo.tree import rewrapped
 
 __all__ = ["Storing", "put_pack", "put_segment"]
 
@@ -43,7 +45,7 @@ def put_segment(backend: Backend, places: list[tuple[bytes, Location]]) -> str:
 class Storing:
     """Stores chunks that a repair has found or made; a ``NodeSink``. Not thread-safe."""
 
-    def __init__(self, backend: Backend, places: Places, dying: frozenset[bytes]) -> None:
+    def __init__(self, backend: Backend, places: Places, dying: DyingSet) -> None:
         self._backend = backend
         self._places = places
         self._dying = dying
@@ -53,6 +55,7 @@ class Storing:
         self._stored: list[tuple[bytes, Location]] = []
         self.used: set[bytes] = set()
         self.new_bytes = 0
+        self.manifest = b""
 
     def add(self, kind: PackKind, data: bytes | memoryview) -> bytes:
         """Store a chunk unless it is there; returns its id."""
@@ -61,7 +64,7 @@ class Storing:
             return chunk_id
         self._taken.add(chunk_id)
         place = self._places.find(chunk_id, needed=False)
-        if place is not None and place.pack_id not in self._dying:
+        if place is not None and place.pack_id not in self._dying.packs:
             self.used.add(place.pack_id)
             return chunk_id
         codec, payload = self._compressor.encode(data)
@@ -74,7 +77,7 @@ class Storing:
 
     def _write(self, builder: PackBuilder) -> None:
         sealed = builder.seal()
-        if sealed.pack_id in self._dying:
+        if sealed.pack_id in self._dying.packs:
             raise ConflictError(
                 f"{layout.pack_key(sealed.pack_id)} is being deleted", hint="collect garbage, then repair again"
             )
@@ -99,8 +102,13 @@ class Storing:
 
     def put_manifest(self, data: bytes) -> bytes:
         """Store the root of a tree, after everything that it leads to."""
+        while (manifest_id := hashing.digest(data)) in self._dying.manifests:
+            other = rewrapped(self, data)
+            if other == data:
+                break  # a root of the last kind: those are never collected
+            data = other
         self.flush()
-        manifest_id = hashing.digest(data)
+        self.manifest = manifest_id
         with contextlib.suppress(PreconditionError):
             self._backend.put(layout.manifest_key(manifest_id), [data], condition=Absent())
         return manifest_id
