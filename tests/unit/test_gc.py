@@ -14,11 +14,12 @@ from casstore.backend.memory import MemoryBackend
 from casstore.backend.objects import ObjectBackend
 from casstore.backend.registry import open_backend
 from casstore.dataset import Bucket
-from casstore.errors import ConflictError, FormatError, IntegrityError
+from casstore.errors import ConflictError, FormatError, IntegrityError, NotFoundError
 from casstore.format import record
 from casstore.model import VersionStatus
 from casstore.remote.local import LocalClient
 from casstore.repo import layout, trash
+from casstore.repo.gc.live import Walker
 from casstore.repo.gc.plan import Plan, Reason, Rules
 from casstore.repo.gc.run import Collector, Outcome
 from casstore.repo.index import Index
@@ -510,7 +511,7 @@ def test_a_record_without_a_head_is_a_damage_unless_its_dataset_was_collected(bu
 
 
 def test_an_index_that_lies_costs_nobody_his_data(bucket: Bucket, tmp_path: Path) -> None:
-    files = {"a": os.urandom(30_000)}
+    files = {"a": os.urandom(10_000)}  # one chunk
     upload(bucket, "d", tmp_path, files)
     upload(bucket, "e", tmp_path, {"b": os.urandom(300_000)})
     chunks = {}
@@ -557,3 +558,18 @@ def test_records_of_a_collection_that_can_not_be_right(change: dict[str, object]
     with pytest.raises(FormatError, match=trash_id):
         collect(bucket)
     assert keys(bucket, layout.TRASH) == [key]
+
+
+def test_a_walk_that_fails_hides_nothing_from_the_next_one(bucket: Bucket, tmp_path: Path) -> None:
+    upload(bucket, "d", tmp_path, {f"f{number:04}": os.urandom(200) for number in range(1500)})
+    tree = bucket.tree(bucket.resolve("d"))
+    assert len(tree.root.children) > 1
+    lost = msgspec.structs.replace(tree.root.children[-1], chunk_id=bytes(32))
+    broken = msgspec.structs.replace(tree.root, children=[*tree.root.children, lost])
+    walker = Walker(bucket.store)
+    with pytest.raises(NotFoundError):
+        walker.manifest(b"another version", broken)
+    walker.manifest(tree.id, tree.root)
+    wanted = {chunk_id for entry in tree.entries() for chunk_id, _ in tree.chunks(entry)} | {*tree.nodes()}
+    assert all(chunk_id in walker.chunks for chunk_id in wanted)
+    assert walker.manifests == {tree.id}

@@ -12,6 +12,7 @@ from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 
 from casstore.errors import CasstoreError, FormatError, IntegrityError, NotFoundError
+from casstore.format.manifest import Root
 from casstore.model import DatasetType, Head
 from casstore.repo import layout
 from casstore.repo.gc.live import Walker
@@ -22,6 +23,9 @@ from casstore.repo.store import Store
 __all__ = ["REPAIR", "Dropped", "Found", "Objects", "find_versions", "is_empty", "list_objects", "walk"]
 
 REPAIR = "`osmo store check` says what is damaged; `osmo store repair` mends what can be, or delete that version"
+
+_ROOTS_AT_ONCE = 64
+"""Roots of manifests that are read side by side."""
 
 Dropped = Container[tuple[str, int]]
 """Versions (dataset id, number) to be taken for deleted: those that are going to be."""
@@ -86,23 +90,27 @@ def find_versions(refs: Refs, *, purged: Container[str] = (), dropped: Dropped =
     """
     found = Found()
     wanted: list[tuple[Head, int]] = []
-    for dataset_id, head in _heads(refs, purged):
+
+    def look(dataset_id: str) -> tuple[Head | None, list[int]] | None:
+        head = _head(refs, dataset_id, purged)
+        if head is None or head.deleted or head.type == DatasetType.COLLECTION:
+            return None if head is None and dataset_id not in purged else (head, [])
+        return head, refs.versions(dataset_id, head)
+
+    ids = refs.dataset_ids()
+    for dataset_id, looked in zip(ids, refs.each(look, ids), strict=True):
+        if looked is None:
+            continue
+        head, numbers = looked
         if head is None or head.deleted:
             found.datasets.append(dataset_id)
             continue
         found.heads.append(head)
-        if head.type == DatasetType.COLLECTION:
-            if is_empty(refs, head):
-                found.empty.append(head)
-            continue
-        numbers = refs.versions(dataset_id, head)
-        if not any(is_active(head, number) for number in numbers):
+        active = {number for number in numbers if is_active(head, number) and (dataset_id, number) not in dropped}
+        wanted += [(head, number) for number in numbers if number in active]
+        found.versions += [(dataset_id, number) for number in numbers if number not in active]
+        if not active and is_empty(refs, head):
             found.empty.append(head)
-        for number in numbers:
-            if not is_active(head, number) or (dataset_id, number) in dropped:
-                found.versions.append((dataset_id, number))
-            else:
-                wanted.append((head, number))
 
     def read(item: tuple[Head, int]) -> Live | None:
         head, number = item
@@ -129,21 +137,20 @@ def is_empty(refs: Refs, head: Head) -> bool:
         return True
 
 
-def _heads(refs: Refs, purged: Container[str]) -> Iterable[tuple[str, Head | None]]:
-    for dataset_id in refs.dataset_ids():
-        try:
-            yield dataset_id, refs.read_head(dataset_id)[0]
-        except NotFoundError:
-            if not refs.numbers(dataset_id):
-                continue  # a name was taken meanwhile, or a collection was faster
-            if dataset_id not in purged:
-                raise IntegrityError(
-                    f"{layout.head_key(dataset_id)} is missing, but the dataset has versions: nothing is collected",
-                    hint=REPAIR,
-                ) from None
-            yield dataset_id, None
-        except IntegrityError as error:
-            raise IntegrityError(f"{error.message}: nothing is collected", hint=REPAIR) from None
+def _head(refs: Refs, dataset_id: str, purged: Container[str]) -> Head | None:
+    """Return a head, or None where there is none and need not be."""
+    try:
+        return refs.read_head(dataset_id)[0]
+    except NotFoundError:
+        # Without versions a name was taken meanwhile, or a collection was faster.
+        if dataset_id in purged or not refs.numbers(dataset_id):
+            return None
+        raise IntegrityError(
+            f"{layout.head_key(dataset_id)} is missing, but the dataset has versions: nothing is collected",
+            hint=REPAIR,
+        ) from None
+    except IntegrityError as error:
+        raise IntegrityError(f"{error.message}: nothing is collected", hint=REPAIR) from None
 
 
 def _expect_gone(refs: Refs, head: Head, number: int) -> None:
@@ -178,11 +185,22 @@ def walk(store: Store, refs: Refs, versions: Iterable[Live], watcher: Watcher) -
     versions = list(versions)
     watcher.phase("Reading versions", len(versions))
     walker = Walker(store)
-    for version in versions:
+
+    def root_of(version: Live) -> Root | CasstoreError:
         try:
-            walker.manifest(version.manifest)
+            return store.tree(version.manifest).root
         except (IntegrityError, NotFoundError) as error:
-            if _counts(refs, version):
-                raise unreadable(version.name, version.number, error) from None
-        watcher.step()
+            return error
+
+    for start in range(0, len(versions), _ROOTS_AT_ONCE):
+        part = versions[start : start + _ROOTS_AT_ONCE]
+        for version, root in zip(part, refs.each(root_of, part), strict=True):
+            try:
+                if isinstance(root, CasstoreError):
+                    raise root
+                walker.manifest(version.manifest, root)
+            except (IntegrityError, NotFoundError) as error:
+                if _counts(refs, version):
+                    raise unreadable(version.name, version.number, error) from None
+            watcher.step()
     return walker

@@ -11,7 +11,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from casstore.errors import FormatError
-from casstore.format.manifest import CHUNK_REF, MAX_NODE, NodeRef, check_list, decode_inner, decode_leaf, list_records
+from casstore.format.manifest import (
+    CHUNK_REF,
+    MAX_NODE,
+    NodeRef,
+    Root,
+    check_list,
+    decode_inner,
+    decode_leaf,
+    list_records,
+)
 from casstore.repo.store import Store
 
 __all__ = ["LiveChunks", "Walker"]
@@ -79,12 +88,16 @@ class Walker:
         self.chunks = LiveChunks()
         self.manifests: set[bytes] = set()
 
-    def manifest(self, manifest_id: bytes) -> None:
+    def manifest(self, manifest_id: bytes, root: Root) -> None:
         """Walk a manifest. ``NotFoundError`` and ``IntegrityError`` for what is gone or damaged of it."""
         if manifest_id in self.manifests:
             return
-        root = self._store.tree(manifest_id).root
-        self._children(root.depth, root.children)
+        try:
+            self._children(root.depth, root.children)
+        except BaseException:
+            # Of the nodes that were met not all were read: another version may share them.
+            self._seen.clear()
+            raise
         self.manifests.add(manifest_id)
 
     def _children(self, depth: int, children: Sequence[NodeRef]) -> None:
