@@ -11,12 +11,12 @@ import concurrent.futures
 import itertools
 import random
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import BinaryIO, Final, TypeVar
 
 from casstore.errors import CasstoreError, SourceError, TransientError
 from casstore.remote.base import Advance
+from casstore.remote.pause import pause
 
 __all__ = ["persist", "read_parts", "send_parts"]
 
@@ -116,6 +116,6 @@ def persist(work: Callable[[], T]) -> T:
         try:
             return work()
         except TransientError as error:
-            pause = error.retry_after or random.uniform(0, PAUSE * 2**attempt)  # noqa: S311 - no secret
-            time.sleep(min(pause, LONGEST_PAUSE))
+            seconds = error.retry_after or random.uniform(0, PAUSE * 2**attempt)  # noqa: S311 - no secret
+            pause(min(seconds, LONGEST_PAUSE))
     return work()

@@ -26,6 +26,7 @@ import msgspec
 from casstore.errors import IntegrityError, NotFoundError, PreconditionError, StorageError, TransientError
 from casstore.model import Buffer
 from casstore.remote.base import Advance, Condition, Object, ObjectClient, RemoteInfo
+from casstore.remote.pause import pause
 
 __all__ = ["RetryClient", "RetryPolicy"]
 
@@ -190,7 +191,7 @@ class RetryClient:
                 failed.wait(error)
 
     def _pause(self, seconds: float) -> None:
-        if self._closed.wait(seconds):
+        if pause(seconds, self._closed):
             raise StorageError(f"{self.url} was closed")
 
 
@@ -211,12 +212,12 @@ class _Failures:
         if self._count == 1:
             self._first = now
         limit = min(policy.longest_pause, policy.first_pause * 2 ** (self._count - 1))
-        pause = self._client._random() * limit  # noqa: SLF001
+        seconds = self._client._random() * limit  # noqa: SLF001
         if error.retry_after is not None:
-            pause += min(max(error.retry_after, 0.0), policy.longest_asked)
-        if self._count >= policy.attempts or now + pause - self._first > policy.deadline:
+            seconds += min(max(error.retry_after, 0.0), policy.longest_asked)
+        if self._count >= policy.attempts or now + seconds - self._first > policy.deadline:
             raise self._told(error, now - self._first)
-        self._client._sleep(pause)  # noqa: SLF001
+        self._client._sleep(seconds)  # noqa: SLF001
 
     def _told(self, error: TransientError, seconds: float) -> TransientError:
         if self._count == 1:

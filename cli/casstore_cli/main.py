@@ -8,8 +8,10 @@ library here.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
+from types import FrameType
 
 import click
 
@@ -92,8 +94,18 @@ def run(args: Sequence[str], *, program: str = "osmo") -> int:
     return errors.guarded(invoke, lambda: root[0] if root else None)
 
 
+def _interrupted(number: int, frame: FrameType | None) -> None:
+    """Ctrl-C: threads that wait for a busy service to come back end before they are waited for."""
+    pauses = sys.modules.get("casstore.remote.pause")
+    if pauses is not None:
+        pauses.interrupt()
+    signal.default_int_handler(number, frame)
+
+
 def main() -> None:
     """Entry point of the installed commands."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupted)
     program = os.path.basename(sys.argv[0]) or "osmo"
     if program not in {"osmo", "casstore"}:  # python -m, a renamed wrapper
         program = "osmo"

@@ -5,9 +5,14 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 import yaml
 
@@ -143,3 +148,30 @@ def test_what_is_no_bucket(run: Run, server: S3Server, isolated_home: Path, url:
     configure(isolated_home, "no-such-bucket-here", server)
     assert words in run("bucket", "add", "lab", url, code=2)
     assert "lab" not in run("bucket", "list")
+
+
+START = "import sys; sys.argv[0] = 'osmo'; from casstore_cli.start import main; main()"
+
+
+def test_an_interrupt_is_not_kept_waiting_by_a_busy_service(
+    run: Run, server: S3Server, isolated_home: Path, tmp_path: Path
+) -> None:
+    """The service asks for a minute, in every thread; the command ends well before it is over."""
+    name = server.bucket()
+    busy = NetRule(fault=NetFault.ANSWER, method="PUT", part="/packs/", status=503, headers={"Retry-After": "60"})
+    with NetProxy(server.endpoint) as proxy:
+        configure(isolated_home, name, server, proxy.endpoint)
+        run("bucket", "add", "lab", f"s3://{name}", "--default")
+        proxy.follow(msgspec.structs.replace(busy, times=10**9))
+        folder(tmp_path, os.urandom(100_000))
+        command = [sys.executable, "-c", START, "dataset", "upload", "d", "data"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+            while not proxy.hits:
+                assert process.poll() is None
+                time.sleep(0.01)
+            process.send_signal(signal.SIGINT)
+            told, _ = process.communicate(timeout=50)
+        assert process.returncode == 3, told
+        assert "Traceback" not in told
+        proxy.follow()
+        assert "as version 1" in run("dataset", "upload", "d", "data")

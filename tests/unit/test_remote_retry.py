@@ -11,12 +11,14 @@ import pytest
 
 from casstore.errors import (
     AccessError,
+    CancelledError,
     IntegrityError,
     NotFoundError,
     PreconditionError,
     StorageError,
     TransientError,
 )
+from casstore.remote import pause
 from casstore.remote.base import Absent, Matches, Object, ObjectClient
 from casstore.remote.local import LocalClient
 from casstore.remote.retry import RetryClient, RetryPolicy
@@ -330,3 +332,26 @@ def test_closing_ends_the_pauses_of_others(local: LocalClient) -> None:
     thread.join(30)
     assert not thread.is_alive()
     assert [type(error) for error in failed] == [StorageError]
+
+
+def test_an_interrupt_ends_all_pauses(local: LocalClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pause, "_interrupted", False)
+    client = RetryClient(Asking(local, 60.0))
+    failed: list[BaseException] = []
+
+    def ask() -> None:
+        try:
+            client.head("a")
+        except CancelledError as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    pause.interrupt()
+    thread.join(30)
+    assert not thread.is_alive()
+    assert len(failed) == 1
+    with pytest.raises(CancelledError):
+        pause.pause(60.0)
+    monkeypatch.setattr(pause, "_interrupted", False)
+    assert not pause.pause(0.0)
