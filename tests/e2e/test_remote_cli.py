@@ -166,11 +166,14 @@ def test_an_interrupt_is_not_kept_waiting_by_a_busy_service(
         folder(tmp_path, os.urandom(100_000))
         command = [sys.executable, "-c", START, "dataset", "upload", "d", "data"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-            while not proxy.hits:
-                assert process.poll() is None
-                time.sleep(0.01)
-            process.send_signal(signal.SIGINT)
-            told, _ = process.communicate(timeout=50)
+            try:
+                while not proxy.hits:
+                    assert process.poll() is None
+                    time.sleep(0.01)
+                process.send_signal(signal.SIGINT)
+                told, _ = process.communicate(timeout=50)
+            finally:
+                process.kill()
         assert process.returncode == 3, told
         assert "Traceback" not in told
         proxy.follow()
