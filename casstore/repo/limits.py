@@ -21,9 +21,9 @@ def bounded_get(backend: Backend, key: str, limit: int) -> bytes:
     return backend.read(key, 0, size)
 
 
-def bounded_object(backend: Backend, key: str, limit: int) -> Object:
-    """The same with the tag of the object's state."""
-    check_size(key, backend.stat(key).size, limit)
+def bounded_object(backend: Backend, key: str, limit: int, *, size: int | None = None) -> Object:
+    """The same with the tag of the object's state. ``size``, when a listing told it just now, saves a call."""
+    check_size(key, backend.stat(key).size if size is None else size, limit)
     return backend.get(key)
 
 

@@ -123,9 +123,12 @@ class Records:
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
 
-    def read(self, key: str, kind: str, cls: type[_T]) -> tuple[_T, str]:
-        """Return a record and its etag. ``NotFoundError``; ``FormatError``, which names the key."""
-        found = bounded_object(self.backend, key, record.MAX_RECORD)
+    def read(self, key: str, kind: str, cls: type[_T], *, size: int | None = None) -> tuple[_T, str]:
+        """Return a record and its etag. ``NotFoundError``; ``FormatError``, which names the key.
+
+        ``size`` is what a listing said of it just now.
+        """
+        found = bounded_object(self.backend, key, record.MAX_RECORD, size=size)
         try:
             return record.decode(kind, found.data, cls), found.etag
         except FormatError as error:

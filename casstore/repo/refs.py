@@ -29,7 +29,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from casstore.backend.base import Absent, Backend, Condition, Matches
+from casstore.backend.base import Absent, Backend, Condition, Matches, ObjectInfo
 from casstore.errors import (
     CasstoreError,
     ConflictError,
@@ -86,33 +86,27 @@ class Refs:
 
         With ``damaged``, it is told of names and heads that can't be read, and the others are returned.
         """
-        names: list[str] = []
-        for info in self._backend.list(layout.NAMES):
-            try:
-                names.append(layout.name_of(info.key))
-            except IntegrityError as error:
-                _tell(damaged, error)
 
-        def look(name: str) -> Head | None:
+        def look(info: ObjectInfo) -> Head | None:
             try:
-                return self._own_head(name)
+                return self._own_head(info)
             except IntegrityError as error:
                 _tell(damaged, error)
                 return None
 
-        return sorted((head for head in self.each(look, names) if head is not None), key=lambda head: head.name)
+        found = self.each(look, [*self._backend.list(layout.NAMES)])
+        return sorted((head for head in found if head is not None), key=lambda head: head.name)
 
     def each(self, work: Callable[[_A], _B], items: Sequence[_A]) -> list[_B]:
         """Return ``work(item)`` for all items, in parallel where the back end is far away."""
         return self._records.each(work, items)
 
-    def _own_head(self, name: str) -> Head | None:
-        """Return the head whose right name this is."""
-        try:
-            head = self.find(name)
-        except NotFoundError:
-            return None
-        return head if head.name == name else None
+    def _own_head(self, info: ObjectInfo) -> Head | None:
+        """Return the head whose right name this is the record of."""
+        name = layout.name_of(info.key)
+        found = self._name(name, size=info.size)
+        head = None if found is None or found[0].id is None else self._live_head(found[0].id)
+        return head if head is not None and head.name == name else None
 
     def resolve_name(self, name: str) -> str:
         """Return the id of the dataset with this name; ``NotFoundError`` when there is none."""
@@ -344,10 +338,10 @@ class Refs:
 
     # ---- names
 
-    def _name(self, name: str) -> tuple[NameRecord, str] | None:
+    def _name(self, name: str, *, size: int | None = None) -> tuple[NameRecord, str] | None:
         key = layout.name_key(name)
         try:
-            found, etag = self._records.read(key, "name", NameRecord)
+            found, etag = self._records.read(key, "name", NameRecord, size=size)
         except NotFoundError:
             return None
         if found.name != name or not (found.id is None or layout.is_dataset_id(found.id)):
