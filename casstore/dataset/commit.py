@@ -28,7 +28,10 @@ if TYPE_CHECKING:  # loading the upload for its result's type would slow every o
     from casstore.transfer.progress import Progress
     from casstore.transfer.upload import TreeResult
 
-__all__ = ["Commit", "until_made"]
+__all__ = ["REFERENCES", "Commit", "until_made"]
+
+REFERENCES = "references"
+"""Key of a version's provenance: which files of it are not in the store, how many bytes, and where they are."""
 
 _REBASES = 64
 """How often an update is done whose base is no longer the latest version: of so many at once, each gets its turn."""
@@ -86,6 +89,12 @@ class Commit:
         self._created_at = created_at
         self._head()
 
+    def derive(self, base: Version) -> None:
+        """Note what the version that this one starts from refers to: the files that both have still do."""
+        own = {key: value for key, value in self._provenance.items() if key != REFERENCES}
+        inherited = base.record.provenance.get(REFERENCES)
+        self._provenance = own if inherited is None else {**own, REFERENCES: inherited}
+
     def _head(self) -> Head | None:
         """Return the head of the dataset if it exists; refuse a name that can't be uploaded to."""
         try:
@@ -102,13 +111,15 @@ class Commit:
             )
         return head
 
-    def finish(self, result: TreeResult, hold: Hold, *, base: Version | None = None) -> UploadResult:
+    def finish(
+        self, result: TreeResult, hold: Hold, *, base: Version | None = None, always: bool = False
+    ) -> UploadResult:
         """Make the version, unless the latest one is like it. To be called within ``until_made``.
 
-        ``base``: the version that must still be the latest one.
+        ``base``: the version that must still be the latest one. ``always``: make a version all the same.
         """
         head = self._head()
-        same = self._same(head, result) if head is not None and not self._force else None
+        same = self._same(head, result) if head is not None and not (self._force or always) else None
         created = same is None
         if head is not None and same is not None:
             number = same.number

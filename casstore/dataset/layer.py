@@ -36,13 +36,14 @@ _WHITEOUT, _OPAQUE_FILE = b".wh.", b".wh..wh..opq"
 class Changes(NamedTuple):
     """What an upper folder says: paths that are gone, and folders of which nothing is left that was in them before.
 
-    ``named``: names that begin with ``.wh.`` say so, too. ``others`` counts what is new or in another's place.
+    ``named``: names that begin with ``.wh.`` say so, too. ``files`` counts the files and links that are new or in
+    another's place.
     """
 
     gone: frozenset[bytes]
     fresh: frozenset[bytes]
     named: bool
-    others: int
+    files: int
 
     def keep(self, path: bytes) -> bool:
         """Whether this path of the version below still shows."""
@@ -63,7 +64,7 @@ def read_changes(upper: bytes, *, named: bool = False) -> Changes:
     """Read what an upper folder says. ``named``: it is of a user's overlay. ``SourceError`` when it can't be read."""
     gone: set[bytes] = set()
     fresh: set[bytes] = set()
-    others = 0
+    files = 0
     for path, status in _walk(upper):
         folder, _, name = path.rpartition(b"/")
         if _is_whiteout(status):
@@ -73,11 +74,11 @@ def read_changes(upper: bytes, *, named: bool = False) -> Changes:
         elif named and name.startswith(_WHITEOUT):
             whole = name.removeprefix(_WHITEOUT)
             gone.add(folder + b"/" + whole if folder else whole)
-        else:
-            others += 1
-            if stat.S_ISDIR(status.st_mode) and _is_opaque(upper + b"/" + path):
-                fresh.add(path)
-    return Changes(frozenset(gone), frozenset(fresh), named, others)
+        elif not stat.S_ISDIR(status.st_mode):
+            files += 1
+        elif _is_opaque(upper + b"/" + path):
+            fresh.add(path)
+    return Changes(frozenset(gone), frozenset(fresh), named, files)
 
 
 def mark_of(upper: bytes) -> str:
@@ -108,8 +109,8 @@ def commit_layer(
     """Make a version of ``base`` and the changes over it; of its dataset, or of the one called ``name``.
 
     ``after``: a version that was made of earlier changes over the same base. ``ConflictError`` when there is a version
-    of the dataset that is newer than both, unless ``force``: the new version holds nothing of that one. Everything else
-    is as with ``Bucket.upload``.
+    of the dataset that is newer than both, unless ``force``: the new version holds nothing of that one. When only times
+    of files differ, that makes a version, too. Everything else is as with ``Bucket.upload``.
     """
     target = name or base.dataset
     commit = Commit(
@@ -124,6 +125,7 @@ def commit_layer(
         provenance={"base": str(base)},
         force=False,
     )
+    commit.derive(base)
     changes = read_changes(upper, named=named)
     keep = changes.keep if changes.gone or changes.fresh else None
     shown = progress or Silent()
@@ -134,7 +136,9 @@ def commit_layer(
         result = moving.transfer(
             bucket, target, [source], base=bucket.tree(base), keep=keep, hold=hold, threads=threads, progress=shown
         )
-        return commit.finish(result, hold, base=latest)
+        # A time that was set is a change, too; that of a folder is not: every file that comes and goes sets it.
+        touched = latest is not None and changes.files > 0 and result.manifest != latest.manifest
+        return commit.finish(result, hold, base=latest, always=touched)
 
     return until_made(bucket.store, once, user=bucket.user, dataset=target, progress=shown)
 

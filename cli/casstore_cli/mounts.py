@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from casstore_fuse.session import Settings
 
 __all__ = ["cache_dir", "find_registry", "hold", "start"]
+
+READY = b"\n"
+"""What the process of a mount says when that can be used; anything else is why it can't be."""
 
 
 def find_registry() -> Registry:
@@ -55,6 +59,13 @@ def start(settings: Settings) -> None:
         writer = -1
         with open(reader, "rb", closefd=False) as told:
             line = told.readline(1 << 16)
+            if line != READY:
+                told.read()  # until the process has cleared up and ended
+    except KeyboardInterrupt:
+        record = find_registry().get(settings.path)
+        if record is not None and record.alive:
+            os.kill(record.pid, signal.SIGTERM)
+        raise
     except subprocess.CalledProcessError as error:
         raise StorageError(f"the mount could not be started (exit code {error.returncode})") from None
     finally:
@@ -83,7 +94,7 @@ def _command(settings: Settings) -> list[str]:
 
 
 def _check(line: bytes, log: str) -> None:
-    if line == b"\n":
+    if line == READY:
         return
     if not line:
         raise StorageError("the mount ended while it started", hint=f"its log is {log}")
@@ -101,7 +112,7 @@ def _leaves(kind: type[CasstoreError]) -> Iterator[type[CasstoreError]]:
 
 
 def _say(descriptor: int, error: CasstoreError | None) -> None:
-    line = b"\n"
+    line = READY
     if error is not None:
         found = {"kind": error.kind.value, "message": error.message, "hint": error.hint}
         line = json.dumps(found).encode()[: (1 << 16) - 2] + b"\n"

@@ -35,7 +35,7 @@ _HELPER = "fuse-overlayfs"
 
 class Layer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What changes are changes of. ``committed`` is the version that was last made of them, and ``mark`` what
-    ``casstore.dataset.layer.mark_of`` said of them then.
+    ``casstore.dataset.layer.mark_of`` said of them then. ``named``: they were made through ``fuse-overlayfs``.
     """
 
     path: str
@@ -45,6 +45,7 @@ class Layer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     manifest: str
     committed: int | None = None
     mark: str = ""
+    named: bool = False
 
     def __str__(self) -> str:
         return f"{self.bucket}/{self.dataset}:{self.version}"
@@ -146,13 +147,13 @@ def lay(lower: str, folder: str, path: str, source: str) -> bool:
     number = errno.EPERM
     if os.geteuid() == 0:
         # Changes are plain files and folders, so that they can be read without the overlay.
-        options = f"lowerdir={lower},upperdir={upper},workdir={work},index=off,metacopy=off,redirect_dir=off,xino=off"
-        for more in ("", ",userxattr"):  # the second one for root of a user namespace
+        options = f"lowerdir={lower},upperdir={upper},workdir={work},index=off,metacopy=off,xino=off,"
+        for more in ("redirect_dir=off", "userxattr"):  # the second one for root of a user namespace
             data = os.fsencode(options + more)
             if not _libc.mount(source.encode(), os.fsencode(path), b"overlay", _MS_NOSUID | _MS_NODEV, data):
                 return True
             number = ctypes.get_errno()
-            if number not in {errno.EPERM, errno.EACCES}:
+            if number not in {errno.EPERM, errno.EACCES, errno.EINVAL}:
                 break
     helper = shutil.which(_HELPER)
     if helper is not None:

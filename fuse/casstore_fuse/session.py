@@ -140,7 +140,9 @@ def run(settings: Settings, open_store: OpenStore, ready: Ready, *, verbose: boo
     _log.propagate = False
     _log.addHandler(_Log(log))
     if verbose:
-        _log.addHandler(logging.StreamHandler())
+        stream = logging.StreamHandler()
+        stream.setLevel(logging.WARNING)
+        _log.addHandler(stream)
     layer = registry.layer(path) if settings.writable else None
     target = registry.lower(path) if settings.writable else path
     record = Record(
@@ -256,12 +258,10 @@ class _Server:
         try:
             lower = record.lower or settings.path
             read_ahead(lower, READ_AHEAD)
-            if record.layer is not None and layers.lay(lower, record.layer, settings.path, settings.source):
-                # The kernel holds it by itself now: whoever unmounts the folder, ends all of it.
-                unmount(lower, lazy=True)
-                os.rmdir(lower)
-                record = msgspec.structs.replace(record, lower=None)
+            if record.layer is not None:
+                record = self._lay(record, record.layer, lower)
             self._registry.put(msgspec.structs.replace(record, ready=True))
+            _log.info("%s is mounted at %s", settings.source, settings.path)
             self._ready(None)
         except (CasstoreError, OSError) as error:
             told = error if isinstance(error, CasstoreError) else StorageError(f"can't mount: {error}")
@@ -269,6 +269,17 @@ class _Server:
             self._ready(told)
             with contextlib.suppress(CasstoreError):
                 take_away(record, lazy=True)
+
+    def _lay(self, record: Record, layer: str, lower: str) -> Record:
+        if layers.lay(lower, layer, record.path, self._settings.source):
+            # The kernel holds it by itself now: whoever unmounts the folder, ends all of it.
+            unmount(lower, lazy=True)
+            os.rmdir(lower)
+            return msgspec.structs.replace(record, lower=None)
+        found = layers.read(layer)
+        if found is not None:
+            layers.write(layer, msgspec.structs.replace(found, named=True))
+        return record
 
     def _prefetch(self, vfs: Vfs, contents: Contents) -> None:
         select = matcher(self._settings.prefetch)

@@ -114,7 +114,7 @@ def test_what_the_kernel_writes(bucket: Bucket, upper: Path) -> None:
     (upper / "a").mkdir()
     os.setxattr(upper / "a", "trusted.overlay.opaque", b"y")
     changes = read_changes(bytes(upper))
-    assert (changes.gone, changes.fresh, changes.others) == ({b"c"}, {b"a"}, 1)
+    assert (changes.gone, changes.fresh, changes.files) == ({b"c"}, {b"a"}, 0)
     result = commit_layer(bucket, bucket.resolve("ds"), bytes(upper))
     assert not result.skipped
     assert [path for path in paths(bucket) if path[0] in "ac"] == ["a"]
@@ -164,6 +164,18 @@ def test_what_did_not_change_is_not_read(bucket: Bucket, upper: Path, monkeypatc
     assert commit_layer(bucket, bucket.resolve("ds"), bytes(upper)).created
     assert bytes_read() - before < LARGE // 4, "from this machine's disk"
     assert sum(read) < LARGE // 4, "from the store"
+
+
+def test_a_time_that_was_set_is_a_change(bucket: Bucket, upper: Path) -> None:
+    base = bucket.resolve("ds")
+    (upper / "a").mkdir()
+    assert not commit_layer(bucket, base, bytes(upper)).created, "a folder's is none"
+    (upper / "a/one").write_text("a/one")
+    os.utime(upper / "a/one", ns=(0, 10**18))
+    made = commit_layer(bucket, base, bytes(upper))
+    assert made.created
+    assert next(entry.mtime_ns for entry in bucket.entries("ds") if entry.path == b"a/one") == 10**18
+    assert not commit_layer(bucket, base, bytes(upper), after=made.version.number).created
 
 
 def test_a_mark_tells_of_every_change(upper: Path) -> None:

@@ -383,21 +383,16 @@ def commit(
             layers.discard(place)
         output.message(f"The changes to {layer} for {output.escape(path)} were thrown away")
         return
-    _commit(
-        place,
-        layer,
-        target,
-        {
-            "force": force,
-            "description": desc or None,
-            "metadata": trees.from_files(metadata, "the metadata"),
-            "labels": trees.from_files(labels, "the labels"),
-            "tag": tag,
-            "threads": workers(processes, threads),
-        },
-        benchmark_out,
-        format_type,
-    )
+    options: dict[str, Any] = {
+        "force": force,
+        "description": desc or None,
+        "metadata": trees.from_files(metadata, "the metadata"),
+        "labels": trees.from_files(labels, "the labels"),
+        "tag": tag,
+        "threads": workers(processes, threads),
+    }
+    with registry.locked(folder):
+        _commit(place, layer, target, options, benchmark_out, format_type)
 
 
 def _commit(
@@ -424,7 +419,7 @@ def _commit(
                 bucket,
                 base,
                 upper,
-                named=os.geteuid() != 0,
+                named=layer.named,
                 name=target,
                 after=layer.committed,
                 progress=meter,
