@@ -133,7 +133,9 @@ def _step(
     swap: bool,
 ) -> None:
     if step in ("files", "spread"):
-        change(ours.source, spread=step == "spread")
+        # In a process of its own: a child's peak memory counts what its parent had when it was started.
+        code = f"from benchmarks.remote import Path, change; change(Path({str(ours.source)!r}), {step!r})"
+        subprocess.run([sys.executable, "-c", code], check=True)
     if step == "elsewhere":
         ours.forget()
 
@@ -153,11 +155,11 @@ def _step(
         measured(who, call)
 
 
-def change(root: Path, *, spread: bool) -> None:
+def change(root: Path, step: str) -> None:
     """Change a twentieth of the bytes: whole files, or a run in the middle of every file, and its length by a byte."""
-    rng = random.Random(7 if spread else 8)
+    rng = random.Random(step)
     files = sorted(path for path in root.rglob("*") if path.is_file())
-    if not spread:
+    if step == "files":
         for path in files[:: max(1, CHANGED)]:
             path.write_bytes(rng.randbytes(path.stat().st_size))
         return
