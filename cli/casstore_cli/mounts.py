@@ -12,8 +12,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, NoReturn
 
 from casstore.errors import CasstoreError, ErrorKind, StorageError
 from casstore_cli.config import find_paths
@@ -46,15 +46,8 @@ def start(settings: Settings) -> None:
     """Mount in the background, and return when the mount answers. Raises what stands against it."""
     reader, writer = os.pipe()
     try:
-        # The process detaches itself and its first half ends at once, so that nothing is left to wait for.
-        subprocess.run(
-            [*_command(settings), f"--ready-fd={writer}"],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            pass_fds=(writer,),
-            check=True,
-        )
+        begin = _fork if len(os.listdir("/proc/self/task")) == 1 else _spawn
+        begin(settings, writer)
         os.close(writer)
         writer = -1
         with open(reader, "rb", closefd=False) as told:
@@ -66,8 +59,6 @@ def start(settings: Settings) -> None:
         if record is not None and record.alive:
             os.kill(record.pid, signal.SIGTERM)
         raise
-    except subprocess.CalledProcessError as error:
-        raise StorageError(f"the mount could not be started (exit code {error.returncode})") from None
     finally:
         os.close(reader)
         if writer >= 0:
@@ -75,6 +66,47 @@ def start(settings: Settings) -> None:
     _check(line, find_registry().log_file(settings.path))
     with os.scandir(settings.path) as entries:
         next(entries, None)
+
+
+def _fork(settings: Settings, writer: int) -> None:
+    """Go on as the process of the mount, with all that is loaded already: that halves the time that a mount takes."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    child = os.fork()
+    if not child:
+        _detach(settings, writer)
+    os.waitpid(child, 0)
+
+
+def _spawn(settings: Settings, writer: int) -> None:
+    """The same from a program with threads, whose locks a fork would copy as they are just now."""
+    try:
+        subprocess.run(
+            [*_command(settings), f"--ready-fd={writer}"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=(writer,),
+            check=True,
+        )
+    except subprocess.CalledProcessError as error:
+        raise StorageError(f"the mount could not be started (exit code {error.returncode})") from None
+
+
+def _detach(settings: Settings, writer: int) -> NoReturn:
+    """Run a mount in a process that nobody waits for; the first half ends at once."""
+    code = 1
+    try:
+        if os.fork():
+            os._exit(0)
+        os.setsid()
+        os.chdir("/")
+        null = os.open(os.devnull, os.O_RDWR)
+        for stream in range(3):
+            os.dup2(null, stream)
+        code = _run(settings, lambda error: _say(writer, error), verbose=False)
+    finally:
+        os._exit(code)
 
 
 def hold(settings: Settings) -> None:
@@ -125,24 +157,23 @@ def main(args: Sequence[str]) -> int:
     """What the process of a mount runs: ``SETTINGS --foreground`` or ``SETTINGS --ready-fd=N``."""
     import msgspec
 
-    from casstore_fuse.session import Settings, run
+    from casstore_fuse.session import Settings
 
     settings = msgspec.json.decode(args[0], type=Settings)
-    descriptor = -1
     if args[1] != "--foreground":
-        descriptor = int(args[1].removeprefix("--ready-fd="))
-        if os.fork():
-            os._exit(0)
-        os.setsid()
-        os.chdir("/")
+        _detach(settings, int(args[1].removeprefix("--ready-fd=")))
 
     def ready(error: CasstoreError | None) -> None:
-        if descriptor >= 0:
-            _say(descriptor, error)
-        elif error is None:
-            sys.stderr.write(f"{settings.source[5:]} is mounted at {settings.path}; Ctrl-C unmounts it\n")
-        else:
+        if error is not None:
             _tell(error)
+        else:
+            sys.stderr.write(f"{settings.source[5:]} is mounted at {settings.path}; Ctrl-C unmounts it\n")
+
+    return _run(settings, ready, verbose=True)
+
+
+def _run(settings: Settings, ready: Callable[[CasstoreError | None], None], *, verbose: bool) -> int:
+    from casstore_fuse.session import run
 
     @contextlib.contextmanager
     def open_store() -> Iterator[Store]:
@@ -152,10 +183,13 @@ def main(args: Sequence[str]) -> int:
             yield bucket.store
 
     try:
-        return run(settings, open_store, ready, verbose=descriptor < 0)
+        return run(settings, open_store, ready, verbose=verbose)
     except CasstoreError as error:
         ready(error)
         return error.exit_code
+    except OSError as error:
+        ready(StorageError(f"can't mount at {settings.path}: {error}"))
+        return 1
 
 
 def _tell(error: CasstoreError) -> None:

@@ -268,9 +268,24 @@ def test_fetching_ahead(run: Run, mnt: Path, source: Path, isolated_home: Path) 
     assert cached.read_bytes() == (source / "large").read_bytes()
 
 
+START = [sys.executable, "-c", "import sys; sys.argv[0] = 'osmo'; from casstore_cli.start import main; main()"]
+
+
+def test_a_command_of_its_own(run: Run, mnt: Path, source: Path) -> None:
+    done = subprocess.run([*START, "dataset", "mount", "DS", str(mnt)], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", f"DS:1 is mounted at {mnt}\n")
+    assert tree_of(mnt) == tree_of(source)
+    (shape,) = listed(run)
+    streams = [os.readlink(f"/proc/{shape['pid']}/fd/{number}") for number in range(3)]
+    assert streams == ["/dev/null"] * 3
+    assert os.readlink(f"/proc/{shape['pid']}/cwd") == "/"
+    run("umount", "mnt")
+    done = subprocess.run([*START, "dataset", "mount", "DS:9", str(mnt)], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stdout.startswith("Error message: dataset 'DS' has no version")
+
+
 def test_in_the_foreground(run: Run, mnt: Path) -> None:
-    command = [sys.executable, "-m", "casstore_cli.start", "dataset", "mount", "DS", str(mnt), "--foreground"]
-    command[1:3] = ["-c", "import sys; sys.argv[0] = 'osmo'; from casstore_cli.start import main; main()"]
+    command = [*START, "dataset", "mount", "DS", str(mnt), "--foreground"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         assert process.stderr.readline() == f"default/DS:1 is mounted at {mnt}; Ctrl-C unmounts it\n"
