@@ -1,0 +1,296 @@
+"""Ranges of files, for those who read here and there: mounts, and file systems in Python.
+
+Decided here and only here: how a range of a file becomes chunks, what is kept of them in memory, and that several
+threads which want the same chunk read it once. Everything was checked against its chunk's id before it is handed out,
+and ranges that are wanted together are read together, so that neighbours cost one request.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from threading import Event, Lock
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+from casstore.errors import CasstoreError, IntegrityError
+from casstore.model import DIGEST_SIZE, Buffer, Content
+from casstore.repo.store import Store
+from casstore.repo.tree import Tree
+from casstore.transfer.fetch import Fetcher
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
+__all__ = ["Layout", "Ranges", "Wanted"]
+
+MEMORY = 64 << 20
+"""Bytes of chunks that are kept in memory."""
+LAYOUTS = 4096
+"""Files whose list of chunks is kept, ..."""
+RECORDS = 1 << 20
+"""... as long as all of them together have at most this many chunks, at 40 bytes each."""
+MOST_CHUNKS = 1 << 25
+"""Chunks of one file, at most: two TiB at the usual size."""
+BATCH = 64 << 20
+"""Bytes that are fetched together."""
+
+
+class Layout(NamedTuple):
+    """The chunks of a file: their ids one after the other, and where each begins.
+
+    There is one more begin than there are chunks: the file's size.
+    """
+
+    ids: bytearray
+    begins: array[int]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return self.begins[-1]
+
+    def chunk(self, number: int) -> tuple[bytes, int]:
+        """Return id and length of a chunk."""
+        start = number * DIGEST_SIZE
+        return bytes(self.ids[start : start + DIGEST_SIZE]), self.begins[number + 1] - self.begins[number]
+
+    def cut(self, offset: int, size: int) -> list[tuple[int, int, int]]:
+        """Return ``(number of the chunk, begin, end)`` within each chunk that a range touches."""
+        begins = self.begins
+        end = min(offset + size, begins[-1])
+        pieces: list[tuple[int, int, int]] = []
+        number = bisect_right(begins, offset) - 1
+        while offset < end:
+            stop = min(end, begins[number + 1])
+            pieces.append((number, offset - begins[number], stop - begins[number]))
+            offset = stop
+            number += 1
+        return pieces
+
+
+Wanted: TypeAlias = tuple[Layout, int, int]
+"""A file, an offset in it, and a number of bytes."""
+
+
+class Ranges:
+    """Reads files of one store. Thread-safe."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        memory: int = MEMORY,
+        pool: Executor | None = None,
+        on_fetch: Callable[[int], None] | None = None,
+    ) -> None:
+        """``memory``: bytes of chunks that are kept. ``pool`` has threads that wait for an object store.
+        ``on_fetch`` is told the bytes that were read from the store.
+        """
+        self._store = store
+        self._memory = memory
+        self._pool = pool
+        self._on_fetch = on_fetch
+        self._lock = Lock()
+        self._layouts: OrderedDict[Hashable, Layout] = OrderedDict()
+        self._records = 0
+        self._chunks: OrderedDict[bytes, bytes] = OrderedDict()
+        self._held = 0
+        self._spare: list[Fetcher] = []
+        self._reading: dict[bytes, Event] = {}
+
+    def layout(self, key: Hashable, tree: Tree, size: int, content: Content) -> Layout:
+        """Return the chunks of a file; long lists are read from the store. ``key`` is kept: it names the file.
+
+        ``IntegrityError`` when the list is not as long as the file.
+        """
+        with self._lock:
+            known = self._layouts.get(key)
+            if known is not None:
+                self._layouts.move_to_end(key)
+                return known
+        known = _layout(tree, size, content)
+        with self._lock:
+            if key not in self._layouts:
+                self._layouts[key] = known
+                self._records += len(known.begins)
+            while len(self._layouts) > LAYOUTS or (self._records > RECORDS and len(self._layouts) > 1):
+                self._records -= len(self._layouts.popitem(last=False)[1].begins)
+        return known
+
+    def cached(self, layout: Layout, offset: int, size: int) -> list[memoryview] | None:
+        """Return a range of a file, cut at its end, if all of it is in memory; else None."""
+        pieces: list[memoryview] = []
+        for number, begin, end in layout.cut(offset, size):
+            chunk_id, raw = layout.chunk(number)
+            with self._lock:
+                chunk = self._chunks.get(chunk_id)
+                if chunk is None or len(chunk) != raw:
+                    return None
+                self._chunks.move_to_end(chunk_id)
+            pieces.append(memoryview(chunk)[begin:end])
+        return pieces
+
+    def read(self, layout: Layout, offset: int, size: int, *, also: tuple[int, int] = (0, 0)) -> list[memoryview]:
+        """Return a range of a file, cut at its end, in pieces. Raises what reading the store raises.
+
+        ``also`` is a range that is fetched with it, for the next read.
+        """
+        (found,) = self.read_many([(layout, offset, size)], also=[(layout, *also)])
+        if isinstance(found, CasstoreError):
+            raise found
+        return found
+
+    def read_many(
+        self, wanted: Sequence[Wanted], *, also: Sequence[Wanted] = ()
+    ) -> list[list[memoryview] | CasstoreError]:
+        """Return ranges of any files, each in pieces, or why it can't be: what is damaged spoils no other range.
+
+        Raises what reaching the store raises.
+        """
+        cuts = [layout.cut(offset, size) for layout, offset, size in wanted]
+        chunks = dict(
+            layout.chunk(number) for (layout, _, _), pieces in zip(wanted, cuts, strict=True) for number, _, _ in pieces
+        )
+        more = dict(layout.chunk(number) for layout, offset, size in also for number, _, _ in layout.cut(offset, size))
+        found = self._load(more | chunks)
+        for chunk_id, raw in chunks.items():
+            if chunk_id not in found:  # another thread was reading it
+                found |= self._await(chunk_id, raw)
+        return [_assemble(layout, pieces, found) for (layout, _, _), pieces in zip(wanted, cuts, strict=True)]
+
+    def pieces(self, layout: Layout, step: int) -> Iterator[Buffer]:
+        """Yield a whole file, fetching ``step`` bytes at once and keeping none. Each piece is valid until the next."""
+        offset = 0
+        while offset < layout.size:
+            chunks = [layout.chunk(number) for number, _, _ in layout.cut(offset, step)]
+            with self._fetcher() as fetcher:
+                fetcher.load(chunks)
+                for chunk_id, raw in chunks:
+                    yield fetcher.take(chunk_id, raw)
+            offset += sum(raw for _, raw in chunks)
+
+    def _load(self, wanted: Mapping[bytes, int]) -> dict[bytes, bytes | CasstoreError]:
+        """Return these chunks ``{id: length}``, but those that another thread is reading just now."""
+        found: dict[bytes, bytes | CasstoreError] = {}
+        mine: dict[bytes, int] = {}
+        with self._lock:
+            for chunk_id, raw in wanted.items():
+                chunk = self._chunks.get(chunk_id)
+                if chunk is not None:
+                    found[chunk_id] = chunk
+                elif chunk_id not in self._reading:
+                    mine[chunk_id] = raw
+                    self._reading[chunk_id] = Event()
+        if not mine:
+            return found
+        try:
+            for batch in _batches(mine):
+                with self._fetcher() as fetcher:
+                    fetcher.load(batch)
+                    read = {chunk_id: _take(fetcher, chunk_id, raw) for chunk_id, raw in batch}
+                self._keep(read)
+                found |= read
+        finally:
+            with self._lock:
+                events = [self._reading.pop(chunk_id) for chunk_id in mine]
+            for event in events:
+                event.set()
+        return found
+
+    def _await(self, chunk_id: bytes, raw: int) -> dict[bytes, bytes | CasstoreError]:
+        while True:
+            with self._lock:
+                event = self._reading.get(chunk_id)
+            if event is not None:
+                event.wait()
+            found = self._load({chunk_id: raw})
+            if found:
+                return found
+
+    @contextmanager
+    def _fetcher(self) -> Iterator[Fetcher]:
+        with self._lock:
+            fetcher = self._spare.pop() if self._spare else None
+        fetcher = fetcher or Fetcher(self._store, self._pool)
+        try:
+            yield fetcher
+        finally:
+            with self._lock:
+                self._spare.append(fetcher)
+
+    def _keep(self, read: Mapping[bytes, bytes | CasstoreError]) -> None:
+        size = 0
+        with self._lock:
+            for chunk_id, chunk in read.items():
+                if isinstance(chunk, CasstoreError):
+                    continue
+                size += len(chunk)
+                if chunk_id not in self._chunks:
+                    self._chunks[chunk_id] = chunk
+                    self._held += len(chunk)
+            while self._held > self._memory and self._chunks:
+                self._held -= len(self._chunks.popitem(last=False)[1])
+        if self._on_fetch is not None:
+            self._on_fetch(size)
+
+    def close(self) -> None:
+        """Release buffers and descriptors."""
+        with self._lock:
+            spare, self._spare = self._spare, []
+            self._chunks.clear()
+            self._layouts.clear()
+            self._held = self._records = 0
+        for fetcher in spare:
+            fetcher.close()
+
+
+def _layout(tree: Tree, size: int, content: Content) -> Layout:
+    ids = bytearray()
+    begins = array("Q", [0])
+    total = 0
+    for chunk_id, raw in tree.records(content.depth, content.refs) if size else ():
+        total += raw
+        if total > size or len(begins) > MOST_CHUNKS:
+            raise IntegrityError("the list of a file's chunks is longer than the file")
+        ids += chunk_id
+        begins.append(total)
+    if total != size:
+        raise IntegrityError("the list of a file's chunks is shorter than the file")
+    return Layout(ids, begins)
+
+
+def _batches(wanted: Mapping[bytes, int]) -> Iterator[list[tuple[bytes, int]]]:
+    batch: list[tuple[bytes, int]] = []
+    size = 0
+    for chunk_id, raw in wanted.items():
+        if batch and size + raw > BATCH:
+            yield batch
+            batch, size = [], 0
+        batch.append((chunk_id, raw))
+        size += raw
+    yield batch
+
+
+def _take(fetcher: Fetcher, chunk_id: bytes, raw: int) -> bytes | CasstoreError:
+    try:
+        return bytes(fetcher.take(chunk_id, raw))
+    except CasstoreError as error:
+        return error
+
+
+def _assemble(
+    layout: Layout, pieces: Iterable[tuple[int, int, int]], found: Mapping[bytes, bytes | CasstoreError]
+) -> list[memoryview] | CasstoreError:
+    views: list[memoryview] = []
+    for number, begin, end in pieces:
+        chunk_id, raw = layout.chunk(number)
+        chunk = found[chunk_id]
+        if isinstance(chunk, CasstoreError):
+            return chunk
+        if len(chunk) != raw:
+            return IntegrityError(f"chunk {chunk_id.hex()} has another length than its reference says")
+        views.append(memoryview(chunk)[begin:end])
+    return views
