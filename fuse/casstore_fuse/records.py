@@ -25,7 +25,7 @@ from casstore_fuse import mounted
 from casstore_fuse.mounting import unmount
 from casstore_fuse.state import State
 
-__all__ = ["Record", "Registry", "started_at"]
+__all__ = ["Record", "Registry", "ours", "started_at", "take_away"]
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

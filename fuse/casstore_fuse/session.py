@@ -180,6 +180,9 @@ def run(settings: Settings, open_store: OpenStore, ready: Ready, *, verbose: boo
     finally:
         registry.remove(record)
         state.close()
+        if record.lower is not None:
+            with contextlib.suppress(OSError):
+                os.rmdir(record.lower)
 
 
 def _layer_of(settings: Settings) -> Layer:
@@ -210,6 +213,10 @@ class _Server:
         """Answer until the mount is gone. ``deaths``: servers that died before."""
         if deaths:
             _log.error("a server of %s died (%d so far): another one goes on", self._settings.path, deaths)
+            record = self._registry.get(self._settings.path)
+            if record is not None and not record.ready:
+                self._ready(StorageError("the server of the mount died while it started"))
+                raise RefusedError
         with contextlib.ExitStack() as stack:
             try:
                 store, tree = self._open(stack, again=deaths > 0)

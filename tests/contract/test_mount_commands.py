@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from casstore.dataset.catalog import Catalog
@@ -242,6 +243,35 @@ def test_a_store_that_can_not_be_read_is_one_line(run: Run, mnt: Path, isolated_
     said = run("mount", "DS", "mnt", code=2)
     assert said.startswith(f"Error message: manifest {manifest} is gone\n")
     assert list(mnt.iterdir()) == [] and listed(run) == []
+
+
+def test_a_server_that_can_not_serve_says_why(run: Run, mnt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_bucket() as bucket:
+        version = bucket.resolve("DS")
+    lost = msgspec.structs.replace(version, record=msgspec.structs.replace(version.record, manifest="00" * 32))
+    monkeypatch.setattr("casstore_cli.commands.dataset.mount._version", lambda name: ("default", lost))
+    assert run("mount", "DS", "mnt", code=2).startswith(f"Error message: manifest {'00' * 32} is gone\n")
+    assert list(mnt.iterdir()) == [] and listed(run) == []
+    if os.geteuid() == 0:
+        assert "is gone" in run("mount", "DS", "mnt", "--writable", code=2)
+        assert list(mnt.iterdir()) == [] and listed(run) == []
+        assert os.listdir(os.path.join(find_registry().runtime, "mounts")) == [
+            name for name in os.listdir(os.path.join(find_registry().runtime, "mounts")) if name.endswith(".lock")
+        ]
+
+
+def test_a_folder_that_was_hidden_lazily_is_free_again(run: Run, mnt: Path) -> None:
+    run("mount", "DS", "mnt")
+    (first,) = listed(run)
+    command = ["umount", "-l"] if os.geteuid() == 0 else ["fusermount3", "-uz"]
+    with open(mnt / "large", "rb") as file:
+        subprocess.run([*command, str(mnt)], check=True)
+        run("umount", "mnt")
+        run("mount", "DS", "mnt")
+        assert file.read(4)
+    gone(first["pid"])
+    assert [shape["pid"] for shape in listed(run)] != [first["pid"]]
+    assert (mnt / "run").exists()
 
 
 def test_a_read_that_fails_has_a_line_with_the_path(run: Run, mnt: Path, isolated_home: Path) -> None:

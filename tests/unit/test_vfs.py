@@ -135,3 +135,19 @@ def test_ranges_of_files(bucket: Bucket, vfs: Vfs, source: Path) -> None:
             assert again is not None
             assert b"".join(again) == fetched
     contents.close()
+
+
+def test_paths_of_inodes_and_all_files(vfs: Vfs, source: Path) -> None:
+    files = [path for path in source.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert sorted(path.decode() for _, path, _ in vfs.files()) == sorted(str(p.relative_to(source)) for p in files)
+    assert all(vfs.path(node) == path and vfs.content(node)[0] == size for node, path, size in vfs.files())
+    assert vfs.path(ROOT) == b""
+
+
+def test_below_something_writable_modes_are_whole(bucket: Bucket, source: Path) -> None:
+    vfs = Vfs(bucket.tree(bucket.resolve("ds")), uid=7, gid=8, below=True)
+    for path in source.rglob("*"):
+        if not path.is_symlink():
+            mode = vfs.attributes(find(vfs, str(path.relative_to(source)))).mode
+            assert stat.S_IMODE(mode) == stat.S_IMODE(path.lstat().st_mode)
+    assert stat.S_IMODE(vfs.attributes(ROOT).mode) == 0o755

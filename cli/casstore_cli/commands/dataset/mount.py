@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from casstore_fuse.records import Record, Registry
 
 _SHOWN_USERS = 5
+_PATIENCE = 30.0
+"""Seconds that a mount's process may take to end after nothing shows it any more."""
 
 
 @click.command("mount", cls=Command)
@@ -114,9 +116,10 @@ def _folder(path: str) -> str:
 
 def _check_place(registry: Registry, folder: str, path: str) -> None:
     from casstore_fuse import mounted
+    from casstore_fuse.records import ours
 
     record = registry.get(folder)
-    if record is not None and record.alive:
+    if record is not None and record.alive and ours(record):
         raise ConflictError(
             f"{record.dataset}:{record.version} is mounted at {path} already", hint=f"osmo dataset umount {path}"
         )
@@ -273,19 +276,18 @@ def umount(path: str | None, *, everything: bool, lazy: bool) -> None:
 
 
 def _unmount(registry: Registry, record: Record, *, lazy: bool) -> None:
-    from casstore_fuse.records import take_away
+    from casstore_fuse.records import ours, take_away
 
     shown = output.escape(record.path)
+    hidden = ours(record) is None
     try:
         take_away(record, lazy=lazy)
     except ConflictError as error:
         raise _busy(record.path, error) from None
     except NotFoundError:
         pass  # unmounted by somebody else meanwhile
-    if lazy:
-        registry.remove(record)
-    else:
-        _wait(record)
+    if lazy or hidden or not _ends(record):
+        registry.remove(record)  # what is open still is served
     output.message(f"{record.dataset}:{record.version} is no longer mounted at {shown}")
     if record.layer is not None:
         from casstore_fuse import layers
@@ -321,15 +323,14 @@ def _busy(folder: str, error: ConflictError) -> ConflictError:
     )
 
 
-def _wait(record: Record) -> None:
-    """Until the process of a mount has ended."""
+def _ends(record: Record) -> bool:
+    """Wait until the process of a mount has ended; False when something keeps it, such as another mount namespace."""
     try:
         descriptor = os.pidfd_open(record.pid)
     except OSError:
-        return
+        return True
     try:
-        if record.alive:
-            select.select([descriptor], [], [])
+        return not record.alive or bool(select.select([descriptor], [], [], _PATIENCE)[0])
     finally:
         os.close(descriptor)
 
