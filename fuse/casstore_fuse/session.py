@@ -13,8 +13,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -23,21 +22,20 @@ import msgspec
 
 from casstore.cache.files import FileCache
 from casstore.cache.space import Space
-from casstore.dataset.sources import matcher
 from casstore.errors import CasstoreError, NotFoundError, StorageError, UsageError
 from casstore.model import Totals
 from casstore.repo.store import Store
 from casstore.repo.tree import Tree
 from casstore_fuse import layers
+from casstore_fuse.ahead import Ahead
 from casstore_fuse.connection import READ_AHEAD, Connection
-from casstore_fuse.contents import AHEAD, Contents
+from casstore_fuse.contents import Contents
 from casstore_fuse.layers import Layer
 from casstore_fuse.mounting import mount, read_ahead, unmount
-from casstore_fuse.passthrough import LEAST
 from casstore_fuse.records import Record, Registry, started_at, take_away
 from casstore_fuse.state import State
 from casstore_fuse.supervisor import RefusedError, supervise
-from casstore_fuse.vfs import Vfs, shown
+from casstore_fuse.vfs import Vfs
 
 if TYPE_CHECKING:
     from casstore.dataset import Bucket, Version
@@ -50,8 +48,6 @@ SMALL = 64 << 10
 """Bytes of an average file below which opening costs more than reading."""
 LOG_SIZE = 1 << 20
 """Bytes after which a log is begun anew; the one before is kept."""
-PREFETCHING = 8
-"""Files that are fetched at once before anybody asks for them."""
 _LIMIT = 20 << 30
 _DIGEST = re.compile(r"[0-9a-f]{8,64}\Z", re.ASCII)
 _PASSTHROUGH = (6, 9)
@@ -65,8 +61,11 @@ Ready = Callable[[CasstoreError | None], None]
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What is mounted where, and how. ``runtime`` and ``state`` are the folders of the ``Registry``; ``cache`` is where
-    what was read is kept, None for nowhere; ``prefetch`` is a pattern, empty for all files and None for none.
+    """What is mounted where, and how.
+
+    ``runtime`` and ``state`` are the folders of the ``Registry``; ``cache`` is where what was read is kept, None for
+    nowhere; ``prefetch`` is a pattern, empty for all files and None for none. ``below``: somebody else lays something
+    over it that can be written to.
     """
 
     path: str
@@ -78,6 +77,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     state: str
     no_open: bool = False
     writable: bool = False
+    below: bool = False
     cache: str | None = None
     limit: int = _LIMIT
     prefetch: str | None = None
@@ -207,7 +207,6 @@ class _Server:
         self._state = state
         self._open_store = open_store
         self._ready = ready
-        self._ended = threading.Event()
 
     def serve(self, descriptor: int, deaths: int) -> None:
         """Answer until the mount is gone. ``deaths``: servers that died before."""
@@ -223,7 +222,8 @@ class _Server:
                 files = None
                 if self._settings.cache is not None:
                     files = FileCache(Space(self._settings.cache, self._settings.limit))
-                vfs = Vfs(tree, uid=os.getuid(), gid=os.getgid(), below=self._settings.writable)
+                below = self._settings.writable or self._settings.below
+                vfs = Vfs(tree, uid=os.getuid(), gid=os.getgid(), below=below)
                 contents = Contents(store, tree, files=files, state=self._state)
             except CasstoreError as error:
                 _log.error("can't serve %s: %s", self._settings.path, error.message)
@@ -234,15 +234,17 @@ class _Server:
             connection = Connection(
                 descriptor, vfs, contents, state=self._state, no_open=self._settings.no_open, first=not deaths
             )
-            work = [] if deaths else [self._settle]
+            if not deaths:
+                threading.Thread(target=self._settle, daemon=True).start()
+            ahead = None
             if self._settings.prefetch is not None:
-                work.append(lambda: self._prefetch(vfs, contents))
-            for one in work:
-                threading.Thread(target=one, daemon=True).start()
+                ahead = Ahead(vfs, contents, self._settings.prefetch, self._settings.limit)
+                ahead.start()
             try:
                 connection.serve()
             finally:
-                self._ended.set()
+                if ahead is not None:
+                    ahead.stop()
                 contents.close()
 
     def _open(self, stack: contextlib.ExitStack, *, again: bool) -> tuple[Store, Tree]:
@@ -287,51 +289,6 @@ class _Server:
         if found is not None:
             layers.write(layer, msgspec.structs.replace(found, named=True))
         return record
-
-    def _prefetch(self, vfs: Vfs, contents: Contents) -> None:
-        select = matcher(self._settings.prefetch)
-        done = failed = 0
-
-        def fetch(item: tuple[int, bytes, int]) -> bool:
-            node, path, size = item
-            try:
-                length, content = vfs.content(node)
-                layout = contents.layout(node, length, content)
-                if size >= LEAST and contents.files is not None:
-                    contents.keep(length, content, layout)
-                else:
-                    contents.fetch(node, layout, 0, size)
-            except CasstoreError as error:
-                if not self._ended.is_set():
-                    _log.error("%s was not fetched ahead: %s", shown(path), error.message)
-                return False
-            return True
-
-        def wanted() -> Iterator[tuple[int, bytes, int]]:
-            for node, path, size in vfs.files():
-                if self._ended.is_set():
-                    return
-                if 0 < size <= (self._settings.limit if size >= LEAST else AHEAD) and (select is None or select(path)):
-                    yield node, path, size
-
-        try:
-            with ThreadPoolExecutor(PREFETCHING, thread_name_prefix="casstore-ahead") as pool:
-                for batch in _batches(wanted(), 32 * PREFETCHING):
-                    results = list(pool.map(fetch, batch))
-                    done, failed = done + sum(results), failed + results.count(False)
-        except CasstoreError as error:
-            _log.error("fetching ahead ended: %s", error.message)
-        _log.info("%d files were fetched ahead, %d could not be", done, failed)
-
-
-def _batches(items: Iterator[tuple[int, bytes, int]], size: int) -> Iterator[list[tuple[int, bytes, int]]]:
-    batch: list[tuple[int, bytes, int]] = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    yield batch
 
 
 class _Log(logging.Handler):
