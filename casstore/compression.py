@@ -19,12 +19,14 @@ import threading
 from casstore.errors import FormatError, IntegrityError
 from casstore.model import Buffer
 
-__all__ = ["MAX_RAW", "RAW", "ZSTD", "Compressor", "Decompressor", "decode"]
+__all__ = ["MAX_RAW", "RAW", "REFERENCE", "ZSTD", "Compressor", "Decompressor", "decode"]
 
 RAW = 0
 """Codec: the bytes as they are."""
 ZSTD = 1
 """Codec: one zstd frame (RFC 8878) with its content size, without checksum and dictionary."""
+REFERENCE = 2
+"""Codec: not the bytes but where they are, see ``casstore.format.reference``. Nothing here can decode it."""
 
 MAX_RAW = 16 * 1024 * 1024
 """No chunk is longer than this, in raw bytes."""
@@ -96,6 +98,8 @@ class Decompressor:
             if len(payload) != raw_length:
                 raise IntegrityError(f"a raw chunk has {len(payload)} bytes instead of {raw_length}")
             return bytes(payload)
+        if codec == REFERENCE:
+            raise FormatError("a chunk that is needed at once is only referred to")
         if codec != ZSTD:
             raise FormatError(f"unknown codec {codec} of a chunk", hint="a newer casstore may have written it")
         return self._decode_zstd(payload, raw_length)

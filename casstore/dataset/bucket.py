@@ -186,6 +186,7 @@ class Bucket:
 
         def once(hold: Hold) -> UploadResult:
             base = self.resolve(name, tag)
+            commit.derive(base)
             result = moving.transfer(
                 self, name, parsed, base=self.tree(base), keep=keep, hold=hold, threads=threads, progress=shown
             )

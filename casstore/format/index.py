@@ -8,7 +8,8 @@ is a cache of the packs' footers: losing it loses nothing.
     fan-out  u32 each   2**bits + 1 numbers: how many records have an id that starts below each value of the first bits
     records  52 each    sorted by id: chunk id (32), pack, offset, stored, raw (u32 each), codec (u8), 3 zero
 
-A chunk that several packs hold has a record for each. A segment's id is the BLAKE3 of all of it; its nonce is random,
+A chunk that several packs hold has a record for each; of references (codec 2) there is one for each frame, since they
+lead to different objects. A segment's id is the BLAKE3 of all of it; its nonce is random,
 so that no two segments that were ever written have one id. With about eight records a slot, a look-up is one comparison
 of a few hundred bytes in C, and needs no part of the segment in Python's memory. All integers are little endian.
 """
@@ -22,8 +23,9 @@ from array import array
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from casstore.compression import MAX_RAW, RAW, ZSTD
+from casstore.compression import MAX_RAW, RAW, REFERENCE, ZSTD
 from casstore.errors import FormatError
+from casstore.format.reference import is_possible
 from casstore.model import DIGEST_SIZE
 
 RECORD_SIZE = 52
@@ -34,6 +36,9 @@ _MAGIC = b"CASIDX01"
 _HEADER = struct.Struct("<8sB7xII8s")
 _PLACE = struct.Struct("<IIIIB3x")
 _RAW = struct.Struct("<32sI16s")
+_OFFSET = 4
+CODEC_AT = 12
+"""Where the codec stands in what follows the number of the pack in a record."""
 _PER_SLOT = 8
 NONCE_SIZE = 8
 _NO_NONCE = bytes(NONCE_SIZE)
@@ -54,13 +59,16 @@ def _bits_for(count: int) -> int:
 
 
 def encode(records: Iterable[tuple[bytes, Location]], *, nonce: bytes = _NO_NONCE) -> bytes:
-    """Return the segment that holds these chunks; of several locations of one chunk in one pack the first is kept."""
+    """Return the segment that holds these chunks; of several locations of one chunk in one pack the first is kept, and
+    every reference.
+    """
     packs: dict[bytes, int] = {}
-    rows: dict[tuple[bytes, int], bytes] = {}
+    rows: dict[tuple[bytes, int, int], bytes] = {}
     for chunk_id, place in records:
         number = packs.setdefault(place.pack_id, len(packs))
-        if (chunk_id, number) not in rows:
-            rows[chunk_id, number] = _PLACE.pack(number, place.offset, place.stored, place.raw, place.codec)
+        key = chunk_id, number, place.offset if place.codec == REFERENCE else 0
+        if key not in rows:
+            rows[key] = _PLACE.pack(number, place.offset, place.stored, place.raw, place.codec)
     body = bytearray()
     for key in sorted(rows):
         body += key[0]
@@ -69,13 +77,13 @@ def encode(records: Iterable[tuple[bytes, Location]], *, nonce: bytes = _NO_NONC
 
 
 def merge(segments: Sequence[Segment], *, without: Collection[bytes] = (), nonce: bytes = _NO_NONCE) -> bytes:
-    """Return the segment that holds the chunks of all of these, each once for every pack that holds it.
+    """Return the segment that holds the chunks of all of these, each once for every pack that holds it, references all.
 
     What is in the packs of ``without`` is left out. Takes memory for the result, and little more.
     """
     packs: dict[bytes, int] = {}
     body = bytearray()
-    last, held = b"", set[int]()
+    last, held = b"", set[tuple[int, bytes]]()
     rows = heapq.merge(*(segment.rows(number) for number, segment in enumerate(segments)))
     numbers = [
         [-1 if pack_id in without else packs.setdefault(pack_id, len(packs)) for pack_id in segment.pack_ids()]
@@ -87,9 +95,10 @@ def merge(segments: Sequence[Segment], *, without: Collection[bytes] = (), nonce
         known = numbers[origin]
         if pack >= len(known):
             raise FormatError("an index segment names a pack that it does not list")
-        if known[pack] < 0 or known[pack] in held:
+        place = known[pack], rest[:_OFFSET] if rest[CODEC_AT] == REFERENCE else b""
+        if place[0] < 0 or place in held:
             continue
-        held.add(known[pack])
+        held.add(place)
         body += chunk_id
         body += known[pack].to_bytes(4, "little")
         body += rest
@@ -193,7 +202,9 @@ class Segment:
 
     def _location(self, found: int) -> Location:
         pack, offset, stored, raw, codec = _PLACE.unpack(self._data[found + DIGEST_SIZE : found + RECORD_SIZE])
-        if codec not in (RAW, ZSTD) or raw > MAX_RAW or stored > raw:
+        if codec not in (RAW, ZSTD, REFERENCE):
+            raise FormatError(f"an index segment speaks of codec {codec}", hint="a newer casstore may have written it")
+        if raw > MAX_RAW or stored > raw or (codec == REFERENCE and not is_possible(stored, raw)):
             raise FormatError("an index segment holds an impossible record")
         return Location(self._pack(pack), offset, stored, raw, codec)
 

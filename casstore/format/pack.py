@@ -9,8 +9,9 @@ Decided here and only here: the bytes of a pack, and what its id covers. See ``d
 
 A record: chunk id (32), stored length (u32), raw length (u32), codec (u8), 3 zero bytes, check (8). ``check`` is the
 start of the BLAKE3 of the stored bytes of a compressed frame, and zero for a raw one, whose chunk id covers them
-already. The pack's id is the BLAKE3 of header, footer and trailer: with the checks and the chunk ids it covers every
-bit of the pack, and no byte of data is hashed twice to get it. All integers are little endian.
+already. A frame of codec 2 holds a pointer to the bytes of its chunk (``format.reference``). The pack's id is the
+BLAKE3 of header, footer and trailer: with the checks and the chunk ids it covers every bit of the pack, and no byte of
+data is hashed twice to get it. All integers are little endian.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from typing import NamedTuple
 import msgspec
 
 from casstore import hashing
-from casstore.compression import MAX_RAW, RAW, ZSTD, decode
+from casstore.compression import MAX_RAW, RAW, REFERENCE, ZSTD, decode
 from casstore.errors import FormatError, IntegrityError
+from casstore.format.reference import is_possible, parse_pointer
 
 HEADER_SIZE = 16
 RECORD_SIZE = 52
@@ -38,6 +40,7 @@ _END = b"CASPEND1"
 _RECORD = struct.Struct("<32sIIB3x8s")
 _TRAILER = struct.Struct("<II8s")
 _NO_CHECK = bytes(CHECK_SIZE)
+_NEWER = "a newer casstore may have written it"
 
 
 class PackKind(IntEnum):
@@ -113,8 +116,12 @@ def parse_footer(pack_id: bytes, head: bytes, tail: bytes, pack_size: int) -> Fo
     records: list[Record] = []
     offset = HEADER_SIZE
     for chunk_id, stored, raw, codec, check in _RECORD.iter_unpack(tail[:-TRAILER_SIZE]):
-        if codec not in (RAW, ZSTD) or raw > MAX_RAW or stored > raw or (codec == RAW and stored != raw):
+        if codec not in (RAW, ZSTD, REFERENCE):
+            raise FormatError(f"pack {pack_id.hex()}: unknown codec {codec}", hint=_NEWER)
+        if raw > MAX_RAW or stored > raw or (codec == RAW and stored != raw):
             raise FormatError(f"pack {pack_id.hex()}: impossible record")
+        if codec == REFERENCE and (head[8] != PackKind.DATA or not is_possible(stored, raw)):
+            raise FormatError(f"pack {pack_id.hex()}: impossible reference")
         records.append(Record(chunk_id, offset, stored, raw, codec, check))
         offset += stored
     if offset + len(tail) != pack_size:
@@ -135,8 +142,16 @@ def decode_frame(
     return data
 
 
+def verify_frame(chunk_id: bytes, codec: int, payload: bytes | bytearray | memoryview, raw: int) -> None:
+    """Raise ``IntegrityError`` unless a frame holds its chunk; of a reference, unless it can be followed."""
+    if codec == REFERENCE:
+        parse_pointer(payload, raw)
+    else:
+        decode_frame(chunk_id, codec, payload, raw)
+
+
 def verify_frames(records: Iterable[Record], part: bytes | memoryview, *, start: int = 0) -> list[bytes]:
-    """Return the ids of the chunks whose frames are damaged, every stored bit considered.
+    """Return the ids of the chunks whose frames are damaged, every stored bit considered; not what references lead to.
 
     ``part`` holds the frames of these records; ``start`` is where in the pack it begins.
     """
@@ -148,7 +163,7 @@ def verify_frames(records: Iterable[Record], part: bytes | memoryview, *, start:
         try:
             if check_of(record.codec, payload) != record.check:
                 raise IntegrityError("stored bytes")
-            decode_frame(record.chunk_id, record.codec, payload, record.raw)
+            verify_frame(record.chunk_id, record.codec, payload, record.raw)
         except IntegrityError:
             damaged.append(record.chunk_id)
     return damaged

@@ -19,6 +19,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 from casstore import hashing
 from casstore.backend.base import Absent, Backend, ObjectInfo
+from casstore.compression import REFERENCE
 from casstore.errors import IntegrityError, NotFoundError, PreconditionError
 from casstore.format.index import NONCE_SIZE, Location, Segment, encode, merge, with_nonce
 from casstore.repo import layout, segments
@@ -125,11 +126,19 @@ class Index:
             yield from segment.places(chunk_id)
 
     def locate(self, chunk_id: bytes, *, gone: Collection[bytes] = ()) -> Location:
-        """Return where a chunk is, but in none of the packs ``gone``; ``NotFoundError`` when no segment knows it."""
+        """Return where a chunk is, but in none of the packs ``gone``; ``NotFoundError`` when no segment knows it.
+
+        A place that only refers to it is returned when there is no other.
+        """
         for look_again in (lambda: self.load(again=self._loaded), self._read_footers, None):
+            referred: Location | None = None
             for place in self.places(chunk_id):
                 if place.pack_id not in gone:
-                    return place
+                    if place.codec != REFERENCE:
+                        return place
+                    referred = referred or place
+            if referred is not None:
+                return referred
             if look_again is not None:
                 look_again()
         raise NotFoundError(f"chunk {chunk_id.hex()} is not in the store", hint="run `osmo dataset verify`")

@@ -19,7 +19,8 @@ from casstore import hashing
 from casstore.backend.base import Absent, Backend, Buffer
 from casstore.backend.probe import PROBES, ProbeReport, probe, refusal
 from casstore.chunking.params import ChunkerParams
-from casstore.errors import FormatError, IntegrityError, NotFoundError, PreconditionError
+from casstore.compression import REFERENCE
+from casstore.errors import CasstoreError, FormatError, IntegrityError, NotFoundError, PreconditionError
 from casstore.format import record
 from casstore.format.index import Location
 from casstore.format.manifest import MAX_NODE, decode_root
@@ -29,6 +30,7 @@ from casstore.repo.index import Index
 from casstore.repo.limits import bounded_get
 from casstore.repo.live import NOTHING
 from casstore.repo.nodes import Windows
+from casstore.repo.references import References, follow
 from casstore.repo.trash import DyingSet
 from casstore.repo.tree import Tree
 from casstore.repo.writer import OnPack, Writer
@@ -64,8 +66,10 @@ class Store:
     probed: ProbeReport | None = None
     """What was found out about the place when the store was made just now."""
 
-    def __init__(self, backend: Backend, config: StoreConfig) -> None:
+    def __init__(self, backend: Backend, config: StoreConfig, references: References | None = None) -> None:
+        """``references`` says where those may lead; without it nowhere. The store closes it."""
         self.backend = backend
+        self.references = references or References()
         self.config = config
         self.chunker = ChunkerParams.from_dict(config.chunker)
         self.index = Index(backend)
@@ -82,7 +86,7 @@ class Store:
         return self.backend.url
 
     @classmethod
-    def open(cls, backend: Backend, *, create: bool = False) -> Store:
+    def open(cls, backend: Backend, *, create: bool = False, references: References | None = None) -> Store:
         """Open the store on this back end, or make one there.
 
         ``NotFoundError`` when there is none and ``create`` is false; ``FormatError`` when it needs a newer version.
@@ -99,7 +103,8 @@ class Store:
                 ) from None
             report = cls._create(backend)
             config = read_config(backend)
-        store = cls(single.guarded(backend, config) if single.FEATURE in config.features else backend, config)
+        guarded = single.guarded(backend, config) if single.FEATURE in config.features else backend
+        store = cls(guarded, config, references)
         store.probed = report
         return store
 
@@ -159,6 +164,8 @@ class Store:
     def read_chunk(self, chunk_id: bytes, raw: int | None = None) -> bytes:
         """Return one verified node of a tree; ``raw``, when given, is the length it must have."""
         place = self.locate(chunk_id)
+        if place.codec == REFERENCE:
+            raise IntegrityError(f"chunk {chunk_id.hex()}, which is a part of a tree, is not in the store")
         if place.raw > MAX_NODE or (raw is not None and place.raw != raw):
             raise IntegrityError(f"chunk {chunk_id.hex()} has another length than its reference says")
         if not self.backend.capabilities.local:
@@ -190,13 +197,40 @@ class Store:
                 places[at:] = [self.index.locate(chunk_id, gone=gone) for chunk_id, _ in refs[at:]]
                 continue
             view = memoryview(part)
+            referred: dict[bytes, Buffer] = {}
             for number in range(at, stop):
                 place, (chunk_id, raw) = places[number], refs[number]
                 if place.raw != raw:
                     raise IntegrityError(f"chunk {chunk_id.hex()} has another length than its reference says")
-                start = place.offset - first.offset
-                yield self._decode(chunk_id, place, view[start : start + place.stored])
+                if place.codec != REFERENCE:
+                    start = place.offset - first.offset
+                    yield self._decode(chunk_id, place, view[start : start + place.stored])
+                    continue
+                if chunk_id not in referred:
+                    referred = self._follow(view, first.offset, places[number:stop], refs[number:stop])
+                yield referred[chunk_id]
             at = stop
+
+    def _follow(
+        self, part: memoryview, begin: int, places: Sequence[Location], refs: Sequence[tuple[bytes, int]]
+    ) -> dict[bytes, Buffer]:
+        """Return the first chunks of a run that are referred to, as many as are read at once."""
+        wanted: list[tuple[bytes, Location, Buffer]] = []
+        size = 0
+        for place, (chunk_id, raw) in zip(places, refs, strict=True):
+            if place.codec != REFERENCE or place.raw != raw or (wanted and size + raw > COALESCE_MAX):
+                break
+            size += raw
+            start = place.offset - begin
+            wanted.append((chunk_id, place, part[start : start + place.stored]))
+        found: dict[bytes, Buffer] = {}
+        for chunk_id, data in follow(self, wanted).items():
+            if isinstance(data, CasstoreError):
+                if chunk_id == wanted[0][0]:
+                    raise data
+            else:
+                found[chunk_id] = data
+        return found
 
     def _decode(self, chunk_id: bytes, place: Location, payload: bytes | memoryview) -> bytes | bytearray | memoryview:
         try:
@@ -221,7 +255,8 @@ class Store:
             ) from None
 
     def close(self) -> None:
-        """Release the index and the back end."""
+        """Release the index, the back end and what references led to."""
+        self.references.close()
         self.index.close()
         self.backend.close()
 

@@ -62,6 +62,8 @@ class StoreUsage:
     collections: int = 0
     versions: int = 0
     logical: int = 0
+    referred: int = 0
+    """Bytes of those that are not in the store but referred to elsewhere, as the versions' records say."""
     running: int = 0
     """Operations that hold a lease, by this machine's clock."""
     waiting: Count = field(default_factory=Count)
@@ -107,6 +109,7 @@ def usage(store: Store) -> StoreUsage:
         for number in dataset.active():
             found.versions += 1
             found.logical += dataset.versions[number].totals.size
+            found.referred += dataset.versions[number].referred
     return found
 
 

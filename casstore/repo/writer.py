@@ -4,6 +4,10 @@ Decided here and only here: the order packs -> index, and who may skip a chunk. 
 of its threads works in a ``Lane`` of its own (a compressor and a pack under construction), so that threads meet only in
 a dictionary look-up. Full packs are written by a few background threads; the number of packs in memory is bounded.
 
+A chunk that is only referred to (``format.reference``) may be lost any time, by somebody who knows nothing of this
+store: what is uploaded never relies on it. A version that refers to objects gets a reference of its own to each of
+them, also where an equal chunk of another object is referred to already.
+
 A chunk that this writer has taken but not yet stored counts as known to its own lanes: the version that refers to it
 is committed after ``flush``, which waits for all of them.
 """
@@ -19,10 +23,11 @@ from typing import Self
 
 from casstore import hashing
 from casstore.backend.base import Absent, Backend, Buffer
-from casstore.compression import Compressor
+from casstore.compression import REFERENCE, Compressor
 from casstore.errors import PreconditionError
 from casstore.format.index import Location
 from casstore.format.pack import PackKind
+from casstore.format.reference import LEAST, Pointer, encode_pointer
 from casstore.repo import layout, packs
 from casstore.repo.index import Index
 from casstore.repo.live import NOTHING, LivePacks
@@ -64,6 +69,18 @@ class Lane:
         if self._writer.claim(chunk_id):
             self._append(chunk_id, raw, codec, payload)
 
+    def refer(self, data: Buffer, pointer: Pointer) -> bytes:
+        """Store where one chunk is instead of its bytes, unless it is stored already; returns its id.
+
+        ``ValueError`` for one of less than ``LEAST`` bytes.
+        """
+        if len(data) < LEAST:
+            raise ValueError(f"a chunk that is referred to has at least {LEAST} bytes, not {len(data)}")
+        chunk_id = hashing.digest(data)
+        if self._writer.claim_reference(chunk_id, pointer):
+            self._append(chunk_id, len(data), REFERENCE, encode_pointer(pointer))
+        return chunk_id
+
     def _append(self, chunk_id: bytes, raw: int, codec: int, payload: Buffer) -> None:
         builder = self._builder
         if builder is None:
@@ -95,6 +112,8 @@ class Writer:
         self.packs = LivePacks(backend, dying.packs)
         index.load()
         self._new: dict[bytes, object] = {}
+        self._referred: dict[bytes, None] = {}
+        self._pointers: dict[tuple[bytes, str, str, str], object] = {}
         self._places: list[tuple[bytes, Location]] = []
         self._lock = threading.Lock()
         self._lanes: list[Lane] = []
@@ -133,11 +152,17 @@ class Writer:
         return lane
 
     def known(self, chunk_id: bytes) -> bool:
-        """Whether a version may refer to this chunk without it being added again."""
+        """Whether a version may rely on this chunk without it being added again."""
         return chunk_id in self._new or self._is_stored(chunk_id)
 
+    def present(self, chunk_id: bytes) -> bool:
+        """The same for a version that takes what another one refers to as it is: a chunk may be only referred to."""
+        if self.known(chunk_id) or chunk_id in self._referred:
+            return True
+        return any(place.codec == REFERENCE and self.packs.holds(place) for place in self._index.places(chunk_id))
+
     def _is_stored(self, chunk_id: bytes) -> bool:
-        return any(self.packs.holds(place) for place in self._index.places(chunk_id))
+        return any(place.codec != REFERENCE and self.packs.holds(place) for place in self._index.places(chunk_id))
 
     def claim(self, chunk_id: bytes) -> bool:
         """Whether the caller has to store this chunk: True for exactly one of the lanes that ask."""
@@ -146,6 +171,16 @@ class Writer:
         # One atomic operation instead of a lock: threads meet here for every chunk.
         token = object()
         return self._new.setdefault(chunk_id, token) is token
+
+    def claim_reference(self, chunk_id: bytes, pointer: Pointer) -> bool:
+        """Whether the caller has to refer to this chunk of this object."""
+        if self.known(chunk_id):
+            return False
+        token = object()
+        if self._pointers.setdefault((chunk_id, *pointer[:3]), token) is not token:
+            return False
+        self._referred[chunk_id] = None
+        return True
 
     def put_node(self, data: bytes) -> bytes:
         """Store a node of a manifest; returns its id. For any thread."""
@@ -228,12 +263,17 @@ class Writer:
         with self._lock:
             for chunk_id, _ in places:
                 self._new.pop(chunk_id, None)
+                self._referred.pop(chunk_id, None)
+            self._pointers.clear()  # a chunk that an object has twice may be referred to once more
 
     def adopt(self, places: list[tuple[bytes, Location]]) -> None:
         """Take the chunks of a pack that an interrupted upload left behind as known."""
         with self._lock:
             for chunk_id, place in places:
-                if chunk_id not in self._new and not self._is_stored(chunk_id):
+                if place.codec == REFERENCE:
+                    self._referred[chunk_id] = None
+                    self._places.append((chunk_id, place))
+                elif chunk_id not in self._new and not self._is_stored(chunk_id):
                     self._new[chunk_id] = None
                     self._places.append((chunk_id, place))
 

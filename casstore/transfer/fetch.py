@@ -14,11 +14,13 @@ import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from casstore.compression import REFERENCE
 from casstore.errors import CasstoreError, IntegrityError, NotFoundError, StorageError
 from casstore.format.index import Location
 from casstore.format.pack import decode_frame
 from casstore.model import Buffer
 from casstore.repo import layout
+from casstore.repo.references import Wanted, follow
 from casstore.repo.store import Store
 
 if TYPE_CHECKING:
@@ -71,14 +73,36 @@ class Fetcher:
         self._ready = {}
         self._frames = {}
         wanted: dict[bytes, Location] = {}
+        lengths: dict[bytes, int] = {}
         locate = self._store.index.locate
-        for chunk_id, _ in refs:
+        for chunk_id, raw in refs:
             if chunk_id not in wanted:
                 try:
-                    wanted[chunk_id] = locate(chunk_id)
+                    wanted[chunk_id] = place = locate(chunk_id)
+                    if place.codec == REFERENCE:
+                        lengths[chunk_id] = raw
                 except NotFoundError as error:
                     self._frames[chunk_id] = _NOWHERE, _missing(error)
         self._read(wanted, retry=True)
+        if lengths:
+            self._follow(lengths)
+
+    def _follow(self, lengths: dict[bytes, int]) -> None:
+        """Read what is not in the store but elsewhere, if it is as long as whoever wants it says."""
+        found: list[Wanted] = []
+        for chunk_id, raw in lengths.items():
+            place, payload = self._frames[chunk_id]
+            if isinstance(payload, CasstoreError) or place.codec != REFERENCE:
+                continue  # it was stored meanwhile, and the reference is gone
+            if place.raw != raw:
+                self._frames[chunk_id] = place, _another_length(chunk_id)
+            else:
+                found.append((chunk_id, place, payload))
+        for chunk_id, data in follow(self._store, found).items():
+            if isinstance(data, CasstoreError):
+                self._frames[chunk_id] = _NOWHERE, data
+            else:
+                self._ready[chunk_id] = data
 
     def take(self, chunk_id: bytes, raw: int) -> Buffer:
         """Return a loaded chunk, verified; valid until the next ``load``. It is decoded once.
@@ -90,9 +114,12 @@ class Fetcher:
             place, payload = self._frames[chunk_id]
             if isinstance(payload, CasstoreError):
                 raise payload
+            if place.codec == REFERENCE:  # it was stored when it was looked for, and is not any more
+                self._follow({chunk_id: raw})
+                return self.take(chunk_id, raw)
             data = self._ready[chunk_id] = self._decode(chunk_id, place, payload)
         if len(data) != raw:
-            raise IntegrityError(f"chunk {chunk_id.hex()} has another length than its reference says")
+            raise _another_length(chunk_id)
         return data
 
     def _decode(self, chunk_id: bytes, place: Location, payload: Buffer) -> Buffer:
@@ -231,6 +258,10 @@ class Fetcher:
 
 
 _NOWHERE = Location(b"", 0, 0, 0, 0)
+
+
+def _another_length(chunk_id: bytes) -> IntegrityError:
+    return IntegrityError(f"chunk {chunk_id.hex()} has another length than its reference says")
 
 
 def _missing(error: NotFoundError) -> IntegrityError:

@@ -4,6 +4,9 @@ Decided here and only here: how the work is spread over threads, and what become
 thread takes a file whole; the ranges of a large one are fetched ahead by others. Everything is read from the state of
 the object that its ETag names: one that is changed in between is a problem of that file. A problem of one file does not
 stop the work: all are found in one go, and the caller decides what they mean. Nothing here commits a version.
+
+Instead of being copied, an object may be referred to: it is read all the same, for its digests, and its chunks are
+stored as pointers to the state of it that was read. Chunks that are hardly longer than a pointer are copied.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from casstore.errors import (
     PreconditionError,
 )
 from casstore.format.manifest import MAX_FILE
+from casstore.format.reference import LEAST, Pointer, pointer_problem
 from casstore.model import Content, Entry, Kind, sort_key
 from casstore.remote.base import ObjectClient
 from casstore.repo.hold import Hold
@@ -65,6 +69,29 @@ class Problem(msgspec.Struct, frozen=True):
     message: str
 
 
+class Referred(msgspec.Struct):
+    """What was not copied: files and bytes of them, and by bucket the longest prefix that all of their keys have."""
+
+    files: int = 0
+    size: int = 0
+    prefixes: dict[str, str] = {}
+
+    def add(self, file: ForeignFile, size: int) -> None:
+        """Count one more."""
+        self.files += 1
+        self.size += size
+        folder = file.key[: file.key.rfind("/") + 1]
+        known = self.prefixes.get(file.bucket, folder)
+        while not folder.startswith(known):
+            known = known[: known.rstrip("/").rfind("/") + 1]
+        self.prefixes[file.bucket] = known
+
+    @property
+    def urls(self) -> list[str]:
+        """Where all of it is."""
+        return sorted(f"{bucket}/{prefix}" for bucket, prefix in self.prefixes.items())
+
+
 class Taken(msgspec.Struct, frozen=True):
     """What came of it. ``result`` is None when there were problems and they were not to be skipped.
 
@@ -74,6 +101,7 @@ class Taken(msgspec.Struct, frozen=True):
     result: TreeResult | None
     problems: tuple[Problem, ...]
     checks: dict[Check, int]
+    referred: Referred
 
 
 class _Refused(Exception):  # noqa: N818 - not an error of ours: it is turned into a problem
@@ -110,19 +138,20 @@ def take_over(
     dataset: str = "",
     hold: Hold | None = None,
     skip_damaged: bool = False,
+    refer: bool = False,
     progress: Progress | None = None,
     threads: int | None = None,
 ) -> Taken:
     """Store the files that ``entries`` names, in the order of a version, and return the tree that they make.
 
-    ``base``: its entries are below these. ``hold``: see ``upload_tree``. Raises what is no problem of one file: the
-    store's errors, and those of a service that can't be reached. What was stored so far serves the next attempt.
+    ``base``: its entries are below these. ``refer``: what can be referred to is not copied. ``hold``: see
+    ``upload_tree``. Raises what is no problem of one file: the store's errors, and those of a service that can't be
+    reached. What was stored so far serves the next attempt.
     """
     count = threads or min(16, max(_LEAST_THREADS, workers()))
     with writing(store, lanes=count, state_dir=state_dir, dataset=dataset, hold=hold) as writer:
-        return _Takeover(store, writer, clients, memo, progress or Silent(), skip_damaged=skip_damaged).run(
-            _over(entries, base), count
-        )
+        takeover = _Takeover(store, writer, clients, memo, progress or Silent(), skip_damaged=skip_damaged, refer=refer)
+        return takeover.run(_over(entries, base), count)
 
 
 def _over(
@@ -162,7 +191,15 @@ def _is_hidden(entry: Entry, hidden: set[bytes]) -> bool:
 
 class _Takeover:
     def __init__(
-        self, store: Store, writer: Writer, clients: Clients, memo: Memo, progress: Progress, *, skip_damaged: bool
+        self,
+        store: Store,
+        writer: Writer,
+        clients: Clients,
+        memo: Memo,
+        progress: Progress,
+        *,
+        skip_damaged: bool,
+        refer: bool,
     ) -> None:
         self._store = store
         self._writer = writer
@@ -170,6 +207,8 @@ class _Takeover:
         self._memo = memo
         self._progress = progress
         self._skip_damaged = skip_damaged
+        self._refer = refer
+        self._referred = Referred()
         self._builder = TreeBuilder(writer)
         self._waiting: deque[_Waiting] = deque()
         self._running: dict[bytes, _Job] = {}
@@ -178,7 +217,7 @@ class _Takeover:
         self._read = self._reused = 0
 
     def run(self, entries: Iterator[ForeignFile | ForeignFolder | Entry], threads: int) -> Taken:
-        self._pool = _Pool(self._store, self._writer, self._clients, self._progress, threads)
+        self._pool = _Pool(self._store, self._writer, self._clients, self._progress, threads, refer=self._refer)
         try:
             for entry in entries:
                 self._waiting.append(self._prepare(entry))
@@ -194,7 +233,7 @@ class _Takeover:
             self._pool.close()
         if self._problems and (not self._skip_damaged or len(self._problems) >= MAX_PROBLEMS):
             self._writer.flush()
-            return Taken(None, tuple(self._problems), dict(self._checks))
+            return Taken(None, tuple(self._problems), dict(self._checks), self._referred)
         manifest = self._builder.finish()
         result = TreeResult(
             manifest,
@@ -205,11 +244,11 @@ class _Takeover:
             self._read,
             self._reused,
         )
-        return Taken(result, tuple(self._problems), dict(self._checks))
+        return Taken(result, tuple(self._problems), dict(self._checks), self._referred)
 
     def _prepare(self, entry: ForeignFile | ForeignFolder | Entry) -> _Waiting:
         if isinstance(entry, Entry):
-            if not is_stored(self._store, self._writer, entry.content, entry.size):
+            if not is_stored(self._store, self._writer, entry.content, entry.size, referred=True):
                 raise IntegrityError(
                     f"{_show(entry.path)} of the version to start from has lost data",
                     hint="see `osmo dataset verify`; remove or replace that file in the update",
@@ -221,7 +260,9 @@ class _Takeover:
         known = self._memo.get(entry)
         if known is not None:
             content, size, verdict = known
-            if is_stored(self._store, self._writer, content, size):
+            # What was read from this state of this object is referred to there, if it is referred to at all.
+            if is_stored(self._store, self._writer, content, size, referred=self._refer):
+                self._count(entry, size)
                 self._checks[verdict] += 1
                 self._reused += 1
                 self._progress.advance(size)
@@ -234,6 +275,10 @@ class _Takeover:
                 self._running[key] = job
             self._pool.submit(job)
         return _Waiting(shell, job)
+
+    def _count(self, file: ForeignFile, size: int) -> None:
+        if self._refer and size >= LEAST:
+            self._referred.add(file, size)
 
     @staticmethod
     def _is_ready(waiting: _Waiting) -> bool:
@@ -255,6 +300,7 @@ class _Takeover:
         else:
             self._builder.add(msgspec.structs.replace(entry, size=job.size, content=job.content))
             self._checks[job.verdict] += 1
+            self._count(job.file, job.size)
             self._read += 1
             key = identity(job.file)
             if key is not None and self._running.pop(key, None) is not None:
@@ -266,8 +312,11 @@ class _Takeover:
 class _Pool:
     """The threads that read and store."""
 
-    def __init__(self, store: Store, writer: Writer, clients: Clients, progress: Progress, threads: int) -> None:
+    def __init__(
+        self, store: Store, writer: Writer, clients: Clients, progress: Progress, threads: int, *, refer: bool
+    ) -> None:
         self._writer = writer
+        self._refer = refer
         self._clients = clients
         self._progress = progress
         self._chunker = FastCDCChunker(store.chunker)
@@ -347,10 +396,13 @@ class _Pool:
             if etag and etag != info.etag:
                 raise _Refused("it was changed since it was listed")
             job.size, etag = info.size, info.etag
+        problem = pointer_problem(file.bucket, file.key, etag) if self._refer else None
+        if problem is not None:
+            raise _Refused(f"it can't be referred to: {problem}")
         checker = Checker(file.expected, job.size)
         chunks = ListBuilder(self._writer)
         view = memoryview(buffer)
-        filled = taken = 0
+        filled = taken = at = 0
         for data in self._segments(client, file.key, etag, job.size):
             checker.update(data)
             taken += len(data)
@@ -358,8 +410,13 @@ class _Pool:
             filled += len(data)
             before, start = lane.new_bytes, 0
             for length in self._chunker.cut(view[:filled], final=taken == job.size):
-                chunks.add(lane.add(view[start : start + length]), length)
+                chunk = view[start : start + length]
+                if self._refer and length >= LEAST:
+                    chunks.add(lane.refer(chunk, Pointer(file.bucket, file.key, etag, at + start)), length)
+                else:
+                    chunks.add(lane.add(chunk), length)
                 start += length
+            at += start
             self._progress.advance(len(data), new=lane.new_bytes - before)
             # In one buffer, over itself: a copy of what is left, which is less than a chunk.
             view[: filled - start] = bytes(view[start:filled])

@@ -68,15 +68,19 @@ def _adopt(store: Store, writer: Writer, state_dir: str) -> list[journals.Unfini
     return adopted
 
 
-def is_stored(store: Store, writer: Writer, content: Content, size: int) -> bool:
-    """Whether the store really has all chunks of a file of ``size`` bytes, and the list of them can be right."""
+def is_stored(store: Store, writer: Writer, content: Content, size: int, *, referred: bool = False) -> bool:
+    """Whether the store really has all chunks of a file of ``size`` bytes, and the list of them can be right.
+
+    With ``referred`` chunks count that are only referred to: of what another version refers to, too.
+    """
+    known = writer.present if referred else writer.known
     pending = [(content.depth, content.refs, size)] if size or content.refs else []
     try:
         while pending:
             depth, refs, length = pending.pop()
             check_list(depth, refs, length)
             for chunk_id, part in list_records(depth, refs):
-                if not writer.known(chunk_id):
+                if not known(chunk_id):
                     return False
                 if depth:
                     pending.append((depth - 1, store.read_chunk(chunk_id), part))
@@ -86,11 +90,12 @@ def is_stored(store: Store, writer: Writer, content: Content, size: int) -> bool
 
 
 def carry_over(store: Store, writer: Writer, content: Content, size: int) -> bool:
-    """The same for a file of another version; what is there of it, but is being deleted, is stored anew.
+    """The same for a file of another version, which may refer to what that one refers to; what is there of it, but is
+    being deleted, is stored anew.
 
     So it is with the chunks of a version that is kept while they are moved to other packs.
     """
-    if is_stored(store, writer, content, size):
+    if is_stored(store, writer, content, size, referred=True):
         return True
     lane = writer.lane()
     pending = [(content.depth, content.refs, size)]
@@ -103,7 +108,7 @@ def carry_over(store: Store, writer: Writer, content: Content, size: int) -> boo
                     node = store.read_chunk(chunk_id)
                     writer.put_node(node)
                     pending.append((depth - 1, node, part))
-                elif not writer.known(chunk_id):
+                elif not writer.present(chunk_id):
                     (data,) = store.read_chunks([(chunk_id, part)])
                     lane.add(data)
     except CasstoreError:

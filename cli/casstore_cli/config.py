@@ -9,6 +9,7 @@ part:
       default_bucket: NAME        # default: "default"
       buckets:
         NAME: {url: file:///..., description: TEXT, mode: read-write | read-only}
+      references: [s3://bucket/prefix, ...]  # where references may lead without a credential
       pools: {...}                # read by the workflow commands
 
 A bucket ``default`` at ``file://$XDG_DATA_HOME/casstore/store`` exists without being declared.
@@ -29,7 +30,7 @@ DEFAULT_BUCKET = "default"
 MODES = ("read-write", "read-only")
 BUCKET_NAME = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
 _BUCKET_KEYS = frozenset({"url", "description", "mode"})
-_OWN_KEYS = frozenset({"user", "default_bucket", "buckets", "pools"})
+_OWN_KEYS = frozenset({"user", "default_bucket", "buckets", "pools", "references"})
 
 
 class Paths(msgspec.Struct, frozen=True):
@@ -70,6 +71,8 @@ class Config(msgspec.Struct, frozen=True):
     default_bucket: str
     buckets: Mapping[str, BucketConfig]
     pools: Mapping[str, Any] = {}
+    references: tuple[str, ...] = ()
+    """URLs below which everything may be read that a store refers to. Not checked yet."""
     raw: Mapping[str, Any] = {}
 
     def bucket(self, name: str | None = None) -> BucketConfig:
@@ -203,12 +206,16 @@ def _parse(raw: dict[str, Any], paths: Paths, file: str) -> Config:
     user = own.get("user", "")
     if not isinstance(user, str):
         raise UsageError(f"{file}: casstore.user must be a text")
+    references = own.get("references") or []
+    if not isinstance(references, list) or not all(isinstance(url, str) for url in references):
+        raise UsageError(f"{file}: casstore.references must be a list of URLs such as s3://bucket/prefix")
     return Config(
         paths=paths,
         user=user or login_name(),
         default_bucket=default,
         buckets=buckets,
         pools=_mapping(_given(own, "pools"), file, "casstore.pools"),
+        references=tuple(references),
         raw=raw,
     )
 

@@ -59,12 +59,16 @@ def open_store(bucket: BucketConfig, *, create: bool = False, config: Config | N
     is none.
     """
     from casstore.backend.registry import open_backend
+    from casstore.repo.references import References
     from casstore.repo.store import Store
 
+    config = config or load_config()
+    credentials = ConfigCredentials(config)
+    references = References(credentials, _allowed(config))
     try:
-        backend = open_backend(bucket.url, create=create, credentials=ConfigCredentials(config))
+        backend = open_backend(bucket.url, create=create, credentials=credentials)
         try:
-            store = Store.open(backend, create=create)
+            store = Store.open(backend, create=create, references=references)
         except BaseException:
             backend.close()
             raise
@@ -83,6 +87,16 @@ def open_store(bucket: BucketConfig, *, create: bool = False, config: Config | N
         yield store
 
 
+def _allowed(config: Config) -> tuple[str, ...]:
+    """The URLs below which references may lead."""
+    from casstore.repo.references import allowed_prefixes
+
+    try:
+        return allowed_prefixes(config.references)
+    except UsageError as error:
+        raise UsageError(f"{config.paths.config_file}: casstore.references: {error.message}", hint=error.hint) from None
+
+
 def probe_store(store: Store) -> list[str]:
     """Try what the place of a store really does, where that is not known; return what was found, a line each.
 
@@ -99,7 +113,7 @@ def probe_store(store: Store) -> list[str]:
             broken = next(finding for finding in report.findings if not finding.kept)
             raise StorageError(
                 f"{store.url} can't be written safely: not so that {broken.promise}: {broken.detail}",
-                hint="that held where the store was made: look at the endpoint, or use the bucket with --mode read-only",
+                hint="that held when the store was made: look at the endpoint, or use the bucket with --mode read-only",
             )
     lines = report.lines if report is not None else []
     if single:

@@ -13,6 +13,7 @@ from casstore.backend.registry import open_backend
 from casstore.dataset import Bucket
 from casstore.errors import NotFoundError
 from casstore.remote.credentials import CredentialSource
+from casstore.repo.references import References
 from casstore.repo.store import Store
 from casstore_server.config import DEFAULT_BUCKET, BucketConfig, Watched
 from casstore_server.settings import Settings
@@ -60,7 +61,7 @@ class Stores:
                 if create:
                     self._settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
                 backend = open_backend(bucket.url, create=create, credentials=self._credentials)
-                found = Store.open(backend, create=create)
+                found = Store.open(backend, create=create, references=References(self._credentials))
                 self._stores[bucket.url] = found
             return found
 

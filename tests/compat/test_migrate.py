@@ -244,10 +244,12 @@ def test_upstreams_own_form(osmo: Osmo, tmp_path: Path) -> None:
     assert osmo("migrate", "no such thing").code == 2
 
 
-def test_nothing_is_only_referred_to(osmo: Osmo) -> None:
-    for command in (["migrate", "s3://b/x", "DS"], ["adopt", "DS", "s3://b/x"]):
+def test_only_what_is_in_object_storage_is_referred_to(osmo: Osmo, isolated_home: Path, tmp_path: Path) -> None:
+    (tmp_path / "data" / "ds" / "manifests").mkdir(parents=True)
+    (tmp_path / "data" / "ds" / "manifests" / "1.json").write_text("[]")
+    for command in (["migrate", tmp_path / "data", "DS"], ["adopt", "DS", tmp_path]):
         result = osmo(*command, "--reference")
-        assert (result.code, "--reference is not possible" in result.out) == (2, True)
+        assert (result.code, "--reference is for object storage" in result.out) == (2, True)
 
 
 def test_a_prefix(osmo: Osmo, bucket: Any, tmp_path: Path) -> None:

@@ -13,10 +13,10 @@ import msgspec
 
 from casstore.dataset.adopt.base import Buckets, Foreign
 from casstore.dataset.catalog import Catalog
-from casstore.dataset.commit import Commit, until_made
+from casstore.dataset.commit import REFERENCES, Commit, until_made
 from casstore.dataset.summary import UploadResult
 from casstore.errors import FormatError, UsageError
-from casstore.transfer.foreign import MAX_PROBLEMS, Problem, Taken, take_over
+from casstore.transfer.foreign import MAX_PROBLEMS, Problem, Referred, Taken, take_over
 from casstore.transfer.memo import Memo
 from casstore.transfer.progress import Progress, Silent
 from casstore.transfer.spool import ForeignFile, ForeignFolder, Select, Spool
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from casstore.dataset.bucket import Bucket
     from casstore.repo.hold import Hold
 
-__all__ = ["Made", "Survey", "Taking", "commit_for", "survey"]
+__all__ = ["Made", "Survey", "Taking", "commit_for", "references_of", "survey"]
 
 _RECORDED = 100
 """Damaged files that the record of a version names; the others are counted."""
@@ -84,13 +84,17 @@ def _add(entry: ForeignFile | ForeignFolder, spool: Spool | None) -> str:
 
 
 class Taking(msgspec.Struct):
-    """How sources are taken over into one dataset. ``counted``: ``progress`` knows already how much there is."""
+    """How sources are taken over into one dataset. ``counted``: ``progress`` knows already how much there is.
+
+    ``refer``: objects stay where they are, and the version refers to them.
+    """
 
     bucket: Bucket
     name: str
     buckets: Buckets
     memo: Memo
     skip_damaged: bool = False
+    refer: bool = False
     progress: Progress = Silent()
     threads: int | None = None
     counted: bool = False
@@ -101,7 +105,8 @@ class Taking(msgspec.Struct):
         Nothing is committed when there are problems, unless damaged files are to be skipped.
         """
         origin: dict[str, Any] = {}
-        commit = prepare({"adopted": origin})
+        references: dict[str, Any] = {}
+        commit = prepare({"adopted": origin, REFERENCES: references} if self.refer else {"adopted": origin})
         with Spool() as spool:
             found = survey(foreign, spool, select=select)
             if found.problems and (not self.skip_damaged or len(found.problems) >= MAX_PROBLEMS):
@@ -119,6 +124,7 @@ class Taking(msgspec.Struct):
                 if taken.result is None:
                     return Made(None, problems, checks)
                 origin.update(foreign.provenance(), checks=checks)
+                references.update(references_of(taken.referred))
                 if problems:
                     named = [{"path": _text(one.path), "problem": one.message} for one in problems[:_RECORDED]]
                     origin["damaged"] = {"files": len(problems), "first": named}
@@ -144,9 +150,15 @@ class Taking(msgspec.Struct):
             dataset=self.name,
             hold=hold,
             skip_damaged=self.skip_damaged,
+            refer=self.refer,
             progress=self.progress,
             threads=self.threads,
         )
+
+
+def references_of(referred: Referred) -> dict[str, Any]:
+    """Return what the record of a version says of the files that stay elsewhere."""
+    return {"files": referred.files, "size": referred.size, "at": referred.urls[:_RECORDED]}
 
 
 def commit_for(

@@ -25,6 +25,8 @@ class Version:
     epoch: int
     created_at: str
     created_by: str
+    referred: int = 0
+    """Bytes of files that the record says are not in the store."""
 
 
 @dataclass(slots=True)

@@ -1,22 +1,24 @@
 """The packs of a store: which are whole, and which of their chunks.
 
 Decided here and only here: what is read of a pack. Its header and footer always; all of its frames when it holds nodes
-of manifests, or when it is one of those whose data is read. Which those are is decided by the pack's id and a seed, so
-that the same seed reads the same packs.
+of manifests, or when it is one of those whose data is read. Then what it refers to is read, too. Which those are is
+decided by the pack's id and a seed, so that the same seed reads the same packs.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from casstore import hashing
 from casstore.backend.base import ObjectInfo
+from casstore.compression import REFERENCE
 from casstore.errors import CasstoreError, FormatError, IntegrityError, NotFoundError
 from casstore.format.index import Location
 from casstore.format.pack import Footer, PackKind, Record, verify_frames
 from casstore.repo import layout
+from casstore.repo.check.referred import Lost, Referred
 from casstore.repo.check.report import About
 from casstore.repo.check.session import Session
 from casstore.repo.packs import read_footer
@@ -40,6 +42,8 @@ class Pack:
     kind: PackKind | None = None
     problem: str | None = None
     damaged: frozenset[bytes] = frozenset()
+    lost: Lost = field(default_factory=dict)
+    """References that lead to nothing any more: no damage of the pack."""
     read: bool = False
     used: bool = False
 
@@ -52,15 +56,19 @@ class Pack:
 class Packs:
     """All packs that were looked at, by id. Thread-safe."""
 
-    def __init__(self, session: Session, on_footer: OnFooter, *, share: float | None, seed: int) -> None:
+    def __init__(
+        self, session: Session, on_footer: OnFooter, *, share: float | None, seed: int, follow: bool = True
+    ) -> None:
         """``share``, from 0 to 1, is how many of the data packs are read; None: no pack's frames are, of any kind.
 
-        ``on_footer`` is told each footer once.
+        ``on_footer`` is told each footer once. Without ``follow`` what packs refer to is never read, only asked for.
         """
         self._session = session
         self._backend = session.backend
+        self._referred = Referred(session)
         self._on_footer = on_footer
         self._share = share
+        self._follow = follow
         self._seed = seed.to_bytes(16, "little", signed=True)
         self._first: tuple[bytes, ObjectInfo] | None = None
         self.known: dict[bytes, Pack] = {}
@@ -96,6 +104,8 @@ class Packs:
             pack = Pack(info.size, len(footer.records), footer.kind)
             if self._share is not None and (footer.kind is PackKind.META or chance < self._share):
                 self._frames(info.key, footer, pack)
+            if self._share is not None and any(frame.codec == REFERENCE for frame in footer.records):
+                pack.lost = self._referred.lost(pack_id, info.key, footer, read=pack.read and self._follow)
         except NotFoundError:
             return None
         except IntegrityError as error:
@@ -153,7 +163,9 @@ class Packs:
         if pack is None or pack.read:
             return
         try:
-            self._frames(layout.pack_key(pack_id), read_footer(self._backend, pack_id, pack.size), pack)
+            key, footer = layout.pack_key(pack_id), read_footer(self._backend, pack_id, pack.size)
+            self._frames(key, footer, pack)
+            pack.lost = self._referred.lost(pack_id, key, footer, read=self._follow)
         except NotFoundError:
             self.known.pop(pack_id, None)
         except IntegrityError as error:
@@ -162,13 +174,16 @@ class Packs:
     def holds(self, place: Location, chunk_id: bytes) -> bool:
         """Whether the pack of this chunk is there and, as far as it was read, the chunk in it whole."""
         pack = self.get(place.pack_id)
-        return pack is not None and pack.sound and chunk_id not in pack.damaged
+        if pack is None or not pack.sound or chunk_id in pack.damaged:
+            return False
+        return (chunk_id, place.offset) not in pack.lost
 
     def look_again(self) -> None:
         """Look once more at what was not as it should be: it may be gone, or there, or it was a hiccup."""
         self.missing.clear()
+        self._referred.forget()
         for pack_id, pack in list(self.known.items()):
-            if pack.problem is None and not pack.damaged:
+            if pack.problem is None and not pack.damaged and not pack.lost:
                 continue
             with self._session.lock:
                 used = self.known.pop(pack_id).used
@@ -190,6 +205,7 @@ class Packs:
     def tell(self, *, problems: bool = True) -> None:
         """Report how much was read and, with ``problems``, what is wrong."""
         session, report = self._session, self._session.report
+        self._referred.tell()
         for key, message in sorted(self.foreign.items()):
             session.problem(key, f"the pack is damaged: {message}", About.FOREIGN)
         for pack_id, pack in sorted(self.known.items()):

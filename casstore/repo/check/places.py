@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 
+from casstore.compression import REFERENCE
 from casstore.errors import FormatError, IntegrityError, NotFoundError
 from casstore.format.index import Location, Segment, encode
 from casstore.format.pack import Footer
@@ -84,7 +85,7 @@ class Places:
         self._search: tuple[Indexed, ...] = ()
         self._buffer: list[tuple[bytes, Location]] = []
         self._extra: list[Segment] = []
-        self._footers: OrderedDict[bytes, dict[bytes, Location]] = OrderedDict()
+        self._footers: OrderedDict[bytes, frozenset[tuple[bytes, Location]]] = OrderedDict()
 
     def open(self, *, counted: bool = True) -> None:
         """Open the segments that are there now; those that are gone since the last time are dropped.
@@ -130,9 +131,9 @@ class Places:
                     if place == here:
                         exact[one.key] = exact.get(one.key, 0) + 1
                         confirmed = True
-                    elif other is None or place < other:
+                    elif place.codec != REFERENCE and (other is None or place < other):
                         other = place
-            if other is not None and (not confirmed or other < here):
+            if other is not None and frame.codec != REFERENCE and (not confirmed or other < here):
                 copies, size = copies + 1, size + frame.stored
             if not confirmed:
                 beside.append((frame.chunk_id, here))
@@ -181,6 +182,8 @@ class Places:
         for one in self._search:
             for place in one.places(chunk_id):
                 pack = self.packs.get(place.pack_id)
+                if pack is not None and (chunk_id, place.offset) in pack.lost:
+                    return pack.lost[chunk_id, place.offset]
                 if pack is not None and pack.sound and chunk_id in pack.damaged:
                     return f"chunk {chunk_id.hex()} is damaged"
                 return f"{layout.pack_key(place.pack_id)} is missing or damaged"
@@ -201,12 +204,14 @@ class Places:
                 records = read_footer(self._session.backend, place.pack_id, pack.size).records
             except (IntegrityError, NotFoundError):
                 return False
-            footer = {r.chunk_id: Location(place.pack_id, r.offset, r.stored, r.raw, r.codec) for r in records}
+            footer = frozenset(
+                (r.chunk_id, Location(place.pack_id, r.offset, r.stored, r.raw, r.codec)) for r in records
+            )
             with self._session.lock:
                 self._footers[place.pack_id] = footer
                 while len(self._footers) > _FOOTERS:
                     self._footers.popitem(last=False)
-        return footer.get(chunk_id) == place
+        return (chunk_id, place) in footer
 
     def stale(self) -> dict[str, str]:
         """Return the segments that the packs do not confirm: key -> what is wrong.

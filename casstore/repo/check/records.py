@@ -139,6 +139,7 @@ class Records:
             version.epoch,
             version.created_at,
             version.created_by,
+            _referred(version),
         )
 
     def _bad_version(self, info: ObjectInfo, found: Dataset, message: str) -> None:
@@ -275,3 +276,10 @@ class Records:
             session.report.add(dataset.problems)
         for key, message in sorted(self.foreign.items()):
             session.problem(key, message, About.FOREIGN)
+
+
+def _referred(version: VersionRecord) -> int:
+    """Return how many bytes the record says are elsewhere. Anything may be in it."""
+    references = version.provenance.get("references")
+    size = references.get("size") if isinstance(references, dict) else None
+    return min(max(0, size), version.totals.size) if isinstance(size, int) else 0

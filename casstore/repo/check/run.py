@@ -35,13 +35,17 @@ class Inspection:
         seed: int = 0,
         only: Collection[str] = (),
         watcher: Watcher | None = None,
+        follow: bool = True,
     ) -> None:
-        """``read`` is the share of the data packs that is read, from 0 to 1; ``only`` the datasets that are wanted."""
+        """``read`` is the share of the data packs that is read, from 0 to 1; ``only`` the datasets that are wanted.
+
+        Without ``follow`` what packs refer to elsewhere is not read with them.
+        """
         self.store = store
         self.session = Session(store, watcher)
         self.records = Records(self.session)
         self.places = Places(self.session)
-        self.packs = Packs(self.session, self.places.compare, share=read, seed=seed)
+        self.packs = Packs(self.session, self.places.compare, share=read, seed=seed, follow=follow)
         self.places.packs = self.packs
         self.trees = Trees(self.session, self.places)
         self.damage: dict[bytes, Damage] = {}

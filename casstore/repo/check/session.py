@@ -31,7 +31,7 @@ class Session:
     def __init__(self, store: Store, watcher: Watcher | None = None, *, by_file: bool = False) -> None:
         """``by_file``: what is counted as looked at are the files of versions instead of the store's objects."""
         self.store = store
-        self._by_file = by_file
+        self.by_file = by_file
         self._counts = True
         self.backend = store.backend
         self.watcher = watcher or Watcher()
@@ -41,12 +41,12 @@ class Session:
 
     def checked(self, size: int) -> None:
         """Another object, of ``size`` bytes, was looked at."""
-        if not self._by_file:
+        if not self.by_file:
             self._count(size)
 
     def followed(self, size: int) -> None:
         """Another file, of ``size`` bytes, was found whole or not."""
-        if self._by_file:
+        if self.by_file:
             self._count(size)
 
     def count_no_more(self) -> None:
@@ -68,7 +68,7 @@ class Session:
 
     def found(self, size: int) -> None:
         """Another object, of ``size`` bytes, is going to be looked at."""
-        if not self._by_file and self._counts:
+        if not self.by_file and self._counts:
             self.watcher.found(size)
 
     def each(self, prefix: str) -> Iterator[ObjectInfo]:

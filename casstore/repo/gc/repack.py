@@ -2,7 +2,8 @@
 
 Decided here and only here: how frames get from old packs into new ones. They are copied as they are stored, after
 they were decoded and compared with their digests, so that a damaged one is never given a new home. New packs keep
-data and metadata apart, and the order of the old ones. They are published before anything is deleted.
+data and metadata apart, and the order of the old ones. They are published before anything is deleted. References are
+copied as they are, all of them, and not followed.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Container, Sequence
 
 from casstore.backend.base import Absent
+from casstore.compression import REFERENCE
 from casstore.errors import IntegrityError, PreconditionError
 from casstore.format.index import Location
 from casstore.format.pack import PackKind, Record, verify_frames
@@ -44,7 +46,7 @@ class Mover:
         """Bytes that were copied."""
 
     def has(self, chunk_id: bytes) -> bool:
-        """Whether this chunk was moved and is not published yet."""
+        """Whether this chunk was moved, not only a reference to it, and is not published yet."""
         return chunk_id in self._fresh
 
     def move(self, pack_id: bytes, kind: PackKind, records: Sequence[Record]) -> None:
@@ -67,7 +69,8 @@ class Mover:
         if builder is None:
             builder = self._builders[kind] = PackBuilder(kind)
         builder.append(frame.chunk_id, frame.raw, frame.codec, payload)
-        self._fresh.add(frame.chunk_id)
+        if frame.codec != REFERENCE:
+            self._fresh.add(frame.chunk_id)
         self.size += frame.stored
         if builder.full:
             self._store_pack(builder)

@@ -3,7 +3,8 @@
 Decided here and only here: which copy of a chunk counts as the needed one. The segments of the index are gone through
 side by side, in the order of chunk ids, so that all copies of a chunk meet and nothing but sums is kept. Of several
 copies the one counts whose pack is not marked already, and is needed most for other reasons; the others are unneeded,
-as concurrent uploads leave them.
+as concurrent uploads leave them. A reference is unneeded where the chunk is stored. Where it is not, all references to
+it are needed: they lead to different objects, and each version was made of its own.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ import heapq
 from collections.abc import Container, Iterator, Sequence
 from itertools import groupby
 from operator import itemgetter
+from typing import NamedTuple
 
+from casstore.compression import REFERENCE
 from casstore.errors import FormatError, IntegrityError
-from casstore.format.index import Segment
+from casstore.format.index import CODEC_AT, Segment
 from casstore.format.pack import HEADER_SIZE, RECORD_SIZE, TRAILER_SIZE
 from casstore.repo.gc.live import LiveChunks
 
@@ -22,6 +25,13 @@ __all__ = ["needed_bytes"]
 
 _STORED = slice(4, 8)
 """Where the stored length stands in what follows the number of the pack in a record of the index."""
+_PLACE = slice(0, 4)
+
+
+class _Copy(NamedTuple):
+    pack_id: bytes
+    stored: int
+    referred: bool
 
 
 def needed_bytes(
@@ -37,15 +47,16 @@ def needed_bytes(
     found = _Found(live)
     for chunk_id, places in _needed(segments, live, there):
         found.add(chunk_id)
-        if len(places) == 1:
-            _count(needed, *places[0])
+        if len(places) == 1 or places[0].referred:
+            for place in places:
+                _count(needed, place)
         else:
             several = True
     found.check()
     if several:
         for _, places in _needed(segments, live, there):
-            if len(places) > 1:
-                _count(needed, *max(places, key=lambda place: _preference(place[0], needed, leaving)))
+            if len(places) > 1 and not places[0].referred:
+                _count(needed, max(places, key=lambda place: _preference(place.pack_id, needed, leaving)))
     return needed
 
 
@@ -53,14 +64,15 @@ def _preference(pack_id: bytes, needed: dict[bytes, int], leaving: Container[byt
     return pack_id not in leaving, needed.get(pack_id, 0), pack_id
 
 
-def _count(needed: dict[bytes, int], pack_id: bytes, stored: int) -> None:
-    needed[pack_id] = needed.get(pack_id, HEADER_SIZE + TRAILER_SIZE) + stored + RECORD_SIZE
+def _count(needed: dict[bytes, int], place: _Copy) -> None:
+    pack_id = place.pack_id
+    needed[pack_id] = needed.get(pack_id, HEADER_SIZE + TRAILER_SIZE) + place.stored + RECORD_SIZE
 
 
 def _needed(
     segments: Sequence[Segment], live: LiveChunks, there: Container[bytes]
-) -> Iterator[tuple[bytes, list[tuple[bytes, int]]]]:
-    """Yield each needed chunk with the packs that hold it and its stored length in them."""
+) -> Iterator[tuple[bytes, list[_Copy]]]:
+    """Yield each needed chunk with its copies; or, where there is none, with the references to it."""
     packs = [segment.pack_ids() for segment in segments]
     rows = heapq.merge(*(segment.rows(number) for number, segment in enumerate(segments)))
     number, tails = -1, set[bytes]()
@@ -70,15 +82,21 @@ def _needed(
             number, tails = here, live.slot(here)
         if chunk_id[2:8] not in tails:
             continue
-        places: dict[bytes, int] = {}
+        copies: dict[bytes, _Copy] = {}
+        referred: dict[tuple[bytes, bytes], _Copy] = {}
         for _, origin, pack, rest in group:
             if pack >= len(packs[origin]):
                 raise FormatError("an index segment names a pack that it does not list")
             pack_id = packs[origin][pack]
-            if pack_id in there:
-                places[pack_id] = int.from_bytes(rest[_STORED], "little")
-        if places:
-            yield chunk_id, list(places.items())
+            if pack_id not in there:
+                continue
+            stored = int.from_bytes(rest[_STORED], "little")
+            if rest[CODEC_AT] == REFERENCE:
+                referred[pack_id, rest[_PLACE]] = _Copy(pack_id, stored, referred=True)
+            else:
+                copies[pack_id] = _Copy(pack_id, stored, referred=False)
+        if copies or referred:
+            yield chunk_id, list((copies or referred).values())
 
 
 class _Found:

@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from casstore.compression import REFERENCE
 from casstore.errors import CasstoreError, ConflictError, IntegrityError, NotFoundError, UsageError
 from casstore.format.pack import HEADER_SIZE, RECORD_SIZE, TRAILER_SIZE, Footer, Record
 from casstore.repo import layout, trash
@@ -226,9 +227,10 @@ class _Sweep:
         ]
 
     def _is_elsewhere(self, chunk_id: bytes) -> bool:
-        """Whether a pack that stays holds this chunk, too, by its own table of contents."""
+        """Whether a pack that stays holds this chunk, too, by its own table of contents. A reference is none."""
         return any(
-            (place.pack_id in self._staying or place.pack_id in self._mover.packs)
+            place.codec != REFERENCE
+            and (place.pack_id in self._staying or place.pack_id in self._mover.packs)
             and chunk_id in self._contents(place.pack_id)
             for place in self._store.index.places(chunk_id)
         )
@@ -237,7 +239,8 @@ class _Sweep:
         found = self._footers.get(pack_id)
         if found is None:
             footer = self._footer(pack_id)
-            found = frozenset(() if isinstance(footer, CasstoreError) else [frame.chunk_id for frame in footer.records])
+            records = () if isinstance(footer, CasstoreError) else footer.records
+            found = frozenset(frame.chunk_id for frame in records if frame.codec != REFERENCE)
             self._footers[pack_id] = found
             if len(self._footers) > _FOOTERS:
                 self._footers.popitem(last=False)

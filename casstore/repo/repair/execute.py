@@ -67,7 +67,7 @@ class Repair:
         self._folder = folder
         self._watcher = watcher
         self._refs = Refs(store.backend)
-        self._found = Inspection(store, read=1.0, watcher=watcher)
+        self._found = Inspection(store, read=1.0, watcher=watcher, follow=False)
 
     def plan(self) -> Plan:
         """Read the whole store, and return what is going to be done."""

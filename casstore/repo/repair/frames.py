@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterable, Iterator
 
 from casstore.backend.base import Backend
-from casstore.compression import MAX_RAW, RAW, ZSTD
+from casstore.compression import MAX_RAW, RAW, REFERENCE, ZSTD
 from casstore.errors import IntegrityError, NotFoundError
 from casstore.format.index import Location, Segment
 from casstore.format.pack import (
@@ -20,8 +20,8 @@ from casstore.format.pack import (
     RECORD_SIZE,
     TRAILER_SIZE,
     PackKind,
-    decode_frame,
     header,
+    verify_frame,
 )
 from casstore.repo import layout
 from casstore.repo.packs import PackBuilder, read_footer
@@ -52,17 +52,18 @@ def salvage(
     except IntegrityError:
         kind = _kind(backend, key, size)
         guesses = {*_rest_of_footer(backend, key, size), *_by_index(pack_id, segments)}
-    known = len({guess[4] for guess in guesses})
+    known = len({(guess[4], guess[0] if guess[3] == REFERENCE else 0) for guess in guesses})
     builder = PackBuilder(kind, max(size, 1))
-    taken: set[bytes] = set()
+    taken: set[tuple[bytes, bytes]] = set()
     for (_, stored, raw, codec, chunk_id), payload in _payloads(backend, key, size, sorted(guesses, reverse=backwards)):
-        if chunk_id in taken or len(payload) != stored:
+        key_of_chunk = chunk_id, payload if codec == REFERENCE else b""
+        if key_of_chunk in taken or len(payload) != stored:
             continue
         try:
-            decode_frame(chunk_id, codec, payload, raw)
+            verify_frame(chunk_id, codec, payload, raw)
         except IntegrityError:
             continue
-        taken.add(chunk_id)
+        taken.add(key_of_chunk)
         builder.append(chunk_id, raw, codec, payload)
     return builder, known
 
@@ -93,7 +94,7 @@ def _rest_of_footer(backend: Backend, key: str, size: int) -> Iterator[Guess]:
         return
     offset = HEADER_SIZE
     for chunk_id, stored, raw, codec in reversed(records):
-        if codec in (RAW, ZSTD) and stored <= raw <= MAX_RAW:
+        if codec in (RAW, ZSTD, REFERENCE) and stored <= raw <= MAX_RAW:
             yield offset, stored, raw, codec, chunk_id
         offset += stored
 

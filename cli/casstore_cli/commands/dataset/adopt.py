@@ -13,8 +13,8 @@ import click
 from casstore.errors import IntegrityError, UsageError
 from casstore_cli import output
 from casstore_cli.commands.dataset import shapes, trees
-from casstore_cli.commands.dataset.migrate import checked, problem_shape, refuse_reference, show_problems
-from casstore_cli.commands.dataset.options import regex_option, tree_options, workers
+from casstore_cli.commands.dataset.migrate import announce_reference, checked, problem_shape, show_problems
+from casstore_cli.commands.dataset.options import reference_option, regex_option, tree_options, workers
 from casstore_cli.commands.dataset.transfer import amount, working
 from casstore_cli.multi import Command
 from casstore_cli.progress import duration
@@ -39,7 +39,7 @@ _STOPPED = "nothing was changed; adopt again to continue from here"
 @click.option("--tag", metavar="TAG", help="Set this tag on the new version.")
 @click.option("--dry-run", is_flag=True, help="Only show what would be taken over, and what is wrong.")
 @click.option("--skip-damaged", is_flag=True, help="Make the version without the files that are damaged.")
-@click.option("--reference", is_flag=True, hidden=True)
+@reference_option
 @click.option("-T", "--threads", type=click.IntRange(1), help="Files that are read at once.")
 @output.format_option("text", "json")
 @click.pass_context
@@ -68,18 +68,21 @@ def adopt(
 
     Where digests are known, as in DVC, every file is checked. Where ETags are, each file is read from the state that
     was listed. When nothing changed since the latest version, no new one is made.
+
+    With --reference the data stays where it is: the version only refers to it, and breaks when it is changed there.
     """
     from casstore.dataset import parse_ref
     from casstore.dataset.sources import RemoteSource, matcher, refuse_store
     from casstore_cli.stores import open_bucket
 
-    refuse_reference(reference=reference)
     ref = parse_ref(name)
     if ref.tag and tag and ref.tag != tag:
         raise UsageError(f"{name} and --tag {tag}: only one tag can be set")
     found = kind or _kind(sources[0])
     if cache is not None and found != "dvc":
         raise UsageError("--cache is where DVC keeps data; these sources are not DVC's")
+    if reference and found == "folder":
+        raise UsageError("--reference is for object storage, not for local folders", hint="without it they are copied")
     if found != "dvc" and len(sources) > 1:
         raise UsageError("one source becomes one version", hint="several folders: osmo dataset upload NAME PATH...")
     options: dict[str, Any] = {
@@ -100,6 +103,8 @@ def adopt(
 
         with Buckets(bucket.credentials) as buckets:
             foreign = _foreign(found, sources, cache, buckets)
+            if reference:
+                announce_reference(bucket, foreign.url)
             if found == "url":
                 refuse_store([RemoteSource(foreign.url, b"")], bucket.store.url)
             select = matcher(regex)
@@ -117,6 +122,7 @@ def adopt(
                     buckets,
                     memo,
                     skip_damaged=skip_damaged,
+                    refer=reference,
                     progress=meter,
                     threads=workers(None, threads),
                 )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,7 +15,7 @@ import click
 from casstore.errors import IntegrityError, NotFoundError, UsageError
 from casstore_cli import output
 from casstore_cli.commands.dataset import trees
-from casstore_cli.commands.dataset.options import workers
+from casstore_cli.commands.dataset.options import reference_option, workers
 from casstore_cli.commands.dataset.transfer import amount, working
 from casstore_cli.multi import Command, ManyOption
 
@@ -62,7 +63,7 @@ _CHECKS = {
 @click.option("--dry-run", is_flag=True, help="Only show what would be done, and what is wrong.")
 @click.option("--skip-damaged", is_flag=True, help="Make versions without the files that are damaged.")
 @click.option("--follow", cls=ManyOption, metavar="URL...", help="Read linked objects below these URLs, too.")
-@click.option("--reference", is_flag=True, hidden=True)
+@reference_option
 @click.option("-T", "--threads", type=click.IntRange(1), help="Files that are read at once.")
 @output.format_option("text", "json")
 @click.pass_context
@@ -89,9 +90,8 @@ def migrate(
     dates and users from what an old client printed.
 
     Every file is checked against the digest in the manifest. Done again, it continues behind the last version that is
-    here.
+    here. With --reference nothing is copied: see the guide for what that costs.
     """
-    refuse_reference(reference=reference)
     if not _is_place(source):
         _say_nothing_to_do(source, name)
         return
@@ -115,10 +115,12 @@ def migrate(
         known = _load_infos(infos)
         chosen = _choose(datasets, ref.name if ref else None, names, known)
         with open_bucket(bucket_name or (ref.bucket if ref else None), write=True) as bucket:
-            reports = [
-                _migrate(bucket, buckets, one, into, known, dry_run=dry_run, skip=skip_damaged, threads=threads)
-                for one, into in chosen
-            ]
+            if reference:
+                announce_reference(bucket, url)
+            run = partial(
+                _migrate, bucket, buckets, dry_run=dry_run, skip=skip_damaged, refer=reference, threads=threads
+            )
+            reports = [run(one, into, known) for one, into in chosen]
             collections = [] if dry_run else _collect(bucket, known, [migration for migration, _ in reports])
             _tell(bucket, url, reports, collections, format_type)
     if any(one.missing or one.state == "taken" for one in collections):
@@ -127,12 +129,27 @@ def migrate(
         ctx.exit(IntegrityError("").exit_code)
 
 
-def refuse_reference(*, reference: bool) -> None:
-    """``--reference`` would leave the data where it is: ``UsageError``."""
-    if reference:
+def announce_reference(bucket: Bucket, url: str) -> None:
+    """Say what ``--reference`` means; ``UsageError`` for what can't be referred to."""
+    from casstore.errors import AccessError
+    from casstore.format.reference import Pointer
+    from casstore.remote.urls import REMOTE_SCHEMES, parse_url
+
+    place = parse_url(url)
+    if place.scheme not in REMOTE_SCHEMES:
         raise UsageError(
-            "--reference is not possible: data is always copied",
-            hint="without it, every file is read once, and what versions share is stored once",
+            f"--reference is for object storage, and the data is at {url}",
+            hint="without it the data is copied, and what versions share is stored once",
+        )
+    output.message(
+        "The data is read once to compute digests, and nothing is copied. "
+        "These versions break when the objects are changed or deleted."
+    )
+    try:
+        bucket.store.references.check(Pointer(place.bucket_url, place.prefix or "-", "", 0))
+    except AccessError as error:
+        output.warn(
+            f"you can't read these versions yet: {output.escape(error.message)}: {output.escape(error.hint or '')}"
         )
 
 
@@ -243,6 +260,7 @@ def _migrate(
     *,
     dry_run: bool,
     skip: bool,
+    refer: bool,
     threads: int | None,
 ) -> tuple[Migration, list[Outcome]]:
     from casstore.dataset.adopt.migrate import Migration, State
@@ -271,6 +289,7 @@ def _migrate(
                 buckets,
                 memo,
                 skip_damaged=skip,
+                refer=refer,
                 progress=meter,
                 threads=workers(None, threads),
                 counted=True,

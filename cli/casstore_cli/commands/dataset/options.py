@@ -77,6 +77,11 @@ def regex_option(function: _F) -> _F:
     )
 
 
+def reference_option(function: _F) -> _F:
+    """``--reference``: of what is adopted."""
+    return click.option("--reference", is_flag=True, help="Copy nothing: leave the data where it is.")(function)
+
+
 def writable_folder(path: str | None) -> None:
     """Make the folder, if one is named, and check that it can be written to before any work is done."""
     if path is None:

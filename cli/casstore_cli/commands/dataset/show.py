@@ -140,6 +140,13 @@ def _print_info(found: DatasetInfo) -> None:
     collections = [(v.version.number, ", ".join(v.collections)) for v in versions if v.collections]
     if collections:
         _print_table(("Version", "Collections"), collections)
+    referring = [
+        (v.version.number, *_references(v.version.record.provenance["references"]))
+        for v in versions
+        if "references" in v.version.record.provenance
+    ]
+    if referring:
+        _print_table(("Version", "Files Elsewhere", "Size", "At"), referring)
     rows_of_versions = []
     for item in versions:
         record = item.version.record
@@ -156,6 +163,18 @@ def _print_info(found: DatasetInfo) -> None:
             )
         )
     _print_table(_VERSIONS, rows_of_versions)
+
+
+def _references(found: object) -> tuple[str, str, str]:
+    """What a version's record says of files that it only refers to. Anything may be in it."""
+    known = found if isinstance(found, dict) else {}
+    at = known.get("at")
+    size = known.get("size")
+    return (
+        output.escape(str(known.get("files", "?"))),
+        output.size(size) if isinstance(size, int) else "?",
+        output.escape(", ".join(map(str, at))) if isinstance(at, list) else "?",
+    )
 
 
 def _print_table(headers: tuple[str, ...], rows: Sequence[Sequence[object]]) -> None:

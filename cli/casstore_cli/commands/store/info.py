@@ -37,6 +37,7 @@ def info(bucket_name: str | None, format_type: str) -> None:
                 "collections": found.collections,
                 "versions": found.versions,
                 "logical_size": found.logical,
+                "referenced_size": found.referred,
                 "stored_size": found.stored,
                 "ratio": None if ratio is None else round(ratio, 3),
                 "objects": {kind: {"count": one.objects, "size": one.size} for kind, one in kinds.items()},
@@ -52,6 +53,8 @@ def info(bucket_name: str | None, format_type: str) -> None:
     output.text(f"{found.datasets} datasets, {found.collections} collections, {found.versions} versions")
     saved = "" if ratio is None else f": {ratio:.1f} times as much"
     output.text(f"{output.size(found.logical)} in all versions, {output.size(found.stored)} in packs{saved}")
+    if found.referred:
+        output.text(f"{output.size(found.referred)} of them are not in the store: versions refer to them elsewhere")
     output.text(f"{found.running} operations running")
     output.text(f"{found.waiting.objects} packs, {output.size(found.waiting.size)}, wait for being deleted")
     rows = [(kind, one.objects, output.size(one.size)) for kind, one in kinds.items()]
