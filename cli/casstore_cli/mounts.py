@@ -7,6 +7,7 @@ or why it is not, and which folders mounts use. Nothing secret is handed over: t
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import signal
@@ -101,6 +102,11 @@ def _detach(settings: Settings, writer: int) -> NoReturn:
             os._exit(0)
         os.setsid()
         os.chdir("/")
+        gc.freeze()  # nothing from before is cleared up any more: it could close what has its number now
+        for number in [int(name) for name in os.listdir("/proc/self/fd")]:
+            if number > 2 and number != writer:
+                with contextlib.suppress(OSError):
+                    os.close(number)
         null = os.open(os.devnull, os.O_RDWR)
         for stream in range(3):
             os.dup2(null, stream)

@@ -142,7 +142,7 @@ class Registry:
                 raise ConflictError(f"another command is busy with {path}", hint="try again when it is done") from None
             yield
         finally:
-            fcntl.flock(descriptor, fcntl.LOCK_UN)  # a process that was forked off has it open, too
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # a process that was forked off may have it open, too
             os.close(descriptor)
 
     def clear(self) -> list[Record]:

@@ -302,7 +302,12 @@ START = [sys.executable, "-c", "import sys; sys.argv[0] = 'osmo'; from casstore_
 
 
 def test_a_command_of_its_own(run: Run, mnt: Path, source: Path) -> None:
-    done = subprocess.run([*START, "dataset", "mount", "DS", str(mnt)], capture_output=True, text=True, check=True)
+    reader, writer = os.pipe()
+    line = [*START, "dataset", "mount", "DS", str(mnt)]
+    done = subprocess.run(line, capture_output=True, text=True, check=True, pass_fds=(writer,))
+    os.close(writer)
+    assert select.select([reader], [], [], 60)[0], "the process of the mount holds what its command had open"
+    os.close(reader)
     assert (done.stdout, done.stderr) == ("", f"DS:1 is mounted at {mnt}\n")
     assert tree_of(mnt) == tree_of(source)
     (shape,) = listed(run)
