@@ -136,8 +136,8 @@ class AzureClient:
             try:
                 return self._read(key, offset, length, if_match)
             except PreconditionError:
-                if if_match is not None:
-                    raise
+                if if_match is not None or offset >= 0:
+                    raise  # only a read from the end asks for the state that it has seen
         raise TransientError(f"{self._url}/{key} changes all the time")
 
     def _read(self, key: str, offset: int, length: int | None, if_match: str | None) -> Object:
