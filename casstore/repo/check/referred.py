@@ -93,9 +93,10 @@ class Referred:
                 self._asked[state] = self._asked.get(state) or error
 
     def forget(self) -> None:
-        """Ask once more for what was not as it should be."""
+        """Ask once more for what is lost, when its pack is looked at again."""
         with self._lock:
-            self._asked = {state: None for state, error in self._asked.items() if error is None}
+            kept = {state: error for state, error in self._asked.items() if not isinstance(error, IntegrityError)}
+            self._asked = kept
 
     def tell(self) -> None:
         """Note how many objects are lost, and of how many that is not known."""
