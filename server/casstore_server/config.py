@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 from casstore import safeyaml
 from casstore.errors import UsageError
+from casstore.repo.references import allowed_prefixes
 from casstore_orchestrator.pools import Machine, Pool, parse_pools
 
 __all__ = ["BucketConfig", "ServerConfig", "Watched"]
@@ -47,6 +48,8 @@ class ServerConfig:
     default_bucket: str
     buckets: Mapping[str, BucketConfig]
     pools: Mapping[str, Pool]
+    references: tuple[str, ...] = ()
+    """URLs below which references of stores may lead."""
 
 
 class Watched:
@@ -134,7 +137,14 @@ class Watched:
             pools = parse_pools(own.get("pools"), self._machine)
         except UsageError as exc:
             raise UsageError(f"{self._path}: casstore.{exc.message}", hint=exc.hint) from None
-        return ServerConfig(str(default), buckets, pools)
+        references = own.get("references") or []
+        if not isinstance(references, list):
+            raise UsageError(f"{self._path}: casstore.references must be a list of URLs")
+        try:
+            allowed = allowed_prefixes(map(str, references))
+        except UsageError as exc:
+            raise UsageError(f"{self._path}: casstore.references: {exc.message}", hint=exc.hint) from None
+        return ServerConfig(str(default), buckets, pools, allowed)
 
 
 def _mapping(value: object, where: str, path: Path) -> dict[str, Any]:

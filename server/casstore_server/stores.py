@@ -39,7 +39,7 @@ class Stores:
         if declared is None:
             raise NotFoundError(f"there is no bucket '{wanted}'", hint=f"Declared: {', '.join(sorted(config.buckets))}")
         return Bucket(
-            self._store(declared),
+            self._store(declared, config.references),
             name=wanted,
             user=user,
             state_dir=str(self._settings.state_dir),
@@ -53,7 +53,7 @@ class Stores:
                 store.close()
             self._stores.clear()
 
-    def _store(self, bucket: BucketConfig) -> Store:
+    def _store(self, bucket: BucketConfig, allowed: tuple[str, ...]) -> Store:
         with self._lock:
             found = self._stores.get(bucket.url)
             if found is None:
@@ -61,7 +61,7 @@ class Stores:
                 if create:
                     self._settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
                 backend = open_backend(bucket.url, create=create, credentials=self._credentials)
-                found = Store.open(backend, create=create, references=References(self._credentials))
+                found = Store.open(backend, create=create, references=References(self._credentials, allowed))
                 self._stores[bucket.url] = found
             return found
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from casstore.config import load_config
 from casstore.errors import ConflictError, NotFoundError, ServiceError, UsageError
-from casstore_cli.config import load_config
 from casstore_orchestrator.pools import this_machine
 from casstore_server.api import streaming
 from casstore_server.api.streaming import stream
@@ -23,6 +23,9 @@ from casstore_server.settings import Settings
 from casstore_server.stores import Stores, local_folder
 
 _HOLD = "import fcntl,sys; f=open(sys.argv[1],'w'); fcntl.flock(f,2); print(flush=True); sys.stdin.read()"
+
+
+WRONG_REFERENCES = ("casstore: {references: s3://lab}", "casstore: {references: ['file:///etc']}")
 
 
 def _watched(isolated_home: Path) -> Watched:
@@ -38,6 +41,7 @@ def test_command_and_server_read_the_same(isolated_home: Path) -> None:
             "default_bucket": "lab",
             "buckets": {"lab": {"url": "file:///srv/lab", "mode": "read-only", "description": "d"}},
             "pools": {"p": {"platforms": {"x": {"gpu": 1}}}},
+            "references": ["s3://lab/data"],
         }
     }
     Path(load_config().paths.config_file).write_text(yaml.safe_dump(raw))
@@ -47,6 +51,7 @@ def test_command_and_server_read_the_same(isolated_home: Path) -> None:
         (b.name, b.url, b.mode, b.description) for b in theirs.buckets.values()
     }
     assert set(ours.pools) == {*theirs.pools, "default"}
+    assert ours.references == theirs.references == ("s3://lab/data",)
 
 
 def test_a_changed_file_is_read_and_a_wrong_one_keeps_the_last(isolated_home: Path) -> None:
@@ -60,7 +65,13 @@ def test_a_changed_file_is_read_and_a_wrong_one_keeps_the_last(isolated_home: Pa
     told = len(changes)
     assert set(watched.current().pools) == {"default", "a"}
     assert len(changes) == told  # nothing changed since
-    for wrong in ("[", "casstore: 3", "casstore: {pools: {a: {nodes: 1}}}", "casstore: {buckets: {b: {}}}"):
+    for wrong in (
+        "[",
+        "casstore: 3",
+        "casstore: {pools: {a: {nodes: 1}}}",
+        "casstore: {buckets: {b: {}}}",
+        *WRONG_REFERENCES,
+    ):
         file.write_text(wrong)
         with pytest.raises(UsageError, match=r"config\.yaml"):
             watched.current()
