@@ -15,6 +15,7 @@ from itertools import islice
 from casstore.dataset.sources import matcher
 from casstore.errors import CasstoreError
 from casstore_fuse.contents import AHEAD, Contents
+from casstore_fuse.members import Members
 from casstore_fuse.passthrough import LEAST
 from casstore_fuse.vfs import Vfs, shown
 
@@ -28,9 +29,9 @@ _BATCH = 32 * AT_ONCE
 
 
 class Ahead:
-    """Fetches the files of one version whose path matches ``pattern``, or all; at most ``limit`` bytes of one."""
+    """Fetches the files whose path matches ``pattern``, or all; at most ``limit`` bytes of one."""
 
-    def __init__(self, vfs: Vfs, contents: Contents, pattern: str, limit: int) -> None:
+    def __init__(self, vfs: Vfs | Members, contents: Contents, pattern: str, limit: int) -> None:
         self._vfs = vfs
         self._contents = contents
         self._select = matcher(pattern)

@@ -21,6 +21,7 @@ from casstore.model import Content
 from casstore_fuse import abi
 from casstore_fuse.abi import InitFlag, Op, OpenFlag
 from casstore_fuse.contents import Contents, Layout
+from casstore_fuse.members import Members
 from casstore_fuse.passthrough import LEAST, Passthrough
 from casstore_fuse.state import State
 from casstore_fuse.vfs import Vfs, shown
@@ -59,7 +60,7 @@ class Connection:
     def __init__(
         self,
         descriptor: int,
-        vfs: Vfs,
+        vfs: Vfs | Members,
         contents: Contents,
         *,
         state: State | None = None,
@@ -257,7 +258,7 @@ class Connection:
         self._reply(unique, memoryview(buffer)[:at])
 
     def _statfs(self, unique: int, _: int, __: memoryview) -> None:
-        totals = self._vfs.tree.totals
+        totals = self._vfs.totals
         self._reply(unique, abi.statfs_out(totals.files + totals.directories + totals.symlinks, totals.size))
 
     def _getxattr(self, unique: int, node: int, body: memoryview) -> None:

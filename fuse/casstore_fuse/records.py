@@ -29,7 +29,7 @@ __all__ = ["Record", "Registry", "ours", "started_at", "take_away"]
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One mount.
+    """One mount. A collection has no version and no manifest: 0 and "".
 
     ``pid`` is its supervisor's, ``clock`` when that one began (in ticks since boot), ``started`` the same for people;
     ``ready`` once it can be used. ``layer`` is the folder of its changes, for a writable one, and ``lower`` where its
@@ -48,6 +48,9 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     ready: bool = False
     layer: str | None = None
     lower: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.dataset}:{self.version}" if self.version else self.dataset
 
     @property
     def alive(self) -> bool:

@@ -31,6 +31,7 @@ from casstore_fuse.ahead import Ahead
 from casstore_fuse.connection import READ_AHEAD, Connection
 from casstore_fuse.contents import Contents
 from casstore_fuse.layers import Layer
+from casstore_fuse.members import Members
 from casstore_fuse.mounting import mount, read_ahead, unmount
 from casstore_fuse.records import Record, Registry, started_at, take_away
 from casstore_fuse.state import State
@@ -40,7 +41,7 @@ from casstore_fuse.vfs import Vfs
 if TYPE_CHECKING:
     from casstore.dataset import Bucket, Version
 
-__all__ = ["Settings", "default_limit", "find_version", "prefers_no_open", "run"]
+__all__ = ["Member", "Settings", "default_limit", "find_version", "prefers_no_open", "run"]
 
 _log = logging.getLogger("casstore.fuse")
 
@@ -49,7 +50,6 @@ SMALL = 64 << 10
 LOG_SIZE = 1 << 20
 """Bytes after which a log is begun anew; the one before is kept."""
 _LIMIT = 20 << 30
-_DIGEST = re.compile(r"[0-9a-f]{8,64}\Z", re.ASCII)
 _PASSTHROUGH = (6, 9)
 _CAP_SYS_ADMIN = 1 << 21
 _PATIENCE = 600.0
@@ -60,8 +60,18 @@ Ready = Callable[[CasstoreError | None], None]
 """Told once: the mount can be used, or why it can't be."""
 
 
+class Member(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One version of a collection, by the digest of its manifest."""
+
+    dataset: str
+    version: int
+    manifest: str
+
+
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What is mounted where, and how.
+
+    A collection has ``members``, each for a folder of its name, and no version and manifest of its own (0 and "").
 
     ``runtime`` and ``state`` are the folders of the ``Registry``; ``cache`` is where what was read is kept, None for
     nowhere; ``prefetch`` is a pattern, empty for all files and None for none. ``below``: somebody else lays something
@@ -76,6 +86,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     runtime: str
     state: str
     no_open: bool = False
+    members: tuple[Member, ...] = ()
     writable: bool = False
     below: bool = False
     cache: str | None = None
@@ -83,24 +94,14 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     prefetch: str | None = None
 
     @property
+    def title(self) -> str:
+        """What is mounted."""
+        return f"{self.dataset}:{self.version}" if self.version else self.dataset
+
+    @property
     def source(self) -> str:
         """What ``mount`` and ``df`` show."""
-        return f"osmo:{self.bucket}/{self.dataset}:{self.version}"
-
-
-def find_version(bucket: Bucket, name: str, tag: str | None = None, digest: str | None = None) -> Version:
-    """Return the version of a dataset that a tag, a number or the first digits of its manifest's id mean."""
-    if digest is None:
-        return bucket.resolve(name, tag)
-    if not _DIGEST.match(digest):
-        raise UsageError(f"{digest[:80]!r} is no digest", hint="write at least 8 hexadecimal digits of it")
-    infos = bucket.info(name, count=1 << 30).versions
-    found = [info.version for info in infos if info.version.record.manifest.startswith(digest)]
-    if not found:
-        raise NotFoundError(f"no version of {name!r} has the digest {digest}", hint=f"see: osmo dataset info {name}")
-    if len({version.record.manifest for version in found}) > 1:
-        raise UsageError(f"{digest} begins the digests of {len(found)} versions of {name!r}", hint="write more of it")
-    return max(found, key=lambda version: version.number)
+        return f"osmo:{self.bucket}/{self.title}"
 
 
 def prefers_no_open(totals: Totals, *, cached: bool) -> bool:
@@ -218,13 +219,12 @@ class _Server:
                 raise RefusedError
         with contextlib.ExitStack() as stack:
             try:
-                store, tree = self._open(stack, again=deaths > 0)
+                store, trees = self._open(stack, again=deaths > 0)
                 files = None
                 if self._settings.cache is not None:
                     files = FileCache(Space(self._settings.cache, self._settings.limit))
-                below = self._settings.writable or self._settings.below
-                vfs = Vfs(tree, uid=os.getuid(), gid=os.getgid(), below=below)
-                contents = Contents(store, tree, files=files, state=self._state)
+                vfs = self._vfs(trees)
+                contents = Contents(store, trees[0], files=files, state=self._state)
             except CasstoreError as error:
                 _log.error("can't serve %s: %s", self._settings.path, error.message)
                 if deaths:
@@ -247,13 +247,22 @@ class _Server:
                     ahead.stop()
                 contents.close()
 
-    def _open(self, stack: contextlib.ExitStack, *, again: bool) -> tuple[Store, Tree]:
+    def _vfs(self, trees: list[Tree]) -> Vfs | Members:
+        settings, uid, gid = self._settings, os.getuid(), os.getgid()
+        found = [Vfs(tree, uid=uid, gid=gid, below=settings.writable or settings.below) for tree in trees]
+        if not settings.members:
+            return found[0]
+        names = [member.dataset.encode() for member in settings.members]
+        return Members(list(zip(names, found, strict=True)), uid=uid, gid=gid)
+
+    def _open(self, stack: contextlib.ExitStack, *, again: bool) -> tuple[Store, list[Tree]]:
         """Open the store; where a server was before, wait for a service that doesn't answer."""
+        manifests = [member.manifest for member in self._settings.members] or [self._settings.manifest]
         pause, waited = 1.0, 0.0
         while True:
             try:
                 store = stack.enter_context(self._open_store())
-                return store, store.tree(bytes.fromhex(self._settings.manifest))
+                return store, [store.tree(bytes.fromhex(manifest)) for manifest in manifests]
             except StorageError as error:
                 if not again or waited >= _PATIENCE:
                     raise

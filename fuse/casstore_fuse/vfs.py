@@ -12,16 +12,17 @@ from collections.abc import Iterator
 
 from casstore.errors import NotFoundError
 from casstore.format.manifest import Row
-from casstore.model import Content, Kind
+from casstore.model import Content, Kind, Totals
 from casstore.repo.tree import Tree
 from casstore_fuse.abi import Attributes
 from casstore_fuse.positions import Positions
 
-__all__ = ["ROOT", "Vfs", "shown"]
+__all__ = ["FIRST", "LINKS", "ROOT", "Vfs", "shown"]
 
 ROOT = 1
-_FIRST = 2
-_LINKS = 1 << 62
+FIRST = 2
+"""The inode of the first entry of the manifest."""
+LINKS = 1 << 62
 """Names of one file show this and their number in the manifest as their inode."""
 _NO_WRITE = 0o555
 _PERMISSIONS = 0o7777
@@ -42,11 +43,21 @@ class Vfs:
         self._folders: dict[int, bytes] = {ROOT: b""}
         self._begins: dict[int, int] = {}
 
+    @property
+    def total(self) -> int:
+        """How many entries there are, without the root."""
+        return self._entries.total
+
+    @property
+    def totals(self) -> Totals:
+        """Sums over all entries."""
+        return self.tree.totals
+
     def attributes(self, node: int) -> Attributes:
         """Return what ``stat`` shows of an inode."""
         if node == ROOT:
             return self._root
-        return self._attributes(node, self._entries.row(node - _FIRST)[1])
+        return self._attributes(node, self._entries.row(node - FIRST)[1])
 
     def lookup(self, parent: int, name: bytes) -> Attributes | None:
         """Return an entry of a folder, or None."""
@@ -55,7 +66,7 @@ class Vfs:
         if found is None:
             return None
         number, row = found
-        return self._seen(folder, number + _FIRST, row)
+        return self._seen(folder, number + FIRST, row)
 
     def listing(self, node: int, offset: int) -> Iterator[tuple[bytes, int, Attributes]]:
         """Yield ``(name, offset of the next one, attributes)`` of a folder's entries, from an offset on."""
@@ -70,39 +81,39 @@ class Vfs:
             for row in rows:
                 number += 1
                 offset += 1
-                yield row.name, offset, self._seen(folder, number - 1 + _FIRST, row)
+                yield row.name, offset, self._seen(folder, number - 1 + FIRST, row)
 
     def path(self, node: int) -> bytes:
         """Return the path of an inode within the version; empty for the root."""
         if node == ROOT:
             return b""
-        folder, row = self._entries.row(node - _FIRST)
+        folder, row = self._entries.row(node - FIRST)
         return folder + b"/" + row.name if folder else row.name
 
     def files(self) -> Iterator[tuple[int, bytes, int]]:
         """Yield inode, path and size of every file, in order."""
         for number, entry in enumerate(self.tree.entries()):
             if entry.kind == Kind.FILE:
-                yield number + _FIRST, entry.path, entry.size
+                yield number + FIRST, entry.path, entry.size
 
     def target(self, node: int) -> bytes:
         """Return what a symbolic link points to."""
-        return self._entries.row(node - _FIRST)[1].target
+        return self._entries.row(node - FIRST)[1].target
 
     def content(self, node: int) -> tuple[int, Content]:
         """Return size and chunk list of a file."""
-        row = self._entries.row(node - _FIRST)[1]
+        row = self._entries.row(node - FIRST)[1]
         return row.size, Content(row.depth, row.refs)
 
     def xattrs(self, node: int) -> dict[bytes, bytes]:
         """Return the extended attributes of an inode."""
-        return {} if node == ROOT else dict(self._entries.row(node - _FIRST)[1].xattrs or ())
+        return {} if node == ROOT else dict(self._entries.row(node - FIRST)[1].xattrs or ())
 
     def _path(self, node: int) -> bytes:
         path = self._folders.get(node)
         if path is None:
             # Known to the kernel from before: a file handle, or a process that was forked off.
-            folder, row = self._entries.row(node - _FIRST)
+            folder, row = self._entries.row(node - FIRST)
             if row.kind != Kind.DIRECTORY:
                 raise NotFoundError(f"inode {node} is no folder")
             path = self._folders[node] = folder + b"/" + row.name if folder else row.name
@@ -118,7 +129,7 @@ class Vfs:
         size = len(row.target) if kind == Kind.SYMLINK else row.size
         links = 2 if row.link or kind == Kind.DIRECTORY else 1
         mode = _TYPES[Kind(kind)] | (0o777 if kind == Kind.SYMLINK else row.mode & self._mask)
-        ino = _LINKS + row.link if row.link else node
+        ino = LINKS + row.link if row.link else node
         return Attributes(node, ino, mode, size, row.mtime_ns, links, self._uid, self._gid)
 
 

@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
 from casstore.dataset.catalog import Catalog
@@ -150,6 +149,26 @@ def test_a_mount_in_json_and_by_digest(run: Run, mnt: Path, source: Path) -> Non
     assert not (mnt / "new").exists()
 
 
+def test_a_collection_has_a_folder_for_each_member(run: Run, mnt: Path, source: Path) -> None:
+    other = mnt.parent / "other"
+    (other / "deep/deeper").mkdir(parents=True)
+    (other / "deep/deeper/file").write_text("x")
+    (other / "first").write_text("1")
+    os.link(other / "first", other / "second")
+    run("upload", "A", f"{other}/*")
+    (mnt.parent / "none").mkdir()
+    run("upload", "EMPTY", f"{mnt.parent}/none/*")
+    run("collect", "ALL", "DS", "A:1", "EMPTY")
+    run("mount", "ALL", "mnt", err="ALL is mounted at mnt")
+    assert sorted(os.listdir(mnt)) == ["A", "DS", "EMPTY"]
+    assert (tree_of(mnt / "A"), tree_of(mnt / "DS"), tree_of(mnt / "EMPTY")) == (tree_of(other), tree_of(source), {})
+    assert (mnt / "A/first").stat().st_ino == (mnt / "A/second").stat().st_ino
+    (shape,) = listed(run)
+    assert (shape["name"], shape["version"], shape["digest"]) == ("ALL", None, None)
+    assert "default/ALL " in run("mount", "list")
+    run("umount", "mnt", err="ALL is no longer mounted")
+
+
 def test_a_place_is_used_once(run: Run, mnt: Path) -> None:
     run("mount", "DS", "mnt")
     assert "is mounted at mnt already" in run("mount", "DS", "mnt", code=2)
@@ -247,9 +266,9 @@ def test_a_store_that_can_not_be_read_is_one_line(run: Run, mnt: Path, isolated_
 
 def test_a_server_that_can_not_serve_says_why(run: Run, mnt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with open_bucket() as bucket:
-        version = bucket.resolve("DS")
-    lost = msgspec.structs.replace(version, record=msgspec.structs.replace(version.record, manifest="00" * 32))
-    monkeypatch.setattr("casstore_cli.commands.dataset.mount._version", lambda name: ("default", lost))
+        totals = bucket.resolve("DS").record.totals
+    facts = {"dataset": "DS", "version": 1, "manifest": "00" * 32}
+    monkeypatch.setattr("casstore_cli.commands.dataset.mount._target", lambda name: ("default", facts, totals))
     assert run("mount", "DS", "mnt", code=2).startswith(f"Error message: manifest {'00' * 32} is gone\n")
     assert list(mnt.iterdir()) == [] and listed(run) == []
     if os.geteuid() == 0:

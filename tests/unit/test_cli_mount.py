@@ -96,9 +96,11 @@ def test_what_mount_refuses(run: Run, dataset: Path, arguments: tuple[str, ...],
     assert find_registry().all() == []
 
 
-def test_a_collection_is_not_one_folder(run: Run, dataset: Path) -> None:
+def test_what_is_not_possible_with_a_collection(run: Run, dataset: Path) -> None:
     run("collect", "both", "DS")
-    assert "is a collection" in run("mount", "both", "mnt", code=2)
+    assert "changes are made to one dataset" in run("mount", "both", "mnt", "--writable", code=2)
+    assert "it has no digest" in run("mount", "both@0123456789", "mnt", code=2)
+    assert "it has no tags" in run("mount", "both:1", "mnt", code=2)
 
 
 def test_errors_are_json_when_asked_for(run: Run, dataset: Path) -> None:

@@ -12,8 +12,10 @@ import pytest
 
 from casstore.backend.memory import MemoryBackend
 from casstore.dataset import Bucket
+from casstore.errors import CasstoreError
 from casstore.repo.store import Store
 from casstore_fuse.contents import Contents
+from casstore_fuse.members import Members
 from casstore_fuse.vfs import ROOT, Vfs
 
 MANY = 3000
@@ -151,3 +153,39 @@ def test_below_something_writable_modes_are_whole(bucket: Bucket, source: Path) 
             mode = vfs.attributes(find(vfs, str(path.relative_to(source)))).mode
             assert stat.S_IMODE(mode) == stat.S_IMODE(path.lstat().st_mode)
     assert stat.S_IMODE(vfs.attributes(ROOT).mode) == 0o755
+
+
+def test_a_collection_shows_every_member_whole(bucket: Bucket, source: Path, tmp_path: Path) -> None:
+    (tmp_path / "none").mkdir()
+    bucket.upload("none", [f"{tmp_path}/none/*"])
+    bucket.upload("more", [f"{source}/*"])
+    names = ["more", "none", "ds"]
+    own = {name: Vfs(bucket.tree(bucket.resolve(name)), uid=7, gid=8) for name in names}
+    members = Members([(name.encode(), own[name]) for name in names], uid=7, gid=8)
+    assert [name for name, _, _ in members.listing(ROOT, 0)] == [b"ds", b"more", b"none"]
+    assert [name for name, _, _ in members.listing(ROOT, 2)] == [b"none"]
+
+    seen: dict[int, str] = {}
+
+    def walk(node: int, above: str) -> None:
+        for name, _, attributes in members.listing(node, 0):
+            path = f"{above}/{name.decode()}" if above else name.decode()
+            assert attributes.node not in seen, "each inode has a number of its own"
+            seen[attributes.node] = path
+            assert members.lookup(node, name) == attributes == members.attributes(attributes.node)
+            assert members.path(attributes.node).decode() == path
+            if stat.S_ISDIR(attributes.mode):
+                walk(attributes.node, path)
+
+    walk(ROOT, "")
+    expected = {f"{name}/{path}" for name in names for path in paths(own[name])} | set(names)
+    assert set(seen.values()) == expected
+    for node, path, size in members.files():
+        assert seen[node] == path.decode() and members.content(node)[0] == size
+        name, _, below = path.decode().partition("/")
+        assert members.content(node) == own[name].content(find(own[name], below))
+    assert members.totals.files == sum(vfs.totals.files for vfs in own.values())
+    assert members.lookup(ROOT, b"other") is None and members.path(ROOT) == b""
+    for node in (0, max(seen) + 1):
+        with pytest.raises(CasstoreError):
+            members.attributes(node)

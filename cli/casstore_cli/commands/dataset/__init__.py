@@ -17,7 +17,7 @@ COMMANDS: Table = {
     "update": (f"{_HERE}.transfer", "update", "Make a new version from an existing one."),
     "mount": (f"{_HERE}.mount", "mount", "Show a version as a folder, without downloading it."),
     "umount": (f"{_HERE}.mount", "umount", "Unmount a version."),
-    "commit": (f"{_HERE}.mount", "commit", "Make a version of the changes in a writable mount."),
+    "commit": (f"{_HERE}.commit", "commit", "Make a version of the changes in a writable mount."),
     "list": (f"{_HERE}.show", "list_", "List datasets and collections."),
     "info": (f"{_HERE}.show", "info", "Show a dataset and its versions."),
     "inspect": (f"{_HERE}.inspect", "inspect", "List the files of a version."),

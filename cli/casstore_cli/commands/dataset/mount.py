@@ -1,4 +1,4 @@
-"""``osmo dataset mount``, ``umount`` and ``commit``: versions as folders.
+"""``osmo dataset mount`` and ``umount``: versions as folders.
 
 Decided here and only here: what these commands tell, and which folders they work on.
 """
@@ -13,11 +13,11 @@ import click
 
 from casstore.errors import ConflictError, NotFoundError, UsageError
 from casstore_cli import output
-from casstore_cli.commands.dataset import trees
-from casstore_cli.commands.dataset.options import existing_folder, transfer_options, tree_options, workers
+from casstore_cli.commands.dataset.options import existing_folder
 from casstore_cli.multi import Command, OptionalValueOption
 
 if TYPE_CHECKING:
+    from casstore.model import Totals
     from casstore_fuse.records import Record, Registry
 
 _SHOWN_USERS = 5
@@ -54,14 +54,15 @@ def mount(
     """Show a version of the dataset NAME as the folder DIR, without downloading it.
 
     NAME is NAME[:TAG] or NAME@DIGEST, the first digits (eight or more) of the digest of a version. DIR must exist and
-    be empty. Files are read when they are needed, and what was read is kept for the next time.
+    be empty. Files are read when they are needed, and what was read is kept for the next time. Of a collection, each
+    member is a folder in DIR.
 
     `osmo dataset mount list` shows the mounts that there are.
     """
     from casstore_cli import mounts
 
     registry = mounts.find_registry()
-    _clear(registry)
+    clear_dead(registry)
     if path is None:
         if name != "list":
             raise UsageError(f"name the folder for {name}", hint=f"osmo dataset mount {name} DIR")
@@ -76,23 +77,23 @@ def mount(
         limit = parse_limit(cache_size) if cache_size else default_limit(mounts.cache_dir())
     except ValueError:
         raise UsageError(f"{cache_size!r} is no size", hint="write it like 500M or 50G") from None
-    folder = _folder(path)
+    folder = folder_of(path)
     with registry.locked(folder):
         _check_place(registry, folder, path)
-        bucket, version = _version(name)
+        bucket, facts, totals = _target(name)
+        if writable and "members" in facts:
+            raise UsageError(f"{name!r} is a collection: changes are made to one dataset", hint="mount its members")
         settings = Settings(
             path=folder,
             bucket=bucket,
-            dataset=version.dataset,
-            version=version.number,
-            manifest=version.record.manifest,
             runtime=registry.runtime,
             state=registry.state_dir,
-            no_open=prefers_no_open(version.record.totals, cached=not no_cache),
+            no_open=prefers_no_open(totals, cached=not no_cache),
             writable=writable,
             cache=None if no_cache else mounts.cache_dir(),
             limit=limit,
             prefetch=_pattern(prefetch),
+            **facts,
         )
         if foreground:
             mounts.hold(settings)
@@ -101,12 +102,12 @@ def mount(
     if format_type == "json" and record is not None:
         output.document(_shape(registry, record))
         return
-    output.message(f"{version} is mounted at {output.escape(path)}")
+    output.message(f"{settings.title} is mounted at {output.escape(path)}")
     if writable and record is not None and record.layer is not None:
         _tell_kept(record.layer, path)
 
 
-def _folder(path: str) -> str:
+def folder_of(path: str) -> str:
     """The one name of a folder."""
     found = os.path.realpath(path)
     if not found.isprintable():
@@ -120,9 +121,7 @@ def _check_place(registry: Registry, folder: str, path: str) -> None:
 
     record = registry.get(folder)
     if record is not None and record.alive and ours(record):
-        raise ConflictError(
-            f"{record.dataset}:{record.version} is mounted at {path} already", hint=f"osmo dataset umount {path}"
-        )
+        raise ConflictError(f"{record} is mounted at {path} already", hint=f"osmo dataset umount {path}")
     _clear_foreign(folder)
     existing_folder(path)
     with os.scandir(folder) as entries:
@@ -150,25 +149,32 @@ def _clear_foreign(folder: str) -> None:
             output.warn(f"the dead mount at {output.escape(folder)} was taken away")
 
 
-def _version(name: str) -> tuple[str, Any]:
-    """The name of the bucket, and the version."""
+def _target(name: str) -> tuple[str, dict[str, Any], Totals]:
+    """The name of the bucket, what its ``Settings`` say of a version or of a collection, and the sums of its files."""
     from casstore.dataset import parse_ref
-    from casstore.model import DatasetType
+    from casstore.model import DatasetType, Totals
     from casstore_cli.stores import open_bucket
-    from casstore_fuse.session import find_version
+    from casstore_fuse.session import Member, find_version
 
     text, at, digest = name.partition("@")
     ref = parse_ref(text)
     if at and ref.tag:
         raise UsageError(f"{name!r} names a tag and a digest", hint="give one of them")
     with open_bucket(ref.bucket) as bucket:
-        head = bucket.refs.find(ref.name)
-        if head.type == DatasetType.COLLECTION:
-            raise UsageError(
-                f"{ref.name!r} is a collection: one dataset can be mounted at a folder",
-                hint=f"see its members with `osmo dataset info {ref.name}`",
-            )
-        return bucket.name, find_version(bucket, ref.name, ref.tag, digest if at else None)
+        if bucket.refs.find(ref.name).type == DatasetType.DATASET:
+            found = find_version(bucket, ref.name, ref.tag, digest if at else None)
+            record = found.record
+            facts = {"dataset": found.dataset, "version": found.number, "manifest": record.manifest}
+            return bucket.name, facts, record.totals
+        if at:
+            raise UsageError(f"{ref.name!r} is a collection: it has no digest", hint=f"mount {ref.name}")
+        versions = bucket.resolve_all(ref.name, ref.tag)
+    members = tuple(Member(one.dataset, one.number, one.record.manifest) for one in versions)
+    if len({member.dataset for member in members}) < len(members):
+        raise UsageError(f"{ref.name!r} has several versions of one dataset", hint="mount them one by one")
+    totals = [version.record.totals for version in versions]
+    sums = Totals(files=sum(one.files for one in totals), size=sum(one.size for one in totals))
+    return bucket.name, {"dataset": ref.name, "version": 0, "manifest": "", "members": members}, sums
 
 
 def _pattern(prefetch: str | None) -> str | None:
@@ -185,10 +191,11 @@ def _tell_kept(layer: str, path: str) -> None:
         output.message(f"Changes from before are in it: osmo dataset commit {output.escape(path)}")
 
 
-def _clear(registry: Registry) -> None:
+def clear_dead(registry: Registry) -> None:
+    """Take away mounts whose processes are gone, and say so."""
     for record in registry.clear():
         output.warn(
-            f"the mount of {record.dataset}:{record.version} at {output.escape(record.path)} was dead and was taken "
+            f"the mount of {record} at {output.escape(record.path)} was dead and was taken "
             f"away; its log is {output.escape(record.log)}"
         )
 
@@ -202,8 +209,8 @@ def _shape(registry: Registry, record: Record) -> dict[str, object]:
         "path": record.path,
         "bucket": record.bucket,
         "name": record.dataset,
-        "version": str(record.version),
-        "digest": record.manifest,
+        "version": str(record.version) if record.version else None,
+        "digest": record.manifest or None,
         "since": record.started,
         "writable": record.layer is not None,
         "state": "alive" if record.alive else "dead",
@@ -229,7 +236,7 @@ def _list(registry: Registry, format_type: str) -> None:
         rows.append(
             [
                 shape["path"],
-                f"{shape['bucket']}/{shape['name']}:{shape['version']}",
+                f"{shape['bucket']}/{shape['name']}" + (f":{shape['version']}" if shape["version"] else ""),
                 "writable" if shape["writable"] else "read-only",
                 output.date(str(shape["since"])),
                 shape.get("opened", 0),
@@ -256,7 +263,7 @@ def umount(path: str | None, *, everything: bool, lazy: bool) -> None:
     if (path is None) != everything:
         raise UsageError("name one folder, or give --all")
     registry = mounts.find_registry()
-    _clear(registry)
+    clear_dead(registry)
     if path is None:
         busy: list[ConflictError] = []
         for record in registry.all():
@@ -267,7 +274,7 @@ def umount(path: str | None, *, everything: bool, lazy: bool) -> None:
         if busy:
             raise busy[0]
         return
-    folder = _folder(path)
+    folder = folder_of(path)
     found = registry.get(folder)
     if found is None:
         _unmount_unknown(folder, path, lazy=lazy)
@@ -288,7 +295,7 @@ def _unmount(registry: Registry, record: Record, *, lazy: bool) -> None:
         pass  # unmounted by somebody else meanwhile
     if lazy or hidden or not _ends(record):
         registry.remove(record)  # what is open still is served
-    output.message(f"{record.dataset}:{record.version} is no longer mounted at {shown}")
+    output.message(f"{record} is no longer mounted at {shown}")
     if record.layer is not None:
         from casstore_fuse import layers
 
@@ -333,103 +340,3 @@ def _ends(record: Record) -> bool:
         return not record.alive or bool(select.select([descriptor], [], [], _PATIENCE)[0])
     finally:
         os.close(descriptor)
-
-
-@click.command("commit", cls=Command)
-@click.argument("path", metavar="DIR")
-@click.option("--name", "target", metavar="NAME", help="Make a version of this dataset instead.")
-@click.option("-d", "--desc", default="", help="Description of the version.")
-@tree_options
-@click.option("--tag", metavar="TAG", help="Set this tag on the new version.")
-@click.option("--force", is_flag=True, help="Even when there is a newer version: what that changed is not in this one.")
-@click.option("--discard", is_flag=True, help="Throw the changes away instead.")
-@transfer_options
-@output.format_option("text", "json")
-def commit(
-    *,
-    path: str,
-    target: str | None,
-    desc: str,
-    metadata: tuple[str, ...],
-    labels: tuple[str, ...],
-    tag: str | None,
-    force: bool,
-    discard: bool,
-    processes: int | None,
-    threads: int | None,
-    benchmark_out: str | None,
-    format_type: str,
-) -> None:
-    """Make a version of the changes in the writable mount at DIR, which need not be mounted any more.
-
-    Only what was changed is read. When another version was made since, nothing is committed without --force.
-    """
-    from casstore_cli import mounts
-    from casstore_fuse import layers
-
-    registry = mounts.find_registry()
-    _clear(registry)
-    folder = _folder(path)
-    place = registry.layer(folder)
-    layer = layers.read(place)
-    if layer is None:
-        raise NotFoundError(f"there are no changes for {path}", hint="mount it with --writable first")
-    if discard:
-        if any((target, desc, metadata, labels, tag, force)):
-            raise UsageError("--discard makes no version: it goes alone")
-        with registry.locked(folder):
-            record = registry.get(folder)
-            if record is not None and record.alive:
-                raise ConflictError(f"{path} is mounted", hint=f"first: osmo dataset umount {path}")
-            layers.discard(place)
-        output.message(f"The changes to {layer} for {output.escape(path)} were thrown away")
-        return
-    options: dict[str, Any] = {
-        "force": force,
-        "description": desc or None,
-        "metadata": trees.from_files(metadata, "the metadata"),
-        "labels": trees.from_files(labels, "the labels"),
-        "tag": tag,
-        "threads": workers(processes, threads),
-    }
-    with registry.locked(folder):
-        _commit(place, layer, target, options, benchmark_out, format_type)
-
-
-def _commit(
-    place: str, layer: Any, target: str | None, options: dict[str, Any], benchmark_out: str | None, format_type: str
-) -> None:
-    import msgspec
-
-    from casstore.dataset.layer import commit_layer, mark_of
-    from casstore_cli.commands.dataset.options import writable_folder
-    from casstore_cli.commands.dataset.transfer import tell, working
-    from casstore_cli.stores import open_bucket
-    from casstore_fuse import layers
-    from casstore_fuse.session import find_version
-
-    writable_folder(benchmark_out)
-    upper = os.fsencode(os.path.join(place, "upper"))
-    with open_bucket(layer.bucket, write=True) as bucket:
-        base = find_version(bucket, layer.dataset, str(layer.version))
-        if base.record.manifest != layer.manifest:
-            raise ConflictError(f"{layer} is another version now than the one that was changed", hint="use --name")
-        mark = mark_of(upper)
-        with working("Committing", f"{target or layer.dataset} was not changed") as meter:
-            result = commit_layer(
-                bucket,
-                base,
-                upper,
-                named=layer.named,
-                name=target,
-                after=layer.committed,
-                progress=meter,
-                **options,
-            )
-        if target in {None, layer.dataset}:
-            done = msgspec.structs.replace(layer, committed=result.version.number, mark=mark)
-            layers.write(place, done)
-        tell(bucket, result, meter, format_type)
-        meter.write_benchmark(
-            benchmark_out, f"commit-{result.version.dataset}.json", files=result.files, transferred=result.new_bytes
-        )
