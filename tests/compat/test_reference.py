@@ -251,3 +251,34 @@ def test_each_object_stands_for_itself(osmo: Osmo, bucket: Any, tmp_path: Path) 
     assert osmo("store", "gc", "--grace", "0", "--repack-below", "100%", "--yes").code == 0
     assert downloaded(osmo, "three", tmp_path / "c") == {"x.bin": LARGE + b"appended"}
     assert osmo("store", "check", "--read-data").code == 0
+
+
+def test_what_is_lost_is_stored_from_files_that_have_it(osmo: Osmo, bucket: Any, tmp_path: Path) -> None:
+    put(bucket, FILES)
+    assert osmo("dataset", "adopt", "robots", f"{bucket.url}/data", "--reference").code == 0
+    bucket.delete(["data/a.bin"])
+    (tmp_path / "found").mkdir()
+    (tmp_path / "found" / "some name").write_bytes(FILES["a.bin"])
+    osmo("store", "repair", "--from", tmp_path / "found", "--yes")
+    assert osmo("store", "check").code == 0
+    assert downloaded(osmo, "robots", tmp_path / "out") == FILES
+
+
+def test_a_remote_of_dvc(osmo: Osmo, bucket: Any, tmp_path: Path) -> None:
+    digests = {path: hashlib.md5(data, usedforsecurity=False).hexdigest() for path, data in FILES.items()}
+    for path, digest in digests.items():
+        bucket.put(f"dvc/files/md5/{digest[:2]}/{digest[2:]}", [FILES[path]])
+    listed = json.dumps([{"md5": digest, "relpath": path} for path, digest in digests.items()]).encode()
+    whole = hashlib.md5(listed, usedforsecurity=False).hexdigest()
+    bucket.put(f"dvc/files/md5/{whole[:2]}/{whole[2:]}.dir", [listed])
+    out = {"md5": f"{whole}.dir", "hash": "md5", "path": "images"}
+    (tmp_path / "images.dvc").write_text(yaml.safe_dump({"outs": [out]}))
+    cache = f"{bucket.url}/dvc"
+    done = osmo("dataset", "adopt", "images", tmp_path / "images.dvc", "--cache", cache, "--reference", "-t", "json")
+    assert done.code == 0, done.err
+    assert done.json()["provenance"]["references"]["at"] == [f"{cache}/files/md5/"]
+    assert packs_size(osmo) < 150_000
+    assert downloaded(osmo, "images", tmp_path / "out") == {f"images/{path}": data for path, data in FILES.items()}
+    (tmp_path / "cache").mkdir()
+    local = osmo("dataset", "adopt", "x", tmp_path / "images.dvc", "--cache", tmp_path / "cache", "--reference")
+    assert (local.code, "--reference is for object storage" in local.out + local.err) == (2, True)

@@ -469,6 +469,41 @@ def test_references_are_moved_as_they_are(world: World) -> None:
     assert [bytes(data) for data in store.read_chunks(refs)] == chunks
 
 
+def test_readers_find_references_that_were_moved(world: World) -> None:
+    chunks = world.object("a", [5000, 6000])
+    refs = world.refer("a", chunks)
+    (old,) = world.store.index.pack_ids()
+    with_fetcher, with_store = world.open(), world.open()
+    fetcher = Fetcher(with_fetcher)
+    with_store.index.load()
+    mover = Mover(world.store, [old])
+    footer = read_footer(world.backend, old)
+    mover.move(old, footer.kind, footer.records)
+    mover._builders[PackKind.DATA].salt()  # another pack than the old one
+    mover.finish()
+    world.backend.delete([layout.pack_key(old)])
+    world.store.index.tidy([old])
+    fetcher.load(refs)
+    assert [bytes(fetcher.take(*ref)) for ref in refs] == chunks
+    assert [bytes(data) for data in with_store.read_chunks(refs)] == chunks
+    fetcher.close()
+
+
+def test_a_reader_falls_back_on_a_reference_when_the_chunk_is_collected(world: World) -> None:
+    chunks = world.object("a", [5000])
+    refs = world.refer("a", chunks)
+    world.keep(chunks)
+    store = world.open()
+    store.index.load()
+    stored = store.locate(refs[0][0]).pack_id
+    world.backend.delete([layout.pack_key(stored)])
+    fetcher = Fetcher(store)
+    fetcher.load(refs)
+    assert bytes(fetcher.take(*refs[0])) == chunks[0]
+    assert [bytes(data) for data in store.read_chunks(refs)] == chunks
+    fetcher.close()
+
+
 def test_the_whole_references_of_a_damaged_pack_are_salvaged(world: World) -> None:
     chunks = world.object("a", [5000, 6000, 7000])
     world.refer("a", chunks)
