@@ -21,12 +21,12 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from casstore import __version__
+from casstore.config import Config, Paths
 from casstore.errors import ConflictError, ServiceError, UsageError
 from casstore.wire.cluster import ServerReply
 from casstore.wire.local import ERROR_PREFIX, HINT_PREFIX, LOG_FILE, MAX_SOCKET_PATH, PID_FILE, READY, START_LOCK_FILE
 from casstore_cli import output
 from casstore_cli.client import Client, Target
-from casstore_cli.config import Config, Paths
 
 __all__ = [
     "Place",

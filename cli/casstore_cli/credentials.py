@@ -11,8 +11,9 @@ import stat
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from casstore.config import Config, load_config
 from casstore_cli import output
-from casstore_cli.config import Config, change_raw_config, load_config
+from casstore_cli.config import change_raw_config
 
 if TYPE_CHECKING:
     from casstore.remote.configured import ConfiguredCredentials

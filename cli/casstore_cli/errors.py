@@ -128,7 +128,7 @@ def _log(error: BaseException) -> str | None:
     import traceback
     from datetime import UTC, datetime
 
-    from casstore_cli.config import find_paths
+    from casstore.config import find_paths
 
     entry = "".join(traceback.format_exception(error))
     try:

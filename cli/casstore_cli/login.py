@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from casstore.config import Config, Paths, load_config
 from casstore.errors import UsageError
 from casstore_cli import output
 from casstore_cli.client import Client, Target
-from casstore_cli.config import Config, Paths, load_config, private_dir
+from casstore_cli.config import private_dir
 
 __all__ = ["Login", "connect", "forget", "read", "save"]
 

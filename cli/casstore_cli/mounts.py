@@ -16,8 +16,8 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
+from casstore.config import find_paths
 from casstore.errors import CasstoreError, ErrorKind, StorageError
-from casstore_cli.config import find_paths
 
 if TYPE_CHECKING:
     from casstore.repo.store import Store

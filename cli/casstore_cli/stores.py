@@ -11,8 +11,9 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from casstore.errors import IntegrityError, NotFoundError, StorageError, UsageError
-from casstore_cli.config import DEFAULT_BUCKET, BucketConfig, Config, load_config, private_dir
+from casstore.config import DEFAULT_BUCKET, BucketConfig, Config, load_config
+from casstore.errors import StorageError, UsageError
+from casstore_cli.config import private_dir
 from casstore_cli.credentials import ConfigCredentials
 from casstore_cli.output import warn
 
@@ -35,9 +36,7 @@ def open_bucket(name: str | None = None, *, write: bool = False, config: Config 
     found = config.bucket(name)
     if write and found.mode == "read-only":
         raise UsageError(f"bucket {found.name!r} is read-only", hint=f"it is declared so in {config.paths.config_file}")
-    undeclared = found.name == DEFAULT_BUCKET and DEFAULT_BUCKET not in (
-        (config.raw.get("casstore") or {}).get("buckets") or {}
-    )
+    undeclared = found.name == DEFAULT_BUCKET and not config.has_own_default
     if undeclared:
         private_dir(config.paths.data)
     with open_store(found, create=undeclared, config=config) as store:
@@ -58,43 +57,11 @@ def open_store(bucket: BucketConfig, *, create: bool = False, config: Config | N
     """The store of a bucket, with the credentials of ``config``. ``create`` makes the folder and the store where there
     is none.
     """
-    from casstore.backend.registry import open_backend
-    from casstore.repo.references import References
-    from casstore.repo.store import Store
+    from casstore.dataset.opening import open_store as open_declared
 
     config = config or load_config()
-    credentials = ConfigCredentials(config)
-    references = References(credentials, _allowed(config))
-    try:
-        backend = open_backend(bucket.url, create=create, credentials=credentials)
-        try:
-            store = Store.open(backend, create=create, references=references)
-        except BaseException:
-            backend.close()
-            raise
-    except IntegrityError as error:
-        raise type(error)(
-            f"bucket {bucket.name!r} at {bucket.url}: {error.message}",
-            hint=error.hint or "make store.json anew with `osmo store repair`; the data itself is not touched by this",
-        ) from None
-    except NotFoundError as error:
-        local = "is the disk mounted? " if bucket.url.startswith("file:") else ""
-        raise NotFoundError(
-            f"bucket {bucket.name!r} has no store at {bucket.url}: {error.message}",
-            hint=(not local and error.hint) or f"{local}A new store is made with: osmo bucket add NAME URL",
-        ) from None
-    with store:
+    with open_declared(bucket, config=config, create=create, credentials=ConfigCredentials(config)) as store:
         yield store
-
-
-def _allowed(config: Config) -> tuple[str, ...]:
-    """The URLs below which references may lead."""
-    from casstore.repo.references import allowed_prefixes
-
-    try:
-        return allowed_prefixes(config.references)
-    except UsageError as error:
-        raise UsageError(f"{config.paths.config_file}: casstore.references: {error.message}", hint=error.hint) from None
 
 
 def probe_store(store: Store) -> list[str]:

@@ -16,13 +16,12 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 import msgspec
 
 from casstore.cache.files import FileCache
 from casstore.cache.space import Space
-from casstore.errors import CasstoreError, NotFoundError, StorageError, UsageError
+from casstore.errors import CasstoreError, StorageError
 from casstore.model import Totals
 from casstore.repo.store import Store
 from casstore.repo.tree import Tree
@@ -38,10 +37,7 @@ from casstore_fuse.state import State
 from casstore_fuse.supervisor import RefusedError, supervise
 from casstore_fuse.vfs import Vfs
 
-if TYPE_CHECKING:
-    from casstore.dataset import Bucket, Version
-
-__all__ = ["Member", "Settings", "default_limit", "find_version", "prefers_no_open", "run"]
+__all__ = ["Member", "Settings", "default_limit", "prefers_no_open", "run"]
 
 _log = logging.getLogger("casstore.fuse")
 

@@ -18,8 +18,8 @@ from urllib.parse import urlencode
 import pytest
 import yaml
 
+from casstore.config import load_config
 from casstore_cli import login, main
-from casstore_cli.config import load_config
 from casstore_cli.credentials import ConfigCredentials
 from casstore_orchestrator.pools import this_machine
 from casstore_orchestrator.scheduler import Scheduler

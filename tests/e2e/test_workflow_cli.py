@@ -765,7 +765,7 @@ def _other_version(home: Home) -> subprocess.Popen[str]:
         "import casstore_server.__main__ as server; raise SystemExit(server.main())"
     )
     program = (
-        "import os, sys\nfrom casstore_cli import background\nfrom casstore_cli.config import load_config\n"
+        "import os, sys\nfrom casstore_cli import background\nfrom casstore.config import load_config\n"
         f"line = background.command_line(load_config())\nos.execv(line[0], [line[0], '-c', {code!r}, *line[4:]])\n"
     )
     process = subprocess.Popen(
@@ -798,7 +798,7 @@ def test_a_server_of_another_version_is_kept_while_it_works(new_home: Home) -> N
     new_home.env["OSMO_TEST"] = "1"
     script = (
         "from casstore.wire.workflow import SubmitReply, SubmitRequest\nfrom casstore_cli import background\n"
-        "from casstore_cli.config import load_config\nimport sys\n"
+        "from casstore.config import load_config\nimport sys\n"
         "client = background.connect(background.find_place(load_config()))\n"
         "reply = client.post('api/pool/default/workflow', SubmitReply, body=SubmitRequest(file=sys.stdin.read()))\n"
         "print(reply.name)\n"

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
+from casstore.config import find_paths, load_config
 from casstore.errors import NotFoundError, UsageError
-from casstore_cli.config import change_config, find_paths, load_config
+from casstore_cli.config import change_config
 
 
 def write(home: Path, text: str) -> Path:

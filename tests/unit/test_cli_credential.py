@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from casstore.config import load_config
 from casstore.errors import AccessError, FormatError, NotFoundError, TransientError, UsageError
 from casstore.remote.credentials import StorageCredential
 from casstore.transfer import raw
@@ -27,7 +28,6 @@ from casstore.wire.credentials import (
     profile_of,
 )
 from casstore_cli import main
-from casstore_cli.config import load_config
 from casstore_cli.credentials import ConfigCredentials
 
 Run = Callable[..., str]

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from casstore.config import load_config
 from casstore.errors import UsageError
 from casstore.remote.configured import ConfiguredCredentials, profile_key, stored_form
 from casstore.remote.credentials import StorageCredential
-from casstore_cli.config import load_config
 from casstore_cli.credentials import ConfigCredentials, forget_data, keep_data, local_profiles
 
 CANARY = "canary-7f3a"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from casstore.dataset.pick import find_version
 from casstore.errors import ConflictError, NotFoundError, UsageError
 from casstore.model import Totals
 from casstore_cli import main
@@ -18,7 +19,7 @@ from casstore_cli.stores import open_bucket
 from casstore_fuse import layers, mounted, session
 from casstore_fuse.layers import Layer
 from casstore_fuse.records import Record, Registry, started_at
-from casstore_fuse.session import Settings, default_limit, find_version, prefers_no_open
+from casstore_fuse.session import Settings, default_limit, prefers_no_open
 from casstore_fuse.state import State
 from casstore_fuse.vfs import shown
 

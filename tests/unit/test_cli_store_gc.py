@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from casstore.config import load_config
 from casstore.repo.leases import Lease
 from casstore_cli import main
-from casstore_cli.config import load_config
 from casstore_cli.stores import open_bucket
 
 Run = Callable[..., str]

@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from casstore.config import find_paths, load_config
 from casstore.errors import (
     AccessError,
     CasstoreError,
@@ -37,7 +38,6 @@ from casstore.wire.protocol import (
 )
 from casstore_cli import background, login
 from casstore_cli.client import Client, Target, Value, quoted
-from casstore_cli.config import find_paths, load_config
 
 _HOLD = "import fcntl,sys; f=open(sys.argv[1]); fcntl.flock(f,2); print(flush=True); sys.stdin.read()"
 

@@ -10,9 +10,10 @@ from typing import Any
 
 import click
 
+from casstore.config import BUCKET_NAME, DEFAULT_BUCKET, MODES, BucketConfig, load_config
 from casstore.errors import ConflictError, NotFoundError, UsageError
 from casstore_cli import output
-from casstore_cli.config import BUCKET_NAME, DEFAULT_BUCKET, MODES, BucketConfig, change_config, load_config
+from casstore_cli.config import change_config
 from casstore_cli.lazy import LazyGroup
 from casstore_cli.multi import Command
 

@@ -20,10 +20,10 @@ from casstore_cli.lazy import LazyGroup
 from casstore_cli.multi import Command, ManyOption
 
 if TYPE_CHECKING:
+    from casstore.config import Config
     from casstore.vault import Vault
     from casstore.wire.credentials import Credential, CredentialBody, CredentialSummary
     from casstore_cli.client import Client
-    from casstore_cli.config import Config
 
 _TYPES = ("REGISTRY", "DATA", "GENERIC")
 _MAX_FILE = 256 * 1024
@@ -85,8 +85,8 @@ def set_(
     A value on the command line can be seen by others while the command runs, and stays in the history of the shell:
     --value - and --payload-file keep it off. Without a value, it is asked for.
     """
+    from casstore.config import load_config
     from casstore.wire.credentials import Credential, check_name
-    from casstore_cli.config import load_config
 
     check_name(name)
     chosen = _chosen(kind, kinds)
@@ -107,8 +107,8 @@ def list_() -> None:
 
     Local says whether one for object storage is in config.yaml, for transfers from this machine.
     """
+    from casstore.config import load_config
     from casstore.wire.credentials import DATA
-    from casstore_cli.config import load_config
     from casstore_cli.credentials import local_profiles
 
     config = load_config()
@@ -139,9 +139,9 @@ def list_() -> None:
 @click.argument("name")
 def delete(name: str) -> None:
     """Forget the credential NAME."""
+    from casstore.config import load_config
     from casstore.wire.credentials import DATA, CredentialList, check_name
     from casstore_cli.client import quoted
-    from casstore_cli.config import load_config
     from casstore_cli.credentials import forget_data
 
     check_name(name)

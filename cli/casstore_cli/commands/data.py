@@ -210,8 +210,8 @@ def check(remote_uri: str, access_type: str, config_file: str | None) -> None:
 
     Prints {"status": "pass"}, or "fail" with the error; succeeds in both cases.
     """
+    from casstore.config import load_config
     from casstore.transfer.raw import check_access
-    from casstore_cli.config import load_config
     from casstore_cli.credentials import ConfigCredentials
 
     credentials = ConfigCredentials(load_config(config_file), file=config_file)

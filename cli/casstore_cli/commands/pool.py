@@ -12,10 +12,11 @@ from typing import Any
 import click
 import msgspec
 
+from casstore.config import load_config
 from casstore.errors import NotFoundError, UsageError
 from casstore.wire.cluster import QuotaReply, ResourceUsage
 from casstore_cli import output
-from casstore_cli.config import change_config, load_config
+from casstore_cli.config import change_config
 from casstore_cli.lazy import LazyGroup
 from casstore_cli.login import connect
 from casstore_cli.multi import Command, ManyOption

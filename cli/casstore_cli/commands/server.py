@@ -12,10 +12,10 @@ import click
 import msgspec
 
 from casstore import __version__
+from casstore.config import load_config
 from casstore.errors import ConflictError
 from casstore.wire.cluster import ServerReply
 from casstore_cli import background, output
-from casstore_cli.config import load_config
 from casstore_cli.lazy import LazyGroup
 from casstore_cli.multi import Command
 

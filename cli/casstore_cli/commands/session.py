@@ -9,6 +9,7 @@ import click
 import msgspec
 
 from casstore import __version__
+from casstore.config import load_config
 from casstore.errors import CasstoreError, ServiceError, UsageError
 from casstore.wire.cluster import (
     BackendsReply,
@@ -20,7 +21,7 @@ from casstore.wire.cluster import (
 )
 from casstore_cli import login, output
 from casstore_cli.client import Client, Target
-from casstore_cli.config import change_config, load_config
+from casstore_cli.config import change_config
 from casstore_cli.lazy import LazyGroup
 from casstore_cli.multi import Command
 

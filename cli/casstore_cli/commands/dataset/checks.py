@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from casstore.config import Config, load_config
 from casstore.errors import OUTCOMES, CasstoreError, ErrorKind, UsageError
 from casstore_cli import output
-from casstore_cli.config import Config, load_config
 from casstore_cli.multi import Command
 from casstore_cli.progress import Meter
 

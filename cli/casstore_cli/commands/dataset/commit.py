@@ -87,9 +87,9 @@ def _commit(
     import msgspec
 
     from casstore.dataset.layer import commit_layer, mark_of
+    from casstore.dataset.pick import find_version
     from casstore_cli.stores import open_bucket
     from casstore_fuse import layers
-    from casstore_fuse.session import find_version
 
     writable_folder(benchmark_out)
     upper = os.fsencode(os.path.join(place, "upper"))

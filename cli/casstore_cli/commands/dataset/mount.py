@@ -151,22 +151,19 @@ def _clear_foreign(folder: str) -> None:
 
 def _target(name: str) -> tuple[str, dict[str, Any], Totals]:
     """The name of the bucket, what its ``Settings`` say of a version or of a collection, and the sums of its files."""
-    from casstore.dataset import parse_ref
+    from casstore.dataset.pick import find_version, parse_pick
     from casstore.model import DatasetType, Totals
     from casstore_cli.stores import open_bucket
-    from casstore_fuse.session import Member, find_version
+    from casstore_fuse.session import Member
 
-    text, at, digest = name.partition("@")
-    ref = parse_ref(text)
-    if at and ref.tag:
-        raise UsageError(f"{name!r} names a tag and a digest", hint="give one of them")
+    ref, digest = parse_pick(name)
     with open_bucket(ref.bucket) as bucket:
         if bucket.refs.find(ref.name).type == DatasetType.DATASET:
-            found = find_version(bucket, ref.name, ref.tag, digest if at else None)
+            found = find_version(bucket, ref.name, ref.tag, digest)
             record = found.record
             facts = {"dataset": found.dataset, "version": found.number, "manifest": record.manifest}
             return bucket.name, facts, record.totals
-        if at:
+        if digest is not None:
             raise UsageError(f"{ref.name!r} is a collection: it has no digest", hint=f"mount {ref.name}")
         versions = bucket.resolve_all(ref.name, ref.tag)
     members = tuple(Member(one.dataset, one.number, one.record.manifest) for one in versions)

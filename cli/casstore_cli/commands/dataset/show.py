@@ -40,9 +40,9 @@ def list_(
     format_type: str,
 ) -> None:
     """List the newest datasets and collections, oldest first."""
+    from casstore.config import load_config
     from casstore.errors import CasstoreError, UsageError
     from casstore_cli.commands.dataset import shapes
-    from casstore_cli.config import load_config
     from casstore_cli.stores import open_bucket
 
     if user and all_users:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from casstore.config import MODES, Config, load_config
 from casstore.errors import OUTCOMES, ErrorKind, UsageError
 from casstore_cli import output
 from casstore_cli.commands.store.shown import losses_json, show_losses, watcher
-from casstore_cli.config import MODES, Config, load_config
 from casstore_cli.multi import Command
 from casstore_cli.progress import Meter
 

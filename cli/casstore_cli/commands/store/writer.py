@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import click
 
+from casstore.config import MODES, load_config
 from casstore.errors import UsageError
 from casstore_cli import output
-from casstore_cli.config import MODES, load_config
 from casstore_cli.multi import Command
 
 

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from casstore.config import Config
 from casstore.errors import SourceError, SpecError, UsageError
 from casstore.wire.protocol import MAX_REQUEST_BYTES
 from casstore_cli import output
-from casstore_cli.config import Config
 
 __all__ = ["Document", "mentions_localpath"]
 

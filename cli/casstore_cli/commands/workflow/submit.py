@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import click
 import msgspec
 
+from casstore.config import load_config
 from casstore.errors import CancelledError, SourceError, UsageError
 from casstore.wire.cluster import ProfileReply
 from casstore.wire.protocol import MAX_REQUEST_BYTES
@@ -24,7 +25,6 @@ from casstore.wire.workflow import SubmitReply, SubmitRequest, WorkflowReply
 from casstore_cli import output
 from casstore_cli.client import Client, Value, quoted
 from casstore_cli.commands.workflow.localfiles import Document, mentions_localpath
-from casstore_cli.config import load_config
 from casstore_cli.login import connect
 from casstore_cli.multi import Command, ManyOption
 from casstore_cli.terminal import copy_lines

@@ -1,0 +1,83 @@
+"""One open file of a version.
+
+Decided here and only here: what is fetched with a read, for the next one. A file that is read from front to back is
+read ahead, further each time. A read near the end fetches all of the end: what Parquet, zip and MCAP files say of
+themselves is there, and their readers come for it in several steps. Chunks that were fetched are in memory, so that
+fsspec need not cache anything itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from fsspec.spec import AbstractBufferedFile
+
+from casstore.fs.opened import Source, translated
+from casstore.transfer.ranges import Layout
+
+if TYPE_CHECKING:
+    from casstore.fs.filesystem import OsmoFileSystem
+
+__all__ = ["OsmoFile"]
+
+FIRST = 256 << 10
+"""Bytes that are read ahead when two reads follow each other ..."""
+FURTHEST = 8 << 20
+"""... and how far that grows."""
+TAIL = 256 << 10
+"""Bytes at the end that are fetched together."""
+LINE = 16 << 10
+"""Bytes in which the end of a line is looked for."""
+
+
+class OsmoFile(AbstractBufferedFile):  # type: ignore[misc]  # fsspec has no types
+    """A file, open for reading. Like any file object, for one thread at a time. It may be used after a fork."""
+
+    def __init__(
+        self,
+        fs: OsmoFileSystem,
+        path: str,
+        source: Callable[[], Source],
+        layout: Layout,
+        *,
+        details: dict[str, Any],
+        **options: Any,
+    ) -> None:
+        """``source`` returns the bucket, open in this process."""
+        self._source = source
+        self._layout = layout
+        self._next = 0
+        self._ahead = 0
+        options["size"] = layout.size
+        super().__init__(fs, path, "rb", **options)
+        self.details = details
+
+    def _fetch_range(self, start: int, end: int) -> bytes:
+        layout = self._layout
+        with translated(self.path):
+            ranges = self._source().ranges
+            sequential, self._next = start == self._next, end
+            found = ranges.cached(layout, start, end - start)
+            if found is None:
+                also = 0, 0
+                if layout.size - start <= TAIL:
+                    also = max(0, layout.size - TAIL), TAIL
+                elif sequential:
+                    self._ahead = min(FURTHEST, max(FIRST, 2 * self._ahead))
+                    also = start, end - start + self._ahead
+                else:
+                    self._ahead = 0
+                found = ranges.read(layout, start, end - start, also=also)
+        return b"".join(found)
+
+    def readline(self, size: int = -1) -> bytes:
+        """Return the next line, or ``size`` bytes of it."""
+        if size is None or size < 0:
+            line: bytes = self.readuntil(b"\n", blocks=LINE)
+            return line
+        start = self.tell()
+        part: bytes = self.read(min(size, max(LINE, size)))
+        line = part[: part.find(b"\n") + 1] or part
+        self.seek(start + len(line))
+        return line
