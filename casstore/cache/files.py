@@ -33,6 +33,11 @@ class FileCache:
         self._space = space
         self._root = os.path.join(space.root, "files")
 
+    @property
+    def folder(self) -> str:
+        """Where the files are."""
+        return self._root
+
     def path(self, identity: bytes) -> str:
         """Return where a file is, or would be."""
         name = identity.hex()

@@ -3,7 +3,8 @@
 Decided here and only here: that a folder of cached files stays below its limit, shared by any number of processes.
 Whoever has added a twentieth of the limit since it last looked adds up what is there, and when that is too much
 removes what was not used for longest until a tenth is free again; one process at a time does so. A file's time of
-modification is when it was last used, to within ``STALE`` seconds. Whatever is in the cache can be removed at any
+modification is when it was last used, to within ``STALE`` seconds. The limit is ``CASSTORE_CACHE_SIZE`` (such as 50G)
+where the user has set it, else a tenth of the disk and at most 20 GiB. Whatever is in the cache can be removed at any
 moment: whoever has it open goes on.
 """
 
@@ -16,9 +17,9 @@ import threading
 import time
 from collections.abc import Iterator
 
-from casstore.errors import StorageError
+from casstore.errors import StorageError, UsageError
 
-__all__ = ["STALE", "Space", "parse_limit"]
+__all__ = ["STALE", "Space", "default_limit", "parse_limit"]
 
 STALE = 600.0
 """Seconds within which a file counts as used just now."""
@@ -26,6 +27,8 @@ _SHARE = 20
 _KEEP = 0.9
 _LOCK = ".evict"
 _TEMP_AGE = 24 * 3600.0
+_VARIABLE = "CASSTORE_CACHE_SIZE"
+_MOST, _OF_DISK = 20 << 30, 10
 
 
 class Space:
@@ -61,6 +64,15 @@ class Space:
     def usage(self) -> int:
         """Return the bytes on disk of all that is cached."""
         return sum(size for _, size, _ in self._files())
+
+    def holdings(self) -> dict[str, tuple[int, int]]:
+        """Return how many files there are of each kind, and their bytes on disk."""
+        found: dict[str, tuple[int, int]] = {}
+        for _, size, path in self._files():
+            kind = os.path.relpath(path, self.root).partition(os.sep)[0]
+            count, total = found.get(kind, (0, 0))
+            found[kind] = count + 1, total + size
+        return found
 
     def shrink(self, limit: int | None = None) -> int:
         """Remove what was not used for longest when there is more than the limit; returns the bytes removed."""
@@ -102,6 +114,20 @@ class Space:
                                 os.unlink(entry.path)
                             else:
                                 yield info.st_mtime, info.st_blocks * 512, entry.path
+
+
+def default_limit(folder: str) -> int:
+    """Return how large a cache in this folder (which need not exist) gets when no option says it. ``UsageError``."""
+    text = os.environ.get(_VARIABLE, "").strip()
+    if text:
+        try:
+            return parse_limit(text)
+        except (ValueError, OverflowError):
+            raise UsageError(f"{_VARIABLE} is {text!r}, which is no size", hint="write it like 500M or 50G") from None
+    while not os.path.isdir(folder) and folder != os.path.dirname(folder):
+        folder = os.path.dirname(folder)
+    status = os.statvfs(folder)
+    return min(_MOST, status.f_frsize * status.f_blocks // _OF_DISK)
 
 
 def parse_limit(text: str) -> int:

@@ -30,7 +30,7 @@ from casstore.dataset.summary import (
     UploadResult,
     Version,
 )
-from casstore.errors import CasstoreError, ConflictError, SourceError, UsageError
+from casstore.errors import CasstoreError, SourceError, UsageError
 from casstore.model import DatasetType, Entry, Head, VersionState
 from casstore.repo.refs import Refs, now
 from casstore.repo.store import Store
@@ -223,39 +223,25 @@ class Bucket:
         own.
 
         ``dest`` must exist. ``regex`` is matched at the start of paths. See ``download_tree`` for what
-        happens to a folder that is there already.
+        happens to a folder that is there already, and ``casstore.dataset.checkout`` for downloads that are
+        remembered, so that the next one touches only what differs.
         """
-        from casstore.transfer.download import download_tree
+        from casstore.dataset.checkout import download
 
-        select = matcher(regex)
-        versions = self._catalog.resolve_all(self.refs.find(name), tag)
-        if not os.path.isdir(dest):
-            raise UsageError(f"{dest} is not a folder", hint="make it first, or choose another")
-        folders = [os.path.join(dest, version.dataset) for version in versions]
-        taken = [folder for folder in folders if not resume and os.path.lexists(folder) and not _is_empty(folder)]
-        if taken:
-            raise ConflictError(
-                f"{taken[0]} is not empty",
-                hint="use --resume to complete it, or download to another folder",
-            )
-        files = size = reused = written = 0
-        for version, folder in zip(versions, folders, strict=True):
-            stats = download_tree(
-                self.store,
-                self.tree(version),
-                folder,
-                select=select,
-                resume=resume,
-                unsafe_links=unsafe_links,
-                progress=progress,
-                threads=threads,
-            )
-            self._stamp_use(version)
-            files, size = files + stats.files, size + stats.bytes
-            reused, written = reused + stats.reused, written + stats.written
-        return DownloadResult(tuple(versions), tuple(folders), files, size, reused, written)
+        return download(
+            self,
+            name,
+            dest,
+            tag=tag,
+            regex=regex,
+            resume=resume,
+            unsafe_links=unsafe_links,
+            threads=threads,
+            progress=progress,
+            remember=False,
+        )
 
-    def _stamp_use(self, version: Version) -> None:
+    def stamp_use(self, version: Version) -> None:
         """Note that a version was used: once an hour at most, and never at the cost of the download."""
         last = version.state.last_used
         try:
@@ -459,11 +445,3 @@ def _order(order: str) -> str:
     if order not in ("asc", "desc"):
         raise UsageError(f"the order is asc or desc, not {order[:20]!r}")
     return order
-
-
-def _is_empty(folder: str) -> bool:
-    try:
-        with os.scandir(folder) as entries:
-            return next(entries, None) is None
-    except OSError:
-        return False

@@ -84,7 +84,8 @@ class DownloadResult(msgspec.Struct, frozen=True):
     """What a download did: the versions, the folder of each, and sums over all of them.
 
     ``files`` and ``size`` are all that is there now, ``reused`` the files that were there before,
-    ``new_bytes`` what was written to disk.
+    ``new_bytes`` what was written to disk. ``cached`` files came from this machine's cache, ``removed`` ones were not
+    in the version any more.
     """
 
     versions: tuple[Version, ...]
@@ -93,6 +94,8 @@ class DownloadResult(msgspec.Struct, frozen=True):
     size: int
     reused: int
     new_bytes: int
+    cached: int = 0
+    removed: int = 0
 
 
 class VersionInfo(msgspec.Struct, frozen=True):

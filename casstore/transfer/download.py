@@ -9,12 +9,15 @@ Whatever can't be restored faithfully fails the whole download, with the path in
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import errno
 import os
 import stat
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 from casstore.errors import CasstoreError, ConflictError, FormatError, UsageError
 from casstore.model import Entry, Kind
@@ -26,7 +29,11 @@ from casstore.transfer.restore import Restorer
 from casstore.transfer.safefs import local_error, show
 from casstore.transfer.stage import Landing
 
-__all__ = ["MEMORY", "DownloadStats", "download_tree"]
+if TYPE_CHECKING:
+    from casstore.cache.files import FileCache
+    from casstore.transfer.place import Placer
+
+__all__ = ["MEMORY", "Cached", "DownloadStats", "Select", "download_tree", "refuse_links_out", "write_entries"]
 
 MEMORY = 128 << 20
 """Bytes in flight, by default; for an object store ``MEMORY_REMOTE``: a request should be worth its round trip."""
@@ -43,7 +50,8 @@ Select = Callable[[bytes], bool]
 class DownloadStats:
     """What a download did. ``files`` and ``bytes`` are all that is there now; ``reused`` files were there before.
 
-    ``written`` are the bytes that were written to disk.
+    ``written`` are the bytes that were written to disk, ``cached`` the files that this machine's cache had.
+    ``finished_ns``: when all was written, by the clock of the file system.
     """
 
     files: int = 0
@@ -52,6 +60,16 @@ class DownloadStats:
     written: int = 0
     directories: int = 0
     symlinks: int = 0
+    cached: int = 0
+    finished_ns: int = dataclasses.field(default=0, compare=False)
+
+
+class Cached(NamedTuple):
+    """The cache that files may come from. ``fill``: what is missing is put into it. ``link``: see ``Placer``."""
+
+    files: FileCache
+    fill: bool = False
+    link: bool = False
 
 
 def download_tree(
@@ -66,6 +84,7 @@ def download_tree(
     progress: Progress | None = None,
     threads: int | None = None,
     memory: int | None = None,
+    cached: Cached | None = None,
 ) -> DownloadStats:
     """Write the version ``tree`` to the folder ``dest``, whose parent must exist.
 
@@ -84,28 +103,72 @@ def download_tree(
     """
     progress = progress or Silent()
     if not unsafe_links:
-        _refuse_links_out(tree, select)
+        refuse_links_out(tree, select)
     with Landing(dest, tree.id, resume=resume) as landing:
-        local = store.backend.capabilities.local
-        memory = memory or (MEMORY if local else MEMORY_REMOTE)
-        threads = threads or (min(THREADS_LOCAL, workers()) if local else THREADS_REMOTE)
-        mask = 0o7777 if special_bits else 0o7777 & ~_SPECIAL
         _warn_of_space(tree, landing, progress, select)
-        restorer = Restorer(store, tree, landing, progress, threads=threads, memory=memory, mode_mask=mask)
         try:
-            download = _Download(tree, landing, restorer, progress, select, unsafe_links=unsafe_links)
-            stats = download.run()
+            stats = write_entries(
+                store,
+                tree,
+                landing,
+                select=select,
+                unsafe_links=unsafe_links,
+                special_bits=special_bits,
+                progress=progress,
+                threads=threads,
+                memory=memory,
+                cached=cached,
+            )
         except CasstoreError as error:
             if error.hint is None:
                 error.hint = "what is complete is kept: run the same command again with --resume"
             raise
-        finally:
-            restorer.close()
         landing.finish()
     return stats
 
 
-def _refuse_links_out(tree: Tree, select: Select | None) -> None:
+def write_entries(
+    store: Store,
+    tree: Tree,
+    landing: Landing,
+    *,
+    entries: Iterable[Entry] | None = None,
+    right: Container[bytes] = (),
+    select: Select | None = None,
+    unsafe_links: bool = False,
+    special_bits: bool = False,
+    progress: Progress,
+    threads: int | None = None,
+    memory: int | None = None,
+    cached: Cached | None = None,
+) -> DownloadStats:
+    """Write ``entries`` of a version (all of them by default), in the order of its manifest, to where it lands.
+
+    ``right``: files that are known to have the right content, and get their attributes only. The rest is as with
+    ``download_tree``; putting the result into its place is left to the caller.
+    """
+    local = store.backend.capabilities.local
+    memory = memory or (MEMORY if local else MEMORY_REMOTE)
+    threads = threads or (min(THREADS_LOCAL, workers()) if local else THREADS_REMOTE)
+    mask = 0o7777 if special_bits else 0o7777 & ~_SPECIAL
+    with contextlib.ExitStack() as stack:
+        restorer = Restorer(store, tree, landing, progress, threads=threads, memory=memory, mode_mask=mask)
+        stack.callback(restorer.close)
+        placer = None
+        if cached is not None:
+            from casstore.transfer.place import Placer  # noqa: PLC0415 - most downloads do without
+
+            placer = Placer(cached.files, tree, landing, restorer, fill=cached.fill, link=cached.link, threads=threads)
+            stack.callback(placer.close)
+        download = _Download(tree, landing, restorer, progress, select, unsafe_links=unsafe_links)
+        download.placer, download.right = placer, right
+        stats = download.run(tree.entries() if entries is None else entries)
+        return dataclasses.replace(
+            stats, cached=placer.placed if placer is not None else 0, finished_ns=landing.clock()
+        )
+
+
+def refuse_links_out(tree: Tree, select: Select | None) -> None:
     """Look at all links before anything is written."""
     if not tree.totals.symlinks:
         return
@@ -163,13 +226,17 @@ class _Download:
         self._now = b""
         self._folded: dict[str, bytes] = {}
         self._files = self._size = self._kept = self._kept_size = 0
+        self.placer: Placer | None = None
+        self.right: Container[bytes] = ()
 
-    def run(self) -> DownloadStats:
+    def run(self, entries: Iterable[Entry]) -> DownloadStats:
         try:
-            for entry in self._tree.entries():
+            for entry in entries:
                 self._take(entry)
             self._tell()
             self._progress.listed()
+            if self.placer is not None:
+                self.placer.drain()
             self._restorer.drain()
             self._write_deferred()
             self._link()
@@ -263,14 +330,20 @@ class _Download:
         if self._files >= 1000:
             self._tell()
         if self._fresh:
-            self._restorer.add((entry, False))
+            if self.placer is None or not self.placer.take(entry):
+                self._restorer.add((entry, False))
             return
         status = self._root.stat(entry.path)
         if status is not None and stat.S_ISDIR(status.st_mode):
             raise ConflictError(f"{show(entry.path)} is a folder here, and a file in the version")
-        if status is not None and self._landing.trusted and self._is_complete(status, entry):
+        if status is not None and stat.S_ISREG(status.st_mode) and entry.path in self.right:
+            if status.st_nlink == 1 or entry.link:  # a further name may be elsewhere: then they are not ours to change
+                self._root.set_mode(entry.path, self._restorer.mode_of(entry))
+                self._root.set_times(entry.path, entry.mtime_ns)
             self._restorer.keep(entry)
-        else:
+        elif status is not None and self._landing.trusted and self._is_complete(status, entry):
+            self._restorer.keep(entry)
+        elif self.placer is None or not self.placer.take(entry):
             self._restorer.add((entry, status is not None))
 
     def _is_complete(self, status: os.stat_result, entry: Entry) -> bool:

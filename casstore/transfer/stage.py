@@ -27,10 +27,11 @@ from casstore import hashing
 from casstore.errors import ConflictError, NotFoundError
 from casstore.transfer.safefs import NAME_MAX, Confined, local_error, show
 
-__all__ = ["Landing", "staging_name"]
+__all__ = ["INSIDE", "Landing", "staging_name"]
 
 _SUFFIX = b".casstore-partial"
-_INSIDE = b".casstore-partial"
+INSIDE = b".casstore-partial"
+"""The staging folder of a download into a folder that nothing can be put beside."""
 _TREE, _TMP, _STATE = b"tree", b"tmp", b"state"
 
 
@@ -161,7 +162,7 @@ class Landing:
         if beside:
             self._lock(self._parent, staging_name(self._name))
         else:
-            self._lock(existing, _INSIDE)
+            self._lock(existing, INSIDE)
         self._staging.mkdir(_TMP, 0o700)
         self.temporary = self._keep(Confined(os.dup(self._staging.directory(_TMP))))
         clear(self.temporary)
@@ -225,6 +226,15 @@ class Landing:
             self.lost = 0o777 & ~os.fstat(descriptor).st_mode
             others = (f".casstore-prob\u00e9-{token}", f".casstore-Probe\u0301-{token}")
             self.folds = any(self._staging.stat(other.encode()) is not None for other in others)
+        finally:
+            os.close(descriptor)
+            self._staging.remove(name)
+
+    def clock(self) -> int:
+        """Return the time (ns) that the file system of the destination has now."""
+        descriptor, name = self._staging.create_temporary()
+        try:
+            return os.fstat(descriptor).st_ctime_ns
         finally:
             os.close(descriptor)
             self._staging.remove(name)
