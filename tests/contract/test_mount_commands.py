@@ -430,6 +430,23 @@ def test_a_writable_mount_that_was_killed_is_cleared_and_keeps_its_changes(run: 
 
 
 @as_root
+def test_a_writable_mount_goes_on_when_its_server_is_killed(run: Run, mnt: Path, source: Path) -> None:
+    run("mount", "DS", "mnt", "--writable")
+    (shape,) = listed(run)
+    with open(mnt / "large", "r+b") as file:
+        file.write(b"before")
+        os.kill(server_of(shape["pid"]), signal.SIGKILL)
+        (mnt / "d1/f1").write_text("changed")
+        (mnt / "d2/f2").unlink()
+        file.write(b" and after")
+    assert (mnt / "large").read_bytes()[16:] == (source / "large").read_bytes()[16:]
+    assert (mnt / "large").read_bytes()[:16] == b"before and after"
+    run("commit", "mnt", err="as version 2")
+    (after,) = listed(run)
+    assert after["restarts"] == 1
+
+
+@as_root
 def test_a_writable_mount_ends_with_its_folder(run: Run, mnt: Path) -> None:
     run("mount", "DS", "mnt", "--writable")
     (shape,) = listed(run)
