@@ -24,6 +24,7 @@ COMMANDS: Table = {
     "credential": ("casstore_cli.commands.credential", "cli", "Keep the secrets of your tasks and of object storage."),
     "bucket": ("casstore_cli.commands.bucket", "cli", "Declare and list the places that hold datasets."),
     "store": ("casstore_cli.commands.store", "cli", "Care for the store of a bucket."),
+    "cache": ("casstore_cli.commands.cache", "cli", "Show and clear what is kept of what was read."),
     "workflow": ("casstore_cli.commands.workflow", "cli", "Run workflows and watch them."),
     "task": ("casstore_cli.commands.task", "cli", "Show the tasks of workflows."),
     "pool": ("casstore_cli.commands.pool", "cli", "Declare and list pools of platforms."),

@@ -158,7 +158,9 @@ def test_download(run: Run, dataset: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     assert run("download", "DS:1", "out", err="DS:1 has been downloaded to out/DS") == ""
     assert (tmp_path / "out/DS/src/one.txt").read_text() == "one"
-    assert "is not empty" in run("download", "DS", "out", code=2)
+    (tmp_path / "other/DS").mkdir(parents=True)
+    (tmp_path / "other/DS/mine").write_text("mine")
+    assert "is not empty" in run("download", "DS", "other", code=2)
     run("download", "DS", "out", "--resume")
     assert (tmp_path / "out/DS/src/one.txt").read_text() == "changed"
     assert "is not a folder" in run("download", "DS", "src/one.txt", code=2)
@@ -531,3 +533,49 @@ def test_a_damaged_bucket_hides_no_other(run: Run, dataset: Path, isolated_home:
     (tmp_path / "lab/store.json").write_text("nonsense")
     assert "DS" in run("list", err="WARNING: bucket 'lab' at file://")
     assert "lab" in run("list", "-b", "lab", code=2)
+
+
+def test_status_of_a_download(run: Run, dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    run("download", "DS:1", "out")
+    lines = run("status", "out/DS").splitlines()
+    assert lines[0].startswith("DS:1 of bucket default, downloaded ")
+    assert lines[1:] == ["Nothing was changed.", "Version 2 is newer."]
+    (tmp_path / "out/DS/src/one.txt").write_text("mine")
+    (tmp_path / "out/DS/new\n\x1b[31m").write_text("")
+    shutil.rmtree(tmp_path / "out/DS/src/sub")
+    assert run("status", "out/DS").splitlines()[1:-1] == [
+        r"A  new\n\x1b[31m", "M  src/one.txt  (content)", "D  src/sub/", "1 added, 1 deleted, 1 modified",
+    ]  # fmt: skip
+    found = json.loads(run("status", "out/DS", "-t", "json"))
+    assert (found["name"], found["version"], found["clean"], found["newer"]) == ("DS", "1", False, True)
+    assert found["changes"][1] == {"status": "modified", "path": "src/one.txt", "type": "file", "what": ["content"]}
+    assert "would be lost: modified src/one.txt" in run("download", "DS", "out", code=2)
+    made = json.loads(run("download", "DS", "out", "--force", "-t", "json"))
+    assert (made["files"], made["reused"], made["removed"]) == (2, 0, 0)
+    assert json.loads(run("status", "out/DS", "-t", "json"))["changes"] == [
+        {"status": "added", "path": "new\n\x1b[31m", "type": "file", "what": []}
+    ]
+
+
+def test_status_of_any_folder(run: Run, dataset: Path, tmp_path: Path) -> None:
+    assert "is not known" in run("status", "src", code=2)
+    assert "does not exist" in run("status", "nowhere", code=2)
+    (tmp_path / "root").mkdir()
+    shutil.copytree(dataset, tmp_path / "root/src")
+    assert "Nothing was changed." in run("status", "root", "--against", "DS")
+    assert "M  src/one.txt  (content)" in run("status", "root", "--against", "DS:1", "--verify")
+
+
+def test_downloads_and_the_cache(run: Run, dataset: Path, tmp_path: Path, isolated_home: Path) -> None:
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+    run("download", "DS", "a")
+    assert not (isolated_home / ".cache/casstore/data").exists()
+    run("download", "DS", "b", "--cache")
+    run("download", "DS", "c", err="2 came from the cache")
+    assert (tmp_path / "c/DS/src/one.txt").stat().st_nlink == 1
+    shutil.rmtree(tmp_path / "c/DS")
+    run("download", "DS", "c", "--link")
+    assert (tmp_path / "c/DS/src/one.txt").stat().st_nlink == 2
+    assert "Nothing was changed." in run("status", "c/DS")

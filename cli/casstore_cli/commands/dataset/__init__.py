@@ -14,6 +14,7 @@ _HERE = "casstore_cli.commands.dataset"
 COMMANDS: Table = {
     "upload": (f"{_HERE}.transfer", "upload", "Upload files as a new version."),
     "download": (f"{_HERE}.transfer", "download", "Download a version."),
+    "status": (f"{_HERE}.checkout", "status", "Show what a downloaded folder is, and what was changed there."),
     "update": (f"{_HERE}.transfer", "update", "Make a new version from an existing one."),
     "mount": (f"{_HERE}.mount", "mount", "Show a version as a folder, without downloading it."),
     "umount": (f"{_HERE}.mount", "umount", "Unmount a version."),

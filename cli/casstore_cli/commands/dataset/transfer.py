@@ -185,6 +185,9 @@ def update(
 @click.argument("path")
 @regex_option
 @click.option("-r", "--resume", is_flag=True, help="Keep files that are there and right; fetch the others.")
+@click.option("--force", is_flag=True, help="Overwrite what was changed in the folder since it was downloaded.")
+@click.option("--cache", is_flag=True, help="Keep the files in the cache, too, for further downloads and mounts.")
+@click.option("--link", is_flag=True, help="Make files read-only hard links into the cache; see the guide first.")
 @click.option("--unsafe-links", is_flag=True, help="Make symbolic links that lead out of the folder, too.")
 @transfer_options
 @output.format_option("text", "json")
@@ -194,6 +197,9 @@ def download(
     path: str,
     regex: str | None,
     resume: bool,
+    force: bool,
+    cache: bool,
+    link: bool,
     unsafe_links: bool,
     processes: int | None,
     threads: int | None,
@@ -202,23 +208,32 @@ def download(
 ) -> None:
     """Download a version of the dataset NAME into the folder PATH/NAME.
 
-    PATH must exist, and PATH/NAME must be empty unless --resume is given. The members of a collection get a folder
-    each. Every byte is verified.
+    PATH must exist. The members of a collection get a folder each. Every byte is verified.
+
+    PATH/NAME must be empty, or what an earlier download of the dataset made: then only what differs is touched. What
+    was changed there is not overwritten without --force. Any other folder with content needs --resume, which
+    overwrites what differs.
     """
-    from casstore.dataset import parse_ref
+    from casstore.dataset import checkout, parse_ref
+    from casstore.transfer.download import Cached
+    from casstore_cli.caching import open_files
     from casstore_cli.stores import open_bucket
 
     ref = parse_ref(name)
     existing_folder(path)
     writable_folder(benchmark_out)
     with open_bucket(ref.bucket) as bucket:
+        files = open_files(make=cache or link)
         with working("Downloading", "download again with --resume to continue from here") as meter:
-            result = bucket.download(
+            result = checkout.download(
+                bucket,
                 ref.name,
                 path,
                 tag=ref.tag,
                 regex=regex,
                 resume=resume,
+                force=force,
+                cached=None if files is None else Cached(files, fill=cache, link=link),
                 unsafe_links=unsafe_links,
                 threads=workers(processes, threads),
                 progress=meter,
@@ -237,12 +252,16 @@ def download(
                     "size": result.size,
                     "written": result.new_bytes,
                     "reused": result.reused,
+                    "cached": result.cached,
+                    "removed": result.removed,
                 }
             )
             return
         for version, folder in zip(result.versions, result.folders, strict=True):
             output.message(f"{version} has been downloaded to {output.escape(folder)}")
         kept = f", {result.reused} of them were there already" if result.reused else ""
+        kept += f", {result.cached} came from the cache" if result.cached else ""
+        kept += f", {result.removed} others were removed" if result.removed else ""
         output.message(f"{amount(result.files, result.size)} in {duration(meter.seconds)}{kept}.")
 
 
