@@ -195,6 +195,22 @@ def test_references_lead_only_where_the_user_allows(osmo: Osmo, bucket: Any, tmp
     assert (result.code, "references lead to object storage alone" in result.err + result.out) == (2, True)
 
 
+def test_what_is_allowed_by_name_is_read_with_the_identity_of_the_environment(
+    osmo: Osmo, bucket: Any, server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(bucket, FILES)
+    assert osmo("dataset", "adopt", "robots", f"{bucket.url}/data", "--reference").code == 0
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", server.access_key_id)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", server.access_key)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", server.region)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
+    configure(casstore={"references": [f"{bucket.url}/dat"]})
+    (tmp_path / "out").mkdir()
+    assert osmo("dataset", "download", "robots", tmp_path / "out").code == 2, "another prefix"
+    configure(casstore={"references": [f"{bucket.url}/data"]})
+    assert downloaded(osmo, "robots", tmp_path / "again") == FILES
+
+
 def test_what_is_uploaded_does_not_rely_on_references(osmo: Osmo, bucket: Any, tmp_path: Path) -> None:
     put(bucket, FILES)
     assert osmo("dataset", "adopt", "robots", f"{bucket.url}/data", "--reference").code == 0
