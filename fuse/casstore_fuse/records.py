@@ -25,7 +25,7 @@ from casstore_fuse import mounted
 from casstore_fuse.mounting import unmount
 from casstore_fuse.state import State
 
-__all__ = ["Record", "Registry", "ours", "started_at", "take_away"]
+__all__ = ["Record", "Registry", "namespace", "ours", "started_at", "take_away"]
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -33,7 +33,7 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     ``pid`` is its supervisor's, ``clock`` when that one began (in ticks since boot), ``started`` the same for people;
     ``ready`` once it can be used. ``layer`` is the folder of its changes, for a writable one, and ``lower`` where its
-    version is mounted.
+    version is mounted. ``namespace`` is that of the processes, which have other numbers elsewhere; 0 when unknown.
     """
 
     path: str
@@ -45,6 +45,7 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     clock: int
     started: str
     log: str
+    namespace: int = 0
     ready: bool = False
     layer: str | None = None
     lower: str | None = None
@@ -53,9 +54,14 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         return f"{self.dataset}:{self.version}" if self.version else self.dataset
 
     @property
+    def here(self) -> bool:
+        """Whether its processes can be seen from here."""
+        return self.namespace in {0, namespace()}
+
+    @property
     def alive(self) -> bool:
-        """Whether its supervisor still is there."""
-        return started_at(self.pid) == self.clock
+        """Whether its supervisor still is there, as far as can be seen."""
+        return not self.here or started_at(self.pid) == self.clock
 
 
 class Registry:
@@ -203,6 +209,14 @@ def take_away(record: Record, *, lazy: bool) -> None:
             unmount(record.lower, lazy=True)
         with contextlib.suppress(OSError):
             os.rmdir(record.lower)
+
+
+def namespace() -> int:
+    """Return what tells apart the namespaces of processes; 0 when nothing does."""
+    try:
+        return os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        return 0
 
 
 def started_at(pid: int) -> int:

@@ -1,8 +1,8 @@
 """One mount, from a version to the last request.
 
-Decided here and only here: which version is meant, how its files are opened, in which order a mount is put together,
-and where it leaves word of what went wrong. The process that holds the mount opens no store and has no threads; each
-of its servers opens the store anew.
+Decided here and only here: how its files are opened, in which order a mount is put together, and where it leaves word
+of what went wrong. The process that holds the mount opens no store and has no threads; each of its servers opens the
+store anew.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 import msgspec
 
 from casstore.cache.files import FileCache
-from casstore.cache.space import Space
+from casstore.cache.space import Space, default_limit
 from casstore.errors import CasstoreError, StorageError
 from casstore.model import Totals
 from casstore.repo.store import Store
@@ -32,7 +32,7 @@ from casstore_fuse.contents import Contents
 from casstore_fuse.layers import Layer
 from casstore_fuse.members import Members
 from casstore_fuse.mounting import mount, read_ahead, unmount
-from casstore_fuse.records import Record, Registry, started_at, take_away
+from casstore_fuse.records import Record, Registry, namespace, started_at, take_away
 from casstore_fuse.state import State
 from casstore_fuse.supervisor import RefusedError, supervise
 from casstore_fuse.vfs import Vfs
@@ -107,14 +107,6 @@ def prefers_no_open(totals: Totals, *, cached: bool) -> bool:
     return totals.size < SMALL * totals.files or not (cached and _may_pass_through())
 
 
-def default_limit(folder: str) -> int:
-    """Return how large a cache gets when nobody says: a tenth of its disk, at most 20 GiB."""
-    while not os.path.isdir(folder):
-        folder = os.path.dirname(folder)
-    status = os.statvfs(folder)
-    return min(_LIMIT, status.f_frsize * status.f_blocks // 10)
-
-
 def _may_pass_through() -> bool:
     release = [int(part) for part in re.findall(r"\d+", os.uname().release)[:2]]
     with contextlib.suppress(OSError), open("/proc/self/status", encoding="ascii", errors="replace") as file:
@@ -150,6 +142,7 @@ def run(settings: Settings, open_store: OpenStore, ready: Ready, *, verbose: boo
         manifest=settings.manifest,
         pid=os.getpid(),
         clock=started_at(os.getpid()),
+        namespace=namespace(),
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         log=log,
         layer=layer,

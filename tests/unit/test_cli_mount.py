@@ -228,6 +228,18 @@ def test_a_record_of_a_process_that_is_gone_is_cleared(registry: Registry, tmp_p
     assert not os.path.exists(registry.page(dead.path, dead.pid))
 
 
+def test_a_record_of_processes_that_can_not_be_seen_is_left_alone(run: Run, registry: Registry, tmp_path: Path) -> None:
+    elsewhere = record(tmp_path / "elsewhere", os.getpid(), 1, namespace=1)
+    registry.put(elsewhere)
+    assert elsewhere.alive and registry.clear() == [] and registry.all() == [elsewhere]
+    own = find_registry()
+    own.make()
+    own.put(elsewhere)
+    assert json.loads(run("mount", "list", "-t", "json"))["mounts"][0]["state"] == "elsewhere"
+    run("umount", elsewhere.path)
+    assert own.all() == []
+
+
 def test_the_page_of_a_mount(registry: Registry, tmp_path: Path) -> None:
     found = mine(tmp_path / "one")
     assert registry.state(found) is None

@@ -210,7 +210,7 @@ def _shape(registry: Registry, record: Record) -> dict[str, object]:
         "digest": record.manifest or None,
         "since": record.started,
         "writable": record.layer is not None,
-        "state": "alive" if record.alive else "dead",
+        "state": ("alive" if record.alive else "dead") if record.here else "elsewhere",
         "pid": record.pid,
         "log": record.log,
         **counters,
@@ -283,7 +283,7 @@ def _unmount(registry: Registry, record: Record, *, lazy: bool) -> None:
     from casstore_fuse.records import ours, take_away
 
     shown = output.escape(record.path)
-    hidden = ours(record) is None
+    hidden = ours(record) is None or not record.here
     try:
         take_away(record, lazy=lazy)
     except ConflictError as error:
