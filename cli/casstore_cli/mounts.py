@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from casstore.config import find_paths
 from casstore.errors import CasstoreError, ErrorKind, StorageError
+from casstore_cli.caching import cache_dir
 
 if TYPE_CHECKING:
     from casstore.repo.store import Store
@@ -36,11 +37,6 @@ def find_registry() -> Registry:
 
     paths = find_paths()
     return Registry(paths.runtime, paths.state)
-
-
-def cache_dir() -> str:
-    """Where mounts keep what was read."""
-    return os.path.join(find_paths().cache, "data")
 
 
 def start(settings: Settings) -> None:
