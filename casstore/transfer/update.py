@@ -18,7 +18,7 @@ import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from casstore.errors import CasstoreError, ConflictError
+from casstore.errors import CasstoreError, ConflictError, OutOfSpaceError
 from casstore.model import Entry, Kind, sort_key
 from casstore.repo.store import Store
 from casstore.repo.tree import Tree
@@ -86,7 +86,7 @@ def update_tree(
                 cached=cached,
             )
         except CasstoreError as error:
-            if error.hint is None:
+            if error.hint is None or isinstance(error, OutOfSpaceError):
                 error.hint = "what is complete is kept: run the same command again"
             raise
         landing.finish()

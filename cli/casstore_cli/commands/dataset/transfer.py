@@ -5,6 +5,7 @@ Decided here and only here: what these commands tell, and how their options reac
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -224,7 +225,8 @@ def download(
     writable_folder(benchmark_out)
     with open_bucket(ref.bucket) as bucket:
         files = open_files(make=cache or link)
-        with working("Downloading", "download again with --resume to continue from here") as meter:
+        again = "" if os.path.isdir(os.path.join(path, ref.name)) and not resume else " with --resume"
+        with working("Downloading", f"download again{again} to continue from here") as meter:
             result = checkout.download(
                 bucket,
                 ref.name,
