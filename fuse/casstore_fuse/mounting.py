@@ -14,10 +14,11 @@ import os
 import shutil
 import socket
 import subprocess
+import tempfile
 
-from casstore.errors import AccessError, ConflictError, NotFoundError, StorageError, UsageError
+from casstore.errors import AccessError, CasstoreError, ConflictError, NotFoundError, StorageError, UsageError
 
-__all__ = ["mount", "read_ahead", "unmount"]
+__all__ = ["mount", "read_ahead", "unmount", "why_not"]
 
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV = 1, 2, 4
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
@@ -34,6 +35,26 @@ def mount(path: str, source: str) -> int:
     if os.geteuid() == 0:
         return _mount_as_root(path, source)
     return _mount_by_helper(path, source)
+
+
+def why_not() -> str:
+    """Why this process can't mount, found out by mounting at a folder of its own; empty when it can."""
+    if not os.path.exists("/dev/fuse"):
+        return "this machine has no /dev/fuse"
+    folder = tempfile.mkdtemp(prefix="casstore-")
+    try:
+        descriptor = mount(folder, "osmo:trial")
+        try:
+            unmount(folder, lazy=True)
+        finally:
+            os.close(descriptor)
+    except (CasstoreError, OSError) as error:
+        reason = error.message if isinstance(error, CasstoreError) else str(error)
+        return reason.replace(folder, "a folder")
+    finally:
+        with contextlib.suppress(OSError):
+            os.rmdir(folder)
+    return ""
 
 
 def _mount_as_root(path: str, source: str) -> int:

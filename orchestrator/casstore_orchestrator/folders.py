@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import itertools
 import os
 import re
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +38,7 @@ __all__ = [
 _FICLONE = 0x40049409
 _COPY_STEP = 8 << 20
 LISTING_DEPTH = 2
+LISTING_LINES = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,21 +233,26 @@ def _write_all(writer: int, data: bytes) -> int:
     return len(data)
 
 
-def listing(folder: Path, *, lines: int = 20) -> list[str]:
-    """A picture of what is in the folder, two levels deep, of at most ``lines`` lines (and one that says "more")."""
-    shown: list[str] = []
-    for depth, name in _picture(folder, 0):
-        if len(shown) == lines:
-            shown.append("...")
+def listing(folder: Path, *, lines: int = LISTING_LINES, shown: Mapping[str, Path] | None = None) -> list[str]:
+    """A picture of what is in the folder, two levels deep, of at most ``lines`` lines (and one that says "more").
+
+    ``shown``: folders that tasks see in place of those of that name in it, or (no name) in place of itself. They may
+    be large: no more of them is read than is told.
+    """
+    instead = dict(shown or {})
+    picture: list[str] = []
+    for depth, name in _picture(instead.get("", folder), 0, instead, lines + 1 if "" in instead else None):
+        if len(picture) == lines:
+            picture.append("...")
             break
-        shown.append("  " * depth + name)
-    return shown
+        picture.append("  " * depth + name)
+    return picture
 
 
-def _picture(folder: Path, depth: int) -> Iterator[tuple[int, str]]:
+def _picture(folder: Path, depth: int, instead: Mapping[str, Path], most: int | None) -> Iterator[tuple[int, str]]:
     try:
         with os.scandir(folder) as found:
-            entries = sorted(found, key=lambda entry: entry.name)
+            entries = sorted(itertools.islice(found, most), key=lambda entry: entry.name)
     except OSError:
         return
     for entry in entries:
@@ -253,7 +260,10 @@ def _picture(folder: Path, depth: int) -> Iterator[tuple[int, str]]:
         if entry.is_dir(follow_symlinks=False):
             yield depth, name + "/"
             if depth + 1 < LISTING_DEPTH:
-                yield from _picture(Path(entry.path), depth + 1)
+                if depth == 0 and entry.name in instead:
+                    yield from _picture(instead[entry.name], depth + 1, {}, LISTING_LINES + 1)
+                else:
+                    yield from _picture(Path(entry.path), depth + 1, {}, most)
         else:
             yield depth, f"{name} ({size_text(entry.stat(follow_symlinks=False).st_size)})"
 

@@ -4,6 +4,7 @@ Decided here and only here: the layout below the scheduler's home, and how the o
 that read it.
 
     <workflow id>/_logs/...                     see ``logs``
+    <workflow id>/_mounts/<group>/<n>           versions that tasks of a group read, while it runs
     <workflow id>/<task>/<retry id>/data/...    the home of one attempt, removed when its group ends
     <workflow id>/<task>/output/                the output that other tasks read, also of later workflows
     <workflow id>/<task>/output.json            its ``OutputNote``
@@ -48,6 +49,10 @@ class Homes:
     def attempt(self, workflow_id: str, task: str, retry_id: int) -> Path:
         """The home of one attempt."""
         return self.task(workflow_id, task) / str(retry_id)
+
+    def mounts(self, workflow_id: str, group: str) -> Path:
+        """Where versions are mounted for a group."""
+        return self.workflow(workflow_id) / "_mounts" / _checked(group)
 
     def make(self, workflow_id: str, task: str, retry_id: int, inputs: int) -> Path:
         """A fresh home with empty input folders and an empty output folder."""

@@ -19,6 +19,7 @@ __all__ = [
     "DatasetVersion",
     "Executor",
     "Gang",
+    "InputLayer",
     "Isolation",
     "Layout",
     "LogSink",
@@ -30,6 +31,7 @@ __all__ = [
     "Transfer",
     "UrlStore",
     "UrlTransfer",
+    "VersionMounts",
 ]
 
 
@@ -43,12 +45,23 @@ class PlacedFile:
 
 
 @dataclass(frozen=True, slots=True)
+class InputLayer:
+    """A folder of the host that a task finds among its inputs, and may change: ``source`` stays as it is.
+
+    ``at`` is relative to the folder of the inputs, such as ``0/dataset``, and an empty folder there.
+    """
+
+    at: str
+    source: Path
+
+
+@dataclass(frozen=True, slots=True)
 class TaskLaunch:
     """One attempt of one task, ready to run.
 
-    ``home`` is the attempt's folder on the host; ``home/data/input/<i>`` is filled in already (folders, or
-    mounts made before ``prepare``), ``home/data/output`` receives the outputs. ``cpu`` is in cores,
-    ``memory`` in bytes, ``gpu`` in whole devices; 0 means no limit (cpu, memory) or none (gpu).
+    ``home`` is the attempt's folder on the host; ``home/data/input/<i>`` may be filled until the task is released,
+    but for ``layers``, whose folders are there before ``prepare``; ``home/data/output`` receives the outputs. ``cpu``
+    is in cores, ``memory`` in bytes, ``gpu`` in whole devices; 0 means no limit (cpu, memory) or none (gpu).
     """
 
     name: str
@@ -60,6 +73,7 @@ class TaskLaunch:
     memory: int
     gpu: int
     read_only_inputs: bool = False
+    layers: tuple[InputLayer, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +160,9 @@ class Executor(Protocol):
 
     def host(self, group_key: str, task: str) -> str:
         """What ``{{host:task}}`` expands to: a name that resolves inside the group."""
+
+    def why_no_layer(self, launch_home: Path, source: Path) -> str:
+        """Why ``TaskLaunch.layers`` can't be laid over ``source`` in this home; empty when they can."""
 
     def prepare(self, group_key: str, launches: Sequence[TaskLaunch], log: LogSink) -> Gang:
         """Prepare all tasks or none; raises ``ServiceError`` or ``UsageError`` with nothing left behind."""
@@ -266,6 +283,25 @@ class DataStore(Protocol):
         stop: Callable[[], bool],
     ) -> Published:
         """Commit the referenced version plus ``additions`` (each ``source[:folder]``) as a new version."""
+
+
+class VersionMounts(Protocol):
+    """Versions of datasets, shown as folders of the host without being downloaded. Safe to use from any thread."""
+
+    def why_not(self) -> str:
+        """Why nothing can be mounted on this machine; empty when it can."""
+
+    def mount(self, version: DatasetVersion, path: Path, *, stop: Callable[[], bool]) -> None:
+        """Show a version at an empty folder, read-only; one that is shown there already is left alone.
+
+        Raises a ``CasstoreError`` with nothing mounted, ``CancelledError`` once ``stop`` says so.
+        """
+
+    def unmount(self, path: Path) -> tuple[str, ...]:
+        """End a mount, whoever uses it; gives what went wrong while it was there, a line each. Raises nothing."""
+
+    def clear(self) -> None:
+        """End the mounts that an earlier server left."""
 
 
 class UrlStore(Protocol):

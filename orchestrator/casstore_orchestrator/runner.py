@@ -45,13 +45,24 @@ from .inputs import InputFetcher
 from .logs import LogStore, TaskLog
 from .outputs import OutputStorer
 from .pools import Resources
-from .ports import Credentials, DataStore, Executor, Gang, PlacedFile, RunningTask, TaskLaunch, UrlStore
+from .ports import (
+    Credentials,
+    DataStore,
+    Executor,
+    Gang,
+    PlacedFile,
+    RunningTask,
+    TaskLaunch,
+    UrlStore,
+    VersionMounts,
+)
 from .provenance import InputNote, Producer
 from .records import WorkflowRecord
 from .spec import TaskInput, TaskSpec
 from .status import ExitCode, TaskStatus
 from .tokens import TokenValues, expand_vars, names_in, resolve
 from .transfers import Say, Stop
+from .views import Views
 
 __all__ = ["GroupRunner", "Services"]
 
@@ -73,6 +84,7 @@ class Services:
     credentials: Credentials
     file_urls: bool
     urls: UrlStore | None = None
+    mounts: VersionMounts | None = None
 
 
 class _Run:
@@ -121,6 +133,7 @@ class GroupRunner:
         self._freed = freed
         self._ended = ended
         self._log = TaskLog(services.logs, record.id)
+        self._views = Views(services.executor, services.mounts, services.homes.mounts(record.id, group))
         self._fetcher = InputFetcher.make(
             services.data,
             services.homes,
@@ -128,6 +141,7 @@ class GroupRunner:
             record.user,
             file_urls=services.file_urls,
             urls=services.urls,
+            views=self._views,
         )
         self._storer = OutputStorer(
             services.data, services.homes, _kept_tasks(record), services.file_urls, services.urls
@@ -135,10 +149,12 @@ class GroupRunner:
         self._orders: queue.SimpleQueue[Effect] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._closing = False
+        self._stop = Stop()
         self._gang: Gang | None = None
         self._runs: dict[str, _Run] = {}
         self._threads: list[threading.Thread] = []
         self._homes: list[Path] = []
+        self._mounters: list[Attempt] = []
         self._notes: dict[tuple[str, int], tuple[InputNote, ...]] = {}
         self._thread = threading.Thread(target=self._control, name=f"group {record.id} {group}", daemon=True)
         self._thread.start()
@@ -148,6 +164,7 @@ class GroupRunner:
         with self._lock:
             if isinstance(effect, CloseGroup):
                 self._closing = True
+                self._stop.set("the group ended")
                 for run in self._runs.values():
                     run.end("the group ended")
             elif isinstance(effect, KillTask):
@@ -271,12 +288,18 @@ class GroupRunner:
 
     def _close(self) -> None:
         try:
-            if self._gang is not None:
-                self._gang.close()
+            try:
+                if self._gang is not None:
+                    self._gang.close()
+            finally:
+                self._freed()
+            for thread in self._threads:
+                thread.join(_JOIN)
         finally:
-            self._freed()
-        for thread in self._threads:
-            thread.join(_JOIN)
+            problems = self._views.close()
+        for attempt in self._mounters:
+            for problem in problems:
+                self._services.logs.say(self._record.id, attempt.task, attempt.retry_id, f"A mounted input: {problem}")
         for home in self._homes:
             remove_tree(home)
 
@@ -318,6 +341,9 @@ class GroupRunner:
         for name in names_in((*task.command, *task.args)) & (secrets.keys() - task.environment.keys()):
             self._say(task.name, f"$({name}) in the command puts a secret where every user of the machine sees it")
         environment = {**secrets, **task.environment}
+        layers = self._views.layers(home) if in_place else self._fetcher.lay(task, home, self._stop)
+        if layers and attempt not in self._mounters:
+            self._mounters.append(attempt)
         limits = self._limits.get(task.name, Resources())
         launch = TaskLaunch(
             name=task.name,
@@ -328,6 +354,7 @@ class GroupRunner:
             cpu=limits.cpu,
             memory=limits.memory,
             gpu=limits.gpu,
+            layers=layers,
         )
         return task, launch
 

@@ -42,7 +42,7 @@ from .homes import Homes
 from .logs import Clock, LogStore
 from .placing import Holding, Placer, Waiting
 from .pools import Pool
-from .ports import Credentials, DataStore, Executor, StateStore, UrlStore
+from .ports import Credentials, DataStore, Executor, StateStore, UrlStore, VersionMounts
 from .records import GroupRecord, TaskRecord, WorkflowRecord
 from .runner import GroupRunner, Services
 from .state import apply, next_deadline
@@ -90,6 +90,7 @@ class Scheduler:
         credentials: Credentials | None = None,
         file_urls: bool = False,
         urls: UrlStore | None = None,
+        mounts: VersionMounts | None = None,
     ) -> None:
         self._store = store
         self._clock = clock
@@ -103,6 +104,7 @@ class Scheduler:
             credentials=self._credentials,
             file_urls=file_urls,
             urls=urls,
+            mounts=mounts,
         )
         self._placer = Placer(pools)
         self._lock = threading.Lock()
@@ -126,6 +128,8 @@ class Scheduler:
 
     def recover(self) -> None:
         """Tell every unfinished workflow that its processes are gone; part of ``start``."""
+        if self._services.mounts is not None:
+            self._services.mounts.clear()
         for workflow_id in self._store.unfinished():
             try:
                 record = self._store.load(workflow_id)

@@ -194,7 +194,8 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """One command and everything it needs.
 
     ``command`` is empty only when the YAML had none: the image's own entry point is meant. ``resource`` names
-    an entry of ``WorkflowSpec.resources``. Keys of ``exit_actions`` are COMPLETE, FAIL and RESCHEDULE.
+    an entry of ``WorkflowSpec.resources``. Keys of ``exit_actions`` are COMPLETE, FAIL and RESCHEDULE. Without a
+    ``download_type`` inputs are mounted.
     """
 
     name: str
@@ -213,7 +214,7 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     host_network: bool = field(default=False, name="hostNetwork")
     exit_actions: dict[str, str] = field(default_factory=dict, name="exitActions")
     checkpoint: tuple[Checkpoint, ...] = ()
-    download_type: Literal["download"] | None = field(default=None, name="downloadType")
+    download_type: Literal["mount", "download"] | None = field(default=None, name="downloadType")
     cache_size: int | None = field(default=None, name="cacheSize")
     kpis: tuple[Kpi, ...] = ()
     backend: str | None = None

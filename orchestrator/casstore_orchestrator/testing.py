@@ -205,6 +205,10 @@ class FakeExecutor:
         """The task's name."""
         return task
 
+    def why_no_layer(self, launch_home: Path, source: Path) -> str:
+        """There are no mounts here."""
+        return "a stand-in for tests"
+
     def prepare(self, group_key: str, launches: Sequence[TaskLaunch], log: LogSink) -> FakeGang:
         """See ``ports.Executor``."""
         if self.refuse is not None:

@@ -37,6 +37,10 @@ class LocalExecutor(Executor):
         """A name that resolves to the task inside its group."""
         return self._now().host(group_key, task)
 
+    def why_no_layer(self, launch_home: Path, source: Path) -> str:
+        """Why inputs can't be laid over ``source``; empty when they can."""
+        return self._now().why_no_layer(launch_home, source)
+
     def prepare(self, group_key: str, launches: Sequence[TaskLaunch], log: LogSink) -> Gang:
         """Prepare all tasks or none."""
         return self._now().prepare(group_key, launches, log)

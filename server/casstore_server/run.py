@@ -35,6 +35,7 @@ from casstore_server.credentials import UserCredentials
 from casstore_server.db.engine import open_database
 from casstore_server.db.store import Database
 from casstore_server.executor import LocalExecutor
+from casstore_server.mounts import ServerMounts
 from casstore_server.services.context import Services
 from casstore_server.settings import Settings
 from casstore_server.stores import Stores
@@ -135,6 +136,7 @@ def _parts(settings: Settings, database: Database) -> Iterator[Services]:
     watched.on_change(data.forget)
     executor = LocalExecutor(settings, watched)
     urls = StorageUrls(credentials.storage)
+    mounts = ServerMounts(settings)
     scheduler = Scheduler(
         database,
         data,
@@ -144,9 +146,11 @@ def _parts(settings: Settings, database: Database) -> Iterator[Services]:
         credentials=credentials,
         file_urls=True,
         urls=urls,
+        mounts=mounts,
     )
     with contextlib.ExitStack() as stack:
         stack.callback(stores.close)
+        stack.callback(mounts.close)
         stack.callback(scheduler.stop)
         scheduler.start()
         yield Services(

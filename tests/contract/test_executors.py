@@ -827,7 +827,7 @@ def test_without_a_bridge_the_group_shares_one_network_and_says_so(
 def test_without_layers_new_folders_still_work_and_old_ones_are_refused(
     sandboxed: Group, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sandbox, "layered", lambda folders: [])
+    monkeypatch.setattr(sandbox, "layered", lambda *_, **__: [])
     name = f"casstore-test-{uuid.uuid4().hex}"
     placed = (PlacedFile(f"/{name}/file", b"placed\n"),)
     assert sandboxed.run("a", f"cat /{name}/file; mkdir /{name}2", files=placed) == (0, [b"placed"])

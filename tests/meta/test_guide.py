@@ -31,6 +31,8 @@ _VARIES = [
     (re.compile(r"\bin \d+ s\b"), "in N s"),
     (re.compile(r"\b[\d.]+ [KMG]?i?B (?=(?:of them )?new\b)"), "N "),  # with a manifest, which holds times
     (re.compile(r"={4,}"), "===="),
+    # An input is downloaded or copied where it can't be mounted.
+    (re.compile(r"\b(?:Downloaded|Copied) (.+) to (\{\{\S+): (\d+ files, .*)"), r"Mounted \1 (\3) at \2"),
     (re.compile(r"\s+"), " "),
 ]
 

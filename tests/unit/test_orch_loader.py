@@ -264,7 +264,7 @@ def test_another_version_is_ignored_with_a_warning() -> None:
         ("exitActions: {EXPLODE: 1}", r"exitActions: unknown action 'EXPLODE'", None),
         ("exitActions: {FAIL: 5-1}", r"exitActions: FAIL: the range 5-1 is empty", None),
         ("exitActions: {FAIL: all}", r"exitActions: FAIL: 'all' is not a code", None),
-        ("downloadType: mount", r"downloadType: expected 'download'", None),
+        ("downloadType: mountpoint-s3", r"downloadType: expected 'mount' or 'download'", None),
         ("checkpoint: [{path: /a, url: s3://b}]", r"checkpoint\[0\]\.frequency: missing", None),
         ("checkpoint: [{path: /a, url: s3://b, frequency: 1x}]", r"checkpoint\[0\]\.frequency", None),
         ("credentials: {c: relative}", r"credentials\.c: 'relative' is not an absolute path", None),

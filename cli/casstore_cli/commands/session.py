@@ -155,6 +155,24 @@ def profile_set(setting: str, value: str, enabled: bool | None) -> None:
     output.text("Profile Set")
 
 
+def _inputs(folder: str) -> str:
+    """Whether the inputs of tasks whose folders are in ``folder`` are mounted, and why not."""
+    import os
+    import tempfile
+    from pathlib import Path
+
+    from casstore_fuse.mounting import why_not
+    from casstore_orchestrator.executors.process import ProcessExecutor
+
+    reason = why_not()
+    if not reason:
+        with tempfile.TemporaryDirectory(dir=folder if os.path.isdir(folder) else None) as trial:
+            source = Path(trial) / "source"
+            source.mkdir()
+            reason = ProcessExecutor().why_no_layer(Path(trial), source)
+    return f"downloaded: {reason}" if reason else "mounted"
+
+
 @click.command("doctor", cls=Command)
 @output.format_option("text", "json")
 def doctor(format_type: str) -> None:
@@ -171,6 +189,7 @@ def doctor(format_type: str) -> None:
         capacity = this_machine(config.paths.state).capacity
         report["isolation"] = isolation.mode
         report["network"] = "a network of its own for each group" if isolation.network else "the machine's own"
+        report["inputs"] = _inputs(config.paths.state)
         report["reasons"] = list(isolation.reasons)
         report["capacity"] = {
             "cpu": capacity.cpu,

@@ -191,6 +191,7 @@ class SandboxGang(ProcessGang):
             "before": plan.before,
             "folders": plan.folders,
             "after": plan.after,
+            "inputs": plan.inputs,
         }
         refused: ServiceError | None = None
         try:

@@ -15,12 +15,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from casstore_orchestrator.executors.cgroups import MAX_PROCESSES, Bases
 
-__all__ = ["Machine", "bare_python", "probe", "top_level", "trial_main"]
+__all__ = ["Machine", "bare_python", "layer_main", "probe", "top_level", "trial_main", "why_no_layer"]
 
 _TRIAL_SECONDS = 60.0
 # Replaced in every sandbox: never taken from the machine.
@@ -65,14 +67,15 @@ def top_level() -> tuple[list[str], dict[str, str]]:
     return folders, links
 
 
-def _has_mounts_below(folder: str) -> bool:
+def layered(folders: list[str], unseen: Iterable[str] = ()) -> list[str]:
+    """Those over which a layer makes sense: a folder with mounts of its own below would lose them.
+
+    ``unseen``: folders that tasks find empty, whatever is mounted in them.
+    """
+    hidden = tuple(folder.rstrip("/") + "/" for folder in unseen)
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
-        return any(line.split(" ")[4].startswith(folder + "/") for line in lines)
-
-
-def layered(folders: list[str]) -> list[str]:
-    """Those over which a layer makes sense: a folder with mounts of its own below would lose them."""
-    return [folder for folder in folders if not _has_mounts_below(folder)]
+        points = [point for line in lines if not f"{(point := line.split(' ')[4])}/".startswith(hidden)]
+    return [folder for folder in folders if not any(point.startswith(f"{folder}/") for point in points)]
 
 
 @functools.cache
@@ -171,6 +174,68 @@ def _try(bwrap: str, *, user: bool) -> dict[str, object]:
             return {"error": f"the trial failed: {error}"}
         except subprocess.TimeoutExpired:
             return {"error": f"the trial took more than {_TRIAL_SECONDS:.0f} seconds"}
+
+
+def why_no_layer(source: str, layers: str, *, user: bool) -> str:
+    """Why ``source`` (relative to ``layers``) can't lie below an input that tasks may change; empty when it can.
+
+    Tried once for folders of the same file system, and once for those of another one, which is a mount of ours.
+    """
+    try:
+        device = os.stat(layers).st_dev
+        key = (device, os.stat(os.path.join(layers, source)).st_dev == device, user)
+    except OSError as error:
+        return f"it can't be looked at: {error.strerror}"
+    with _layers_lock:
+        if key not in _layers_tried:
+            _layers_tried[key] = _try_layer(source, layers, user=user)
+        return _layers_tried[key]
+
+
+_layers_lock = threading.Lock()
+_layers_tried: dict[tuple[int, bool, bool], str] = {}
+
+
+def _try_layer(source: str, layers: str, *, user: bool) -> str:
+    command = bare_python("casstore_orchestrator.executors.probe:layer_main", source, "user" if user else "root")
+    with tempfile.TemporaryDirectory(prefix="trial-", dir=layers) as folder:
+        try:
+            done = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                cwd=folder,
+                env={},
+                timeout=_TRIAL_SECONDS,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return f"a trial failed: {error}"
+    said = done.stderr.decode(errors="replace").strip().splitlines()
+    return "" if done.returncode == 0 else (said or [f"a trial ended with {done.returncode}"])[-1]
+
+
+def layer_main() -> None:
+    """In a process of its own, in an empty folder of the layers: lay one over a folder, and write to it."""
+    from casstore_orchestrator.executors import supervise, syscalls  # noqa: PLC0415
+
+    here = os.getcwd()
+    user = sys.argv[2] == "user"
+    try:
+        if user:
+            supervise.enter_user_namespace()
+        syscalls.unshare(syscalls.CLONE_NEWNS)
+        syscalls.mount("none", "/", None, syscalls.MS_REC | syscalls.MS_SLAVE)
+        supervise.lay_inputs([["trial", os.path.join("..", sys.argv[1])]], here, user=user)
+        with os.scandir("trial") as entries:
+            next(entries, None)
+        with open("trial/.written", "wb") as file:
+            file.write(b"x")
+        os.unlink("trial/.written")
+        with contextlib.suppress(OSError):
+            os.rmdir("trial.work/work")
+    except OSError as error:
+        sys.exit(f"an overlay can't be laid over it ({error})")
 
 
 def trial_main() -> None:

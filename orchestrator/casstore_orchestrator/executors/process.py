@@ -14,7 +14,7 @@ from casstore_orchestrator.executors import plain, sandbox
 from casstore_orchestrator.executors.isolated import SandboxGang
 from casstore_orchestrator.executors.launch import check_launches
 from casstore_orchestrator.executors.network import MAX_TASKS
-from casstore_orchestrator.executors.probe import Machine, probe
+from casstore_orchestrator.executors.probe import Machine, probe, why_no_layer
 from casstore_orchestrator.executors.running import ProcessGang
 from casstore_orchestrator.ports import Executor, Isolation, Layout, LogSink, TaskLaunch
 
@@ -68,6 +68,15 @@ class ProcessExecutor(Executor):
     def host(self, group_key: str, task: str) -> str:
         """A name that resolves to the task inside its group."""
         return "localhost" if self._machine() is None else task
+
+    def why_no_layer(self, launch_home: Path, source: Path) -> str:
+        """Why inputs can't be laid over ``source``; empty when they can."""
+        machine = self._machine()
+        if machine is None:
+            return "tasks have no sandboxes on this machine"
+        layers = launch_home.resolve() / "layers"
+        layers.mkdir(exist_ok=True)
+        return why_no_layer(sandbox.layer_source(launch_home, source), str(layers), user=machine.user)
 
     def prepare(self, group_key: str, launches: Sequence[TaskLaunch], log: LogSink) -> ProcessGang:
         """Prepare all tasks or none."""

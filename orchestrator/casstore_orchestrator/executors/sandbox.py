@@ -34,6 +34,7 @@ __all__ = [
     "WORKSPACE",
     "Plan",
     "View",
+    "layer_source",
     "machine_view",
     "make_home",
     "plan_mounts",
@@ -95,12 +96,15 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Arguments of bubblewrap before and after those of the layered folders, and the folders to lay."""
+    """Arguments of bubblewrap before and after those of the layered folders, the folders to lay, and the inputs to lay:
+    (name of the layer, what lies below it).
+    """
 
     before: tuple[str, ...]
     folders: tuple[str, ...]
     after: tuple[str, ...]
     layers: str
+    inputs: tuple[tuple[str, str], ...] = ()
 
 
 def _user_homes() -> list[str]:
@@ -130,7 +134,6 @@ def _within(path: str, folders: Iterable[str]) -> bool:
 def machine_view(hidden: Iterable[Path], exposed: Iterable[Path]) -> View:
     """Look at the machine; ``hidden`` and ``exposed`` are the operator's additions."""
     folders, links = top_level()
-    over = layered(folders)
     homes = _user_homes()
     absent = [*_PRIVATE, *homes]
     secret = [*homes, *(os.path.realpath(path) for path in hidden), *_SYSTEM_SECRETS]
@@ -141,6 +144,7 @@ def machine_view(hidden: Iterable[Path], exposed: Iterable[Path]) -> View:
     wanted = [path for path in map(os.path.realpath, programs) if _within(path, absent) and path not in absent]
     wanted += [os.path.realpath(path) for path in exposed]
     show = {path for path in wanted if os.path.exists(path)}
+    over = layered(folders, unseen=[path for path in secret if os.path.isdir(path)])
     hide = {path for path in secret if os.path.lexists(path) and not _within(path, _PRIVATE)}
     return View(
         folders=tuple(over),
@@ -228,6 +232,11 @@ def _gpu_devices() -> list[str]:
     return arguments
 
 
+def layer_source(home: Path, source: Path) -> str:
+    """The folder below an input's layer, as seen from the layers: without what is in the path of the homes."""
+    return os.path.relpath(source.resolve(), home.resolve() / "layers")
+
+
 def plan_mounts(launch: TaskLaunch, view: View, hosts: Path, init: Path, python: str) -> Plan:
     """The sandbox of one attempt, whose home ``make_home`` has made. Creates mount points; mounts nothing."""
     home = launch.home.resolve()
@@ -258,6 +267,12 @@ def plan_mounts(launch: TaskLaunch, view: View, hosts: Path, init: Path, python:
     for name in inputs:
         kind = "--ro-bind" if launch.read_only_inputs else "--bind"
         after += [kind, str(home / "data/input" / name), f"{LAYOUT.input}/{name}"]
+    laid: list[tuple[str, str]] = []
+    for number, layer in enumerate(launch.layers):
+        name = f"input@{number}"
+        laid.append((name, layer_source(home, layer.source)))
+        kind = "--ro-bind" if launch.read_only_inputs else "--bind"
+        after += [kind, str(home / "layers" / name), f"{LAYOUT.input}/{layer.at}"]
     after += ["--bind", str(home / "data/output"), LAYOUT.output]
     after += ["--bind", str(home / "run/workspace"), WORKSPACE, "--ro-bind", str(home / "run/bin"), COMMANDS]
     after += ["--ro-bind", str(init), _INIT]
@@ -270,4 +285,4 @@ def plan_mounts(launch: TaskLaunch, view: View, hosts: Path, init: Path, python:
         after += ["--cap-add", capability]
     after += ["--chdir", "/", "--info-fd", str(_INFO_FD), "--"]
     after += [python, "-I", "-S", _INIT, str(_CONTROL_FD), str(_LAUNCH_FD)]
-    return Plan(tuple(before), view.folders, tuple(after), str(home / "layers"))
+    return Plan(tuple(before), view.folders, tuple(after), str(home / "layers"), tuple(laid))

@@ -27,7 +27,7 @@ from casstore_orchestrator.executors import syscalls
 from casstore_orchestrator.executors.cgroups import MAX_PROCESSES, Bases, Group, make_group, remove_group
 from casstore_orchestrator.executors.network import GroupNetwork
 
-__all__ = ["CONTROL_FD", "GROUP_PREFIX", "enter_user_namespace", "lay_folders", "main"]
+__all__ = ["CONTROL_FD", "GROUP_PREFIX", "enter_user_namespace", "lay_folders", "lay_inputs", "main"]
 
 CONTROL_FD = 3
 GROUP_PREFIX = "casstore-"
@@ -66,6 +66,24 @@ def lay_folders(folders: list[str], layers: str, *, user: bool) -> list[str]:
         except OSError:
             arguments += ["--ro-bind", folder, folder]
     return arguments
+
+
+def lay_inputs(inputs: list[list[str]], layers: str, *, user: bool) -> None:
+    """Put a writable layer (kept in ``layers``) over each (name, folder below it); ``OSError`` where that can't be.
+
+    The folders are relative to ``layers``. Must run in a mount namespace of its own.
+    """
+    os.chdir(layers)
+    # Folders of a version can be renamed, as those of a download can; without privilege the kernel allows no such.
+    extra = ",userxattr" if user else ",redirect_dir=on"
+    for name, source in inputs:
+        if any(character in source for character in ",:\\"):
+            raise OSError("its name can't be a mount option")
+        for part in (name, f"{name}.upper", f"{name}.work"):
+            os.makedirs(part, mode=0o755, exist_ok=True)
+        os.chmod(f"{name}.upper", os.stat(source).st_mode & 0o777)
+        options = f"lowerdir={source},upperdir={name}.upper,workdir={name}.work,index=off,metacopy=off{extra}"
+        syscalls.mount("overlay", name, "overlay", 0, options)
 
 
 @dataclass(slots=True)
@@ -193,9 +211,12 @@ class _Supervisor:
             syscalls.unshare(syscalls.CLONE_NEWNS)
             # Nothing we mount is seen outside, and what is unmounted outside (an input, later) goes here too.
             syscalls.mount("none", "/", None, syscalls.MS_REC | syscalls.MS_SLAVE)
-            before, folders, after = order["before"], order["folders"], order["after"]
+            before, folders, after, inputs = order["before"], order["folders"], order["after"], order["inputs"]
             if not (isinstance(before, list) and isinstance(folders, list) and isinstance(after, list)):
                 raise OSError("the order is damaged")
+            if not isinstance(inputs, list):
+                raise OSError("the order is damaged")
+            lay_inputs(inputs, str(order["layers"]), user=self._user)
             middle = lay_folders(folders, str(order["layers"]), user=self._user)
             high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE_FD) for fd in fds]
             null = os.open("/dev/null", os.O_RDONLY)

@@ -1,0 +1,310 @@
+"""Versions of datasets as folders, for tasks: ``ports.VersionMounts`` over ``casstore_fuse``.
+
+Decided here and only here: that each mount has processes of its own (the server's threads allow no fork, and a server
+that is killed must not leave requests unanswered), how these are told what to mount, how long one may take, and where
+the mounts of a server are written down: in its state folder, apart from those of the user's commands.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from casstore.errors import CancelledError, CasstoreError, StorageError
+from casstore.model import Totals
+from casstore_fuse import mounted, session
+from casstore_fuse.mounting import unmount, why_not
+from casstore_fuse.records import Registry, take_away
+from casstore_orchestrator.ports import DatasetVersion, VersionMounts
+from casstore_server import settings as server_settings
+
+if TYPE_CHECKING:
+    from casstore.repo.store import Store
+    from casstore_server.stores import Stores
+
+__all__ = ["ServerMounts"]
+
+_READY = b"\n"
+_SECONDS = 60.0
+"""How long a mount may take before the input is downloaded instead."""
+_POLL = 0.1
+_END = 5.0
+_RECHECK = 60.0
+"""Seconds after which it is tried again whether this machine can mount."""
+_MOST_TOLD = 5
+_log = logging.getLogger(__name__)
+
+
+class _Order(msgspec.Struct, frozen=True):
+    """What the process of a mount is told: where the server's files are, and what to mount."""
+
+    socket_path: str
+    state_dir: str
+    config_file: str
+    data_dir: str
+    cache_dir: str
+    user: str
+    mount: session.Settings
+
+
+class ServerMounts(VersionMounts):
+    """The mounts of one server. Thread-safe."""
+
+    def __init__(self, settings: server_settings.Settings) -> None:
+        self._settings = settings
+        folder = str(settings.state_dir / "inputs")
+        self._registry = Registry(folder, folder)
+        self._lock = threading.Lock()
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._checked = -_RECHECK
+        self._reason = ""
+
+    def why_not(self) -> str:
+        """See ``ports.VersionMounts``. Asked now and then only."""
+        with self._lock:
+            if time.monotonic() - self._checked >= _RECHECK:
+                self._reason, self._checked = why_not(), time.monotonic()
+            return self._reason
+
+    def mount(self, version: DatasetVersion, path: Path, *, stop: Callable[[], bool]) -> None:
+        """See ``ports.VersionMounts``."""
+        where = os.path.realpath(path)
+        with self._lock:
+            running = self._processes.get(where)
+        if running is not None:
+            if running.poll() is None:
+                return
+            self.unmount(path)
+        self._registry.make()
+        reader, writer = os.pipe()
+        try:
+            process = self._start(self._order(version, where), writer)
+            with self._lock:
+                self._processes[where] = process
+            os.close(writer)
+            writer = -1
+            try:
+                line = _answer(reader, stop)
+            except CasstoreError:
+                self.unmount(path)
+                raise
+        finally:
+            os.close(reader)
+            if writer >= 0:
+                os.close(writer)
+        if line != _READY:
+            log = self._problems(where)
+            self.unmount(path)
+            raise _error(line, log)
+
+    def unmount(self, path: Path) -> tuple[str, ...]:
+        """See ``ports.VersionMounts``."""
+        where = os.path.realpath(path)
+        with self._lock:
+            process = self._processes.pop(where, None)
+        ready = self._take_away(where)
+        if process is not None:
+            _end(process, patient=ready)
+            self._take_away(where)  # one that was just beginning
+        record = self._registry.get(where)
+        if record is not None:
+            self._registry.remove(record)
+        problems = self._problems(where)
+        for problem in problems:
+            _log.warning("a mount for tasks: %s", problem)
+        log = self._registry.log_file(where)
+        for file in (log, f"{log}.1"):
+            with contextlib.suppress(OSError):
+                os.unlink(file)
+        return problems
+
+    def clear(self) -> None:
+        """See ``ports.VersionMounts``."""
+        for record in self._registry.all():
+            alive = record.alive
+            self._take_away(record.path)
+            if alive:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(record.pid, signal.SIGTERM)
+            self._registry.remove(record)
+            with contextlib.suppress(OSError):
+                os.unlink(record.log)
+            _log.info("the mount of %s/%s:%d was taken away", record.bucket, record.dataset, record.version)
+
+    def close(self) -> None:
+        """End all mounts."""
+        with self._lock:
+            paths = list(self._processes)
+        for path in paths:
+            self.unmount(Path(path))
+
+    def _order(self, version: DatasetVersion, where: str) -> _Order:
+        settings = self._settings
+        cache = str(settings.cache_dir / "data")
+        totals = Totals(files=version.files, size=version.size)
+        return _Order(
+            socket_path=str(settings.socket_path),
+            state_dir=str(settings.state_dir),
+            config_file=str(settings.config_file),
+            data_dir=str(settings.data_dir),
+            cache_dir=str(settings.cache_dir),
+            user=settings.user,
+            mount=session.Settings(
+                path=where,
+                bucket=version.bucket,
+                dataset=version.name,
+                version=version.number,
+                manifest=version.manifest,
+                runtime=self._registry.runtime,
+                state=self._registry.state_dir,
+                no_open=session.prefers_no_open(totals, cached=True),
+                below=True,
+                cache=cache,
+                limit=session.default_limit(cache),
+            ),
+        )
+
+    @staticmethod
+    def _start(order: _Order, writer: int) -> subprocess.Popen[bytes]:
+        """``-P`` keeps the current folder out of the module path. Not of our session: Ctrl-C is for us alone."""
+        command = [sys.executable, "-P", "-m", "casstore_server.mounts", msgspec.json.encode(order).decode()]
+        try:
+            return subprocess.Popen(
+                [*command, str(writer)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=(writer,),
+                cwd="/",
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise StorageError(f"the process of a mount can't be started: {error.strerror}") from None
+
+    def _take_away(self, where: str) -> bool:
+        """Unmount what is there of ours; whether it could be used."""
+        record = self._registry.get(where)
+        with contextlib.suppress(CasstoreError, OSError):
+            if record is not None:
+                take_away(record, lazy=True)
+            elif (point := mounted.at(where)) is not None and point.kind == mounted.KIND:
+                unmount(where, lazy=True)
+        return record is not None and record.ready
+
+    def _problems(self, where: str) -> tuple[str, ...]:
+        """The errors in the log of a mount, without times and process numbers."""
+        found: dict[str, None] = {}
+        with (
+            contextlib.suppress(OSError),
+            open(self._registry.log_file(where), encoding="utf-8", errors="replace") as file,
+        ):
+            for line in file:
+                _, mark, text = line.rstrip("\n").partition(" ERROR ")
+                if mark:
+                    found[text.partition(" ")[2]] = None
+        lines = list(found)
+        more = [f"and {len(lines) - _MOST_TOLD} more"] if len(lines) > _MOST_TOLD else []
+        return tuple(lines[:_MOST_TOLD] + more)
+
+
+def _answer(reader: int, stop: Callable[[], bool]) -> bytes:
+    """The first line of a process's answer, which is all there is; empty when it ended without one."""
+    deadline = time.monotonic() + _SECONDS
+    line = b""
+    while not line.endswith(b"\n"):
+        if stop():
+            raise CancelledError("mounting was interrupted")
+        if time.monotonic() > deadline:
+            raise StorageError(f"it could not be mounted within {_SECONDS:.0f} s")
+        if select.select([reader], [], [], _POLL)[0]:
+            part = os.read(reader, 1 << 16)
+            if not part:
+                break
+            line += part
+    return line
+
+
+def _error(line: bytes, log: Sequence[str]) -> StorageError:
+    try:
+        message = str(json.loads(line)["message"])
+    except (ValueError, KeyError, TypeError):
+        message = "; ".join(log) or "the process of the mount ended while it started"
+    return StorageError(message)
+
+
+def _end(process: subprocess.Popen[bytes], *, patient: bool) -> None:
+    """See a process off whose mount was taken away. ``patient``: it ends by itself, unless somebody still reads there.
+    Nobody is waited for long.
+    """
+    for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGKILL):
+        if not patient:
+            process.send_signal(number)
+        patient = False
+        try:
+            process.wait(_END)
+        except subprocess.TimeoutExpired:
+            continue
+        return
+
+
+def main(args: Sequence[str]) -> int:
+    """What the process of a mount runs: ``ORDER DESCRIPTOR``."""
+    order = msgspec.json.decode(args[0], type=_Order)
+    descriptor = int(args[1])
+    os.set_inheritable(descriptor, False)
+    os.umask(0o077)
+
+    def ready(error: CasstoreError | None) -> None:
+        told = _READY if error is None else json.dumps({"message": error.message}).encode() + b"\n"
+        with contextlib.suppress(OSError):  # nobody waits any more
+            os.write(descriptor, told)
+            os.close(descriptor)
+
+    @contextlib.contextmanager
+    def open_store() -> Iterator[Store]:
+        stores = _stores(order)
+        try:
+            yield stores.open(order.mount.bucket, order.user).store
+        finally:
+            stores.close()
+
+    try:
+        return session.run(order.mount, open_store, ready)
+    except CasstoreError as error:
+        ready(error)
+        return error.exit_code
+
+
+def _stores(order: _Order) -> Stores:
+    from casstore_orchestrator.pools import this_machine  # noqa: PLC0415 - the server needs them no second time
+    from casstore_server.config import Watched  # noqa: PLC0415
+    from casstore_server.credentials import UserCredentials  # noqa: PLC0415
+    from casstore_server.stores import Stores  # noqa: PLC0415
+
+    settings = server_settings.Settings(
+        socket_path=Path(order.socket_path),
+        state_dir=Path(order.state_dir),
+        config_file=Path(order.config_file),
+        data_dir=Path(order.data_dir),
+        cache_dir=Path(order.cache_dir),
+        user=order.user,
+    )
+    config = Watched(settings.config_file, settings.data_dir, this_machine(settings.state_dir))
+    return Stores(config, settings, UserCredentials(settings.config_file, order.user).storage(order.user))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
