@@ -51,7 +51,7 @@ class DownloadStats:
     """What a download did. ``files`` and ``bytes`` are all that is there now; ``reused`` files were there before.
 
     ``written`` are the bytes that were written to disk, ``cached`` the files that this machine's cache had.
-    ``finished_ns``: when all was written, by the clock of the file system.
+    ``finished_ns``: when all was written and right, by the clock of the file system; 0 where that is not known.
     """
 
     files: int = 0
@@ -123,6 +123,9 @@ def download_tree(
             if error.hint is None:
                 error.hint = "what is complete is kept: run the same command again with --resume"
             raise
+        if landing.in_place and not landing.fresh:
+            # What was kept for its size and time was not compared: nobody knows when it was made.
+            stats = dataclasses.replace(stats, finished_ns=0)
         landing.finish()
     return stats
 

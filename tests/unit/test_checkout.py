@@ -418,8 +418,12 @@ def test_resume_is_remembered_too(bucket: Bucket, source: Path, tmp_path: Path) 
     (here / "sub/f00").write_bytes(b"wrong")
     with pytest.raises(ConflictError, match="not empty"):
         download(bucket, tmp_path)
+    write(here / "sub/f01", os.urandom(2000))  # of the same size and time: kept without a look
     download(bucket, tmp_path, resume=True)
+    assert changes(bucket, here) == [("modified", "sub/f01", ("content",))]
+    download(bucket, tmp_path, force=True)
     assert changes(bucket, here) == []
+    assert state(here) == state(source)
 
 
 def test_a_damaged_memory_is_no_memory(bucket: Bucket, here: Path, tmp_path: Path) -> None:
