@@ -6,9 +6,11 @@ import contextlib
 import hashlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -380,3 +382,49 @@ def test_the_mounts_of_a_server_that_was_killed_are_cleared_by_the_next_one(lab:
     eventually(lambda: not record.alive, "its processes end")
     lab.mounts.mount(version, path, stop=lambda: False)
     assert (path / "run").exists(), "one that is gone is made again"
+
+
+AS_NOBODY = """
+set -e
+mount --make-rprivate /
+mount -t tmpfs tmpfs "$1"
+chmod 755 "$1"
+mknod "$1/fuse" c 10 229
+chmod 666 "$1/fuse"
+mount --bind "$1/fuse" /dev/fuse
+mkdir "$1/home"
+chown 65534:65534 "$1/home"
+exec setpriv --reuid=65534 --regid=65534 --clear-groups env -i HOME="$1/home" TMPDIR="$1/home" PYTHONPATH="$2" \
+    PYTHONDONTWRITEBYTECODE=1 PATH=/usr/local/bin:/usr/bin:/bin \
+    "$3" -m pytest -q -rs -p no:cacheprovider --basetemp="$1/home/t" "$4"
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user; this run has no privileges already")
+def test_all_of_it_as_a_user_without_privileges() -> None:
+    """Whom ``fusermount3`` mounts for; layers are laid in the user namespace of the sandboxes."""
+    paths = [path for path in sys.path if path and os.path.isdir(path) and not path.startswith(sys.base_prefix)]
+    become = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "env", "-i"]
+    become += [f"PYTHONPATH={':'.join(paths)}", "PYTHONDONTWRITEBYTECODE=1"]
+    probing = f"import sys, pytest, casstore; sys.exit(sys.version_info[:2] != {sys.version_info[:2]})"
+    if shutil.which("setpriv") is None:
+        pytest.skip("no setpriv")
+    for python in (sys.executable, "/usr/bin/python3"):
+        if not subprocess.run([*become, python, "-c", probing], capture_output=True, cwd="/", check=False).returncode:
+            break
+    else:
+        pytest.skip("no Python interpreter of this version that another user may run")
+    if shutil.which("fusermount3") is None:
+        pytest.skip("no fusermount3, which mounts for users")
+    with tempfile.TemporaryDirectory(prefix="casstore-nobody-") as home:  # not below pytest's own, which is closed
+        arguments = [home, ":".join(paths), python, __file__]
+        done = subprocess.run(
+            ["unshare", "--mount", "sh", "-c", AS_NOBODY, "sh", *arguments],
+            cwd=Path(__file__).parents[2],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 0, done.stdout[-20000:] + done.stderr[-2000:]
+    assert "passed" in done.stdout, done.stdout
