@@ -1,13 +1,14 @@
 """Versions of datasets as folders, for tasks: ``ports.VersionMounts`` over ``casstore_fuse``.
 
-Decided here and only here: that each mount has processes of its own (the server's threads allow no fork, and a server
-that is killed must not leave requests unanswered), how these are told what to mount, how long one may take, and where
-the mounts of a server are written down: in its state folder, apart from those of the user's commands.
+Decided here and only here: that each mount has processes of its own (the server's threads allow no fork), how these are
+told what to mount and that the server has ended, however it did, how long a mount may take, and where the mounts of a
+server are written down: in its state folder, apart from those of the user's commands.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import logging
 import os
@@ -45,6 +46,7 @@ _END = 5.0
 _RECHECK = 60.0
 """Seconds after which it is tried again whether this machine can mount."""
 _MOST_TOLD = 5
+_F_SETSIG = 10
 _log = logging.getLogger(__name__)
 
 
@@ -69,6 +71,7 @@ class ServerMounts(VersionMounts):
         self._registry = Registry(folder, folder)
         self._lock = threading.Lock()
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._ties: dict[str, int] = {}
         self._checked = -_RECHECK
         self._reason = ""
 
@@ -90,10 +93,13 @@ class ServerMounts(VersionMounts):
             self.unmount(path)
         self._registry.make()
         reader, writer = os.pipe()
+        theirs, tie = os.pipe()  # its end is the end of this server
         try:
-            process = self._start(self._order(version, where), writer)
+            process = self._start(self._order(version, where), writer, theirs)
             with self._lock:
                 self._processes[where] = process
+                self._ties[where] = tie
+            tie = -1
             os.close(writer)
             writer = -1
             try:
@@ -102,9 +108,9 @@ class ServerMounts(VersionMounts):
                 self.unmount(path)
                 raise
         finally:
-            os.close(reader)
-            if writer >= 0:
-                os.close(writer)
+            for descriptor in (reader, writer, theirs, tie):
+                if descriptor >= 0:
+                    os.close(descriptor)
         if line != _READY:
             log = self._problems(where)
             self.unmount(path)
@@ -115,10 +121,13 @@ class ServerMounts(VersionMounts):
         where = os.path.realpath(path)
         with self._lock:
             process = self._processes.pop(where, None)
+            tie = self._ties.pop(where, -1)
         ready = self._take_away(where)
         if process is not None:
             _end(process, patient=ready)
             self._take_away(where)  # one that was just beginning
+        if tie >= 0:
+            os.close(tie)
         record = self._registry.get(where)
         if record is not None:
             self._registry.remove(record)
@@ -178,16 +187,16 @@ class ServerMounts(VersionMounts):
         )
 
     @staticmethod
-    def _start(order: _Order, writer: int) -> subprocess.Popen[bytes]:
+    def _start(order: _Order, writer: int, tie: int) -> subprocess.Popen[bytes]:
         """``-P`` keeps the current folder out of the module path. Not of our session: Ctrl-C is for us alone."""
         command = [sys.executable, "-P", "-m", "casstore_server.mounts", msgspec.json.encode(order).decode()]
         try:
             return subprocess.Popen(
-                [*command, str(writer)],
+                [*command, str(writer), str(tie)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                pass_fds=(writer,),
+                pass_fds=(writer, tie),
                 cwd="/",
                 start_new_session=True,
             )
@@ -261,11 +270,13 @@ def _end(process: subprocess.Popen[bytes], *, patient: bool) -> None:
 
 
 def main(args: Sequence[str]) -> int:
-    """What the process of a mount runs: ``ORDER DESCRIPTOR``."""
+    """What the process of a mount runs: ``ORDER``, a descriptor for the answer, and one that ends with the server."""
     order = msgspec.json.decode(args[0], type=_Order)
     descriptor = int(args[1])
     os.set_inheritable(descriptor, False)
     os.umask(0o077)
+    if not _tie(int(args[2])):
+        return 1
 
     def ready(error: CasstoreError | None) -> None:
         told = _READY if error is None else json.dumps({"message": error.message}).encode() + b"\n"
@@ -286,6 +297,19 @@ def main(args: Sequence[str]) -> int:
     except CasstoreError as error:
         ready(error)
         return error.exit_code
+
+
+def _tie(descriptor: int) -> bool:
+    """Have the kernel send SIGTERM when the other end of a pipe is closed; False when it is already."""
+    os.set_inheritable(descriptor, False)
+    os.set_blocking(descriptor, False)
+    fcntl.fcntl(descriptor, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(descriptor, _F_SETSIG, signal.SIGTERM)
+    fcntl.fcntl(descriptor, fcntl.F_SETFL, fcntl.fcntl(descriptor, fcntl.F_GETFL) | os.O_ASYNC)
+    try:
+        return bool(os.read(descriptor, 1))
+    except BlockingIOError:
+        return True
 
 
 def _stores(order: _Order) -> Stores:

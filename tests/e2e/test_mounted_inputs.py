@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import os
 import random
@@ -21,6 +22,7 @@ import pytest
 if sys.platform != "linux":
     pytest.skip("mounts are made by Linux", allow_module_level=True)
 
+from casstore.errors import CancelledError, StorageError
 from casstore_fuse import mounted
 from casstore_fuse.mounting import why_not
 from casstore_fuse.records import Registry
@@ -382,6 +384,47 @@ def test_the_mounts_of_a_server_that_was_killed_are_cleared_by_the_next_one(lab:
     eventually(lambda: not record.alive, "its processes end")
     lab.mounts.mount(version, path, stop=lambda: False)
     assert (path / "run").exists(), "one that is gone is made again"
+
+
+def test_a_mount_that_is_not_wanted_any_more_leaves_nothing(lab: Lab, source: Path) -> None:
+    lab.upload("ds", source)
+    (version,) = BucketData(lab.stores.open).resolve("ds", "tester")
+    path = lab.settings.workflows / "left"
+    path.mkdir()
+    with pytest.raises(CancelledError):
+        lab.mounts.mount(version, path, stop=lambda: True)
+    assert lab.points() == []
+    assert lab.registry().all() == []
+    with pytest.raises(StorageError, match="there is no bucket 'other'"):
+        lab.mounts.mount(dataclasses.replace(version, bucket="other"), path, stop=lambda: False)
+    assert lab.points() == []
+    assert not list((lab.settings.state_dir / "inputs" / "mounts").iterdir())
+
+
+DIES = """
+import os, signal, sys
+from pathlib import Path
+from casstore_orchestrator.ports import DatasetVersion
+from casstore_server.mounts import ServerMounts
+from casstore_server.settings import Settings
+root, version, path = eval(sys.argv[1])
+settings = Settings(root/"run"/"s", root/"state", root/"config"/"config.yaml", root/"data", root/"cache", "tester")
+ServerMounts(settings).mount(DatasetVersion(*version), path, stop=lambda: False)
+print((path / "run").read_bytes(), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_the_mounts_of_a_server_end_with_it_however_it_ends(lab: Lab, source: Path) -> None:
+    lab.upload("ds", source)
+    (version,) = BucketData(lab.stores.open).resolve("ds", "tester")
+    path = lab.settings.workflows / "left"
+    path.mkdir()
+    told = repr((lab.settings.state_dir.parent, dataclasses.astuple(version), path)).replace("PosixPath", "Path")
+    done = subprocess.run([sys.executable, "-c", DIES, told], capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert "it runs" in done.stdout
+    eventually(lambda: not lab.points() and not lab.registry().all(), "nothing is left")
 
 
 AS_NOBODY = """
