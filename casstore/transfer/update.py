@@ -232,8 +232,7 @@ class _Plan:
         for path in sorted(folders, key=lambda path: path.count(b"/"), reverse=True):
             with contextlib.suppress(OSError):  # something of the user's is in it
                 root.forget(path)
-                parent, name = root.split(path)
-                os.rmdir(name, dir_fd=parent)
+                _removing(root, path, os.rmdir)
         return removed
 
     def entries(self) -> Iterator[Entry]:
@@ -284,20 +283,26 @@ def _unlink(root: Confined, path: bytes) -> bool:
         status = root.stat(path)
         if status is None or stat.S_ISDIR(status.st_mode):
             return False
-        try:
-            root.remove(path)
-        except PermissionError:
-            parent = path.rpartition(b"/")[0]
-            above = root.stat(parent) if parent else None
-            if above is None or above.st_mode & 0o300 == 0o300:
-                raise
-            root.set_mode(parent, stat.S_IMODE(above.st_mode) | 0o700)  # its own mode comes back at the end
-            root.remove(path)
+        _removing(root, path, os.unlink)
     except OSError as error:
         if error.errno in _NOT_THERE:
             return False  # a link is where a folder was: what it leads to is not ours
         raise local_error(error, path) from None
     return True
+
+
+def _removing(root: Confined, path: bytes, how: Callable[..., None]) -> None:
+    folder, name = root.split(path)
+    try:
+        how(name, dir_fd=folder)
+    except PermissionError:
+        parent = path.rpartition(b"/")[0]
+        above = root.stat(parent) if parent else None
+        if above is None or above.st_mode & 0o300 == 0o300:
+            raise
+        root.set_mode(parent, stat.S_IMODE(above.st_mode) | 0o700)  # its own mode comes back at the end
+        folder, name = root.split(path)
+        how(name, dir_fd=folder)
 
 
 def _sums(tree: Tree, select: Select | None) -> tuple[int, int]:

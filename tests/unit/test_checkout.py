@@ -396,6 +396,27 @@ def test_a_part_of_a_version(bucket: Bucket, source: Path, tmp_path: Path) -> No
     assert changes(bucket, here) == []
 
 
+def test_hard_links_and_folders_that_nobody_may_write_to(
+    bucket: Bucket, source: Path, here: Path, tmp_path: Path
+) -> None:
+    first = state(source)
+    write(source / "medium", os.urandom(400_000))
+    (source / "sub/f01").unlink()
+    (source / "sub/deeper/empty").mkdir()
+    (source / "sub/deeper").chmod(0o555)
+    (source / "sub").chmod(0o555)
+    upload(bucket, source)
+    download(bucket, tmp_path)
+    assert state(here) == state(source)
+    assert (here / "medium").samefile(here / "sub/medium-again")
+    assert (here / "medium").stat().st_nlink == 2
+    download(bucket, tmp_path, tag="1")
+    assert state(here) == first
+    assert (here / "medium").samefile(here / "sub/medium-again")
+    for folder in ("sub", "sub/deeper"):
+        (source / folder).chmod(0o755)
+
+
 def test_another_dataset_and_a_deleted_version(bucket: Bucket, source: Path, here: Path, tmp_path: Path) -> None:
     write(source / "new", b"new")
     upload(bucket, source)
