@@ -12,11 +12,13 @@ from urllib.parse import urlsplit
 
 import urllib3
 
+from casstore.remote.pace import paced
+
 __all__ = ["make_pool"]
 
 CONNECT: Final = 10.0
 READ: Final = 60.0
-"""Seconds without a byte until a connection, or an answer, is given up."""
+"""Seconds without a byte until a connection, or an answer, is given up; ``pace`` has those of an answer in all."""
 CONNECTIONS: Final = 64
 
 
@@ -33,7 +35,12 @@ def make_pool(endpoint: str) -> urllib3.PoolManager:
     proxy = proxies.get(parts.scheme) or proxies.get("all")
     bypassed = urllib.request.proxy_bypass_environment(host, proxies)  # type: ignore[attr-defined]
     if not proxy or bypassed:
-        return urllib3.PoolManager(**options)
+        return _paced(urllib3.PoolManager(**options))
     url = urllib3.util.parse_url(proxy if "://" in proxy else f"http://{proxy}")
     headers = urllib3.make_headers(proxy_basic_auth=url.auth) if url.auth else None
-    return urllib3.ProxyManager(url._replace(auth=None).url, proxy_headers=headers, **options)
+    return _paced(urllib3.ProxyManager(url._replace(auth=None).url, proxy_headers=headers, **options))
+
+
+def _paced(pool: urllib3.PoolManager) -> urllib3.PoolManager:
+    pool.pool_classes_by_scheme = paced(pool.pool_classes_by_scheme)
+    return pool

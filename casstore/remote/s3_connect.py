@@ -19,13 +19,14 @@ import msgspec
 from casstore.errors import UsageError
 from casstore.remote.body import Body
 from casstore.remote.credentials import StorageCredential
+from casstore.remote.pace import paced
 from casstore.remote.s3_errors import library_error
 
 __all__ = ["Connection", "connect"]
 
 CONNECT_TIMEOUT: Final = 10.0
 READ_TIMEOUT: Final = 60.0
-"""Seconds without a byte from the service."""
+"""Seconds without a byte from the service; ``pace`` has those of an answer in all."""
 CONNECTIONS: Final = 64
 """Connections that are kept open for the next request; more are made when more threads ask."""
 DEFAULT_REGION: Final = "us-east-1"
@@ -88,6 +89,7 @@ def connect(url: str, endpoint: str | None, credential: StorageCredential | None
                 s3=_s3_settings(url, endpoint, on_aws, credential),
             )
             made = session.create_client("s3", region_name=region, endpoint_url=endpoint, config=config, **keys)
+            _keep_pace(made)
             made.meta.events.register("before-call.s3.DeleteObjects", _add_md5)
             made.meta.events.register("before-sign.s3", leave_unsigned)
             return made
@@ -100,6 +102,13 @@ def connect(url: str, endpoint: str | None, credential: StorageCredential | None
         return Connection(client, _is_aws(actual), errors)
     except errors as error:
         raise library_error(error, url) from None
+
+
+def _keep_pace(client: Any) -> None:
+    """Give up answers that come too slowly. botocore has no public way to its connections; without one, it goes on."""
+    session = getattr(getattr(client, "_endpoint", None), "http_session", None)
+    pools = getattr(session, "_pool_classes_by_scheme", {})
+    pools.update(paced(pools))
 
 
 def _read_models_faster(session: Any) -> None:

@@ -5,7 +5,9 @@ Decided here and only here: how an answer is written down. It is sent as it stan
 
 from __future__ import annotations
 
+import contextlib
 import http.server
+import io
 import threading
 from collections.abc import Callable, Mapping
 from typing import Self
@@ -25,13 +27,17 @@ class Asked(msgspec.Struct, frozen=True):
 
 
 class Says(msgspec.Struct, frozen=True):
-    """One answer. Without ``length`` the length of ``body`` is announced; ``drop`` sends nothing and hangs up."""
+    """One answer. Without ``length`` the length of ``body`` is announced; ``drop`` sends nothing and hangs up.
+
+    ``every``: seconds from one byte of the body to the next.
+    """
 
     status: int = 200
     body: bytes = b""
     headers: Mapping[str, str] = {}
     length: int | None = None
     drop: bool = False
+    every: float = 0.0
 
 
 class ScriptedServer:
@@ -39,6 +45,7 @@ class ScriptedServer:
 
     def __init__(self, answer: Callable[[Asked], Says]) -> None:
         self.asked: list[Asked] = []
+        self._stopped = threading.Event()
         owner = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -67,9 +74,8 @@ class ScriptedServer:
                 for name, value in {"Content-Length": str(length), **said.headers}.items():
                     self.send_header(name, value)
                 self.end_headers()
-                if self.command != "HEAD":
-                    self.wfile.write(said.body)
-                self.wfile.flush()
+                body = b"" if self.command == "HEAD" else said.body
+                _send(self.wfile, body, said.every, owner._stopped)
 
         self._http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
@@ -78,6 +84,7 @@ class ScriptedServer:
 
     def stop(self) -> None:
         """End the server."""
+        self._stopped.set()
         self._http.shutdown()
         self._thread.join()
         self._http.server_close()
@@ -87,3 +94,15 @@ class ScriptedServer:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+
+def _send(out: io.BufferedIOBase, body: bytes, every: float, stopped: threading.Event) -> None:
+    try:
+        for piece in [body[at : at + 1] for at in range(len(body))] if every else [body]:
+            out.write(piece)
+            out.flush()
+            if every and stopped.wait(every):
+                break
+    except OSError:  # whoever asked has gone
+        with contextlib.suppress(OSError):
+            out.close()
