@@ -17,7 +17,7 @@ import msgspec
 
 from casstore.errors import UsageError
 from casstore.model import Buffer
-from casstore.remote.base import Absent, Condition, Matches, Object
+from casstore.remote.base import Absent, Condition, Matches, Object, check_limit
 
 __all__ = [
     "MAX_KEY_LENGTH",
@@ -29,6 +29,7 @@ __all__ = [
     "Matches",
     "Object",
     "ObjectInfo",
+    "check_limit",
     "validate_key",
     "validate_prefix",
 ]
@@ -96,8 +97,11 @@ class Backend(Protocol):
         """What this back end supports."""
         ...
 
-    def get(self, key: str) -> Object:
-        """Return the whole object with its tag. For small objects: it is held in memory."""
+    def get(self, key: str, *, limit: int | None = None) -> Object:
+        """Return the whole object with its tag, in one request. For small objects: it is held in memory.
+
+        ``FormatError`` when it has more than ``limit`` bytes, before they are taken into memory.
+        """
         ...
 
     def read(self, key: str, offset: int, length: int) -> bytes:

@@ -30,6 +30,7 @@ from casstore.backend.base import (
     Matches,
     Object,
     ObjectInfo,
+    check_limit,
     validate_key,
     validate_prefix,
 )
@@ -101,11 +102,11 @@ class FileBackend:
 
     # --- reading
 
-    def get(self, key: str) -> Object:
+    def get(self, key: str, *, limit: int | None = None) -> Object:
         """See ``Backend.get``."""
         try:
             with self._opened(key) as (fd, info):
-                data = read_at(fd, 0, info.st_size)
+                data = read_at(fd, 0, check_limit(self._name(key), info.st_size, limit))
         except OSError as error:
             raise self._error(error, key) from error
         if len(data) != info.st_size:

@@ -18,6 +18,7 @@ from casstore.backend.base import (
     Matches,
     Object,
     ObjectInfo,
+    check_limit,
     validate_key,
     validate_prefix,
 )
@@ -67,9 +68,10 @@ class MemoryBackend:
         """Conditional writes, no local files."""
         return Capabilities(conditional_put=True, local=False)
 
-    def get(self, key: str) -> Object:
+    def get(self, key: str, *, limit: int | None = None) -> Object:
         """See ``Backend.get``."""
         data, _ = self._find(key)
+        check_limit(f"{self.url}: {key}", len(data), limit)
         return Object(data, _tag(data))
 
     def read(self, key: str, offset: int, length: int) -> bytes:

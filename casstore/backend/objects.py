@@ -49,9 +49,9 @@ class ObjectBackend:
         """Conditional writes as far as the service has them, no local files."""
         return Capabilities(conditional_put=True, local=False, probe=True)
 
-    def get(self, key: str) -> Object:
+    def get(self, key: str, *, limit: int | None = None) -> Object:
         """See ``Backend.get``."""
-        return self._client.read(self._key(key))
+        return self._client.read(self._key(key), limit=limit)
 
     def read(self, key: str, offset: int, length: int) -> bytes:
         """See ``Backend.read``."""

@@ -15,6 +15,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from typing import Any, BinaryIO
 
+import requests.adapters
+import urllib3.exceptions
 from azure.core import MatchConditions
 from azure.core.credentials import AzureNamedKeyCredential, AzureSasCredential
 from azure.core.exceptions import AzureError
@@ -22,6 +24,7 @@ from azure.core.pipeline.transport import RequestsTransport
 from azure.storage.blob import BlobBlock, BlobClient, ContainerClient
 
 from casstore.errors import (
+    CasstoreError,
     IntegrityError,
     NotFoundError,
     PreconditionError,
@@ -32,9 +35,10 @@ from casstore.errors import (
 from casstore.model import Buffer
 from casstore.remote.azure_account import find_login
 from casstore.remote.azure_errors import is_missing_blob, translated, translated_reply
-from casstore.remote.base import Absent, Advance, Condition, Matches, Object, RemoteInfo
+from casstore.remote.base import Absent, Advance, Condition, Matches, Object, RemoteInfo, check_limit
 from casstore.remote.body import cut, size_of, views_of
 from casstore.remote.credentials import StorageCredential
+from casstore.remote.pace import paced
 from casstore.remote.parts import persist, read_parts, send_parts
 
 __all__ = ["AzureClient"]
@@ -55,6 +59,8 @@ _GET = 256 << 20
 _MISUNDERSTOOD = (AttributeError, LookupError, TypeError, ValueError)
 """What Azure's library raises for an answer that lacks a header, or holds what is no number or date."""
 
+_NUMBER = re.compile(r"[0-9]{1,18}\Z")
+_TOTAL = re.compile(r"/([0-9]{1,18})\Z")
 _TAG = re.compile(r"[\x21\x23-\x7e]{1,256}\Z")
 
 
@@ -84,7 +90,7 @@ class AzureClient:
         transport.open()
         session: Any = transport.session
         for scheme in ("http://", "https://"):
-            session.get_adapter(scheme).init_poolmanager(4, _CONNECTIONS)
+            session.mount(scheme, _Adapter(pool_connections=4, pool_maxsize=_CONNECTIONS))
         client = ContainerClient(
             login.endpoint,
             container,
@@ -120,6 +126,9 @@ class AzureClient:
         except AzureError as error:
             self._check_open()
             raise translated(error, self._url, key) from None
+        except urllib3.exceptions.HTTPError:  # not all that a raw answer raises becomes one of Azure's
+            self._check_open()
+            raise TransientError(f"{self._url}/{key}".rstrip("/") + ": the connection broke") from None
         except _MISUNDERSTOOD as error:
             self._check_open()
             raise StorageError(f"{self._url}: the service's answer makes no sense ({type(error).__name__})") from None
@@ -130,17 +139,27 @@ class AzureClient:
         with self._talking(key):
             return _info(key, blob.get_blob_properties())
 
-    def read(self, key: str, *, offset: int = 0, length: int | None = None, if_match: str | None = None) -> Object:
+    def read(
+        self,
+        key: str,
+        *,
+        offset: int = 0,
+        length: int | None = None,
+        if_match: str | None = None,
+        limit: int | None = None,
+    ) -> Object:
         """See ``ObjectClient``."""
         for _ in range(_CHANGES):
             try:
-                return self._read(key, offset, length, if_match)
+                return self._read(key, offset, length, if_match, limit)
             except PreconditionError:
                 if if_match is not None or offset >= 0:
                     raise  # only a read from the end asks for the state that it has seen
         raise TransientError(f"{self._url}/{key} changes all the time")
 
-    def _read(self, key: str, offset: int, length: int | None, if_match: str | None) -> Object:
+    def _read(
+        self, key: str, offset: int, length: int | None, if_match: str | None, limit: int | None = None
+    ) -> Object:
         if length is not None and length < 0:
             raise self._too_short(key)
         if offset < 0 or length == 0:  # the service knows no ranges from the end, and no empty ones
@@ -158,7 +177,12 @@ class AzureClient:
         with self._talking(key):
             try:
                 reply = blob.download_blob(
-                    None if whole else offset, length, max_concurrency=1, **self._condition(key, if_match)
+                    None if whole else offset,
+                    length,
+                    max_concurrency=1,
+                    decompress=False,
+                    raw_response_hook=lambda reply: self._check_length(key, reply, offset, length, limit),
+                    **self._condition(key, if_match),
                 )
                 data = reply.readall()
             except Exception as error:
@@ -174,6 +198,26 @@ class AzureClient:
         if len(data) != (reply.size if length is None else length):
             raise IntegrityError(f"{self._url}/{key}: the service sent {len(data)} bytes, not those asked for")
         return Object(data, _tag(reply.properties.etag))
+
+    def _check_length(self, key: str, reply: Any, offset: int, length: int | None, limit: int | None) -> None:
+        """Look at what is announced, before the library takes it into memory: all that comes, however much."""
+        http = reply.http_response
+        if not 200 <= http.status_code < 300:
+            return
+        where = f"{self._url}/{key}"
+        try:
+            announced = http.headers.get("Content-Length", "")
+            # With a transfer encoding, more could come than is announced.
+            if not _NUMBER.match(announced) or "Transfer-Encoding" in http.headers:
+                raise StorageError(f"{where}: the service does not say how long it is")
+            if length is not None and int(announced) > length:
+                raise IntegrityError(f"{where}: the service sent more bytes than were asked for")
+            total = _TOTAL.search(http.headers.get("Content-Range", ""))
+            follows = int(total[1]) - offset if total and length is None else 0
+            check_limit(where, max(int(announced), follows), limit)
+        except CasstoreError:
+            http.internal_response.close()
+            raise
 
     def _too_short(self, key: str) -> IntegrityError:
         return IntegrityError(f"{self._url}/{key} is shorter than it should be")
@@ -327,6 +371,20 @@ class AzureClient:
             self._client.close()
             if self._identity is not None:
                 self._identity.close()
+
+
+class _Adapter(requests.adapters.HTTPAdapter):
+    """Connections whose answers keep the pace, through a proxy or not."""
+
+    def init_poolmanager(self, *args: Any, **options: Any) -> None:
+        super().init_poolmanager(*args, **options)
+        self.poolmanager.pool_classes_by_scheme = paced(self.poolmanager.pool_classes_by_scheme)
+
+    def proxy_manager_for(self, proxy: str, **options: Any) -> Any:
+        if proxy not in self.proxy_manager:
+            made = super().proxy_manager_for(proxy, **options)
+            made.pool_classes_by_scheme = paced(made.pool_classes_by_scheme)
+        return self.proxy_manager[proxy]
 
 
 def _machine_identity() -> Any:

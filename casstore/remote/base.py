@@ -12,9 +12,10 @@ from typing import BinaryIO, Protocol, TypeAlias
 
 import msgspec
 
+from casstore.errors import FormatError
 from casstore.model import Buffer
 
-__all__ = ["Absent", "Advance", "Condition", "Matches", "Object", "ObjectClient", "RemoteInfo"]
+__all__ = ["Absent", "Advance", "Condition", "Matches", "Object", "ObjectClient", "RemoteInfo", "check_limit"]
 
 Advance: TypeAlias = Callable[[int], None]
 """Told how many more bytes have gone over the line."""
@@ -52,6 +53,13 @@ class RemoteInfo(msgspec.Struct, frozen=True):
     etag: str
 
 
+def check_limit(what: str, size: int, limit: int | None) -> int:
+    """Return ``size`` if so many bytes may be read; ``FormatError`` when they are more than ``limit``."""
+    if limit is not None and size > limit:
+        raise FormatError(f"{what} has {size} bytes; the limit is {limit}")
+    return size
+
+
 class ObjectClient(Protocol):
     """One bucket of one service. Thread-safe; picklable by its URL alone.
 
@@ -71,8 +79,18 @@ class ObjectClient(Protocol):
         """Return what is known of an object without its bytes."""
         ...
 
-    def read(self, key: str, *, offset: int = 0, length: int | None = None, if_match: str | None = None) -> Object:
+    def read(
+        self,
+        key: str,
+        *,
+        offset: int = 0,
+        length: int | None = None,
+        if_match: str | None = None,
+        limit: int | None = None,
+    ) -> Object:
         """Return exactly ``length`` bytes from ``offset`` (all that follow when None), with the tag of the state.
+
+        ``FormatError`` when more than ``limit`` bytes would come, before they are taken into memory.
 
         A negative ``offset`` counts from the end, as in ``seek``. ``IntegrityError`` when the object is too short, or
         the service sends another number of bytes than it announced; ``PreconditionError`` when ``if_match`` is another

@@ -36,7 +36,7 @@ from casstore.errors import (
     UsageError,
 )
 from casstore.model import Buffer
-from casstore.remote.base import Absent, Advance, Condition, Matches, Object, RemoteInfo
+from casstore.remote.base import Absent, Advance, Condition, Matches, Object, RemoteInfo, check_limit
 from casstore.remote.body import Body, cut, size_of, views_of
 from casstore.remote.credentials import StorageCredential
 from casstore.remote.gcs_auth import find_endpoint, find_signer
@@ -106,9 +106,9 @@ class GcsClient:
         query: Sequence[tuple[str, str]] = (),
         headers: Mapping[str, str] | None = None,
         body: bytes | Body = b"",
-        part: tuple[int, int | None] | None = None,
+        part: tuple[int, int | None, int | None] | None = None,
     ) -> _Answer:
-        """Send one request. ``part``: what is wanted of an object; without it the answer is a small one."""
+        """Send one request. ``part``: offset, length and limit of what is read of an object, if it is."""
         if self._closed:
             raise StorageError(f"{self._url} is closed")
         if key == "":
@@ -154,7 +154,9 @@ class GcsClient:
             raise TransientError(f"{what}: the connection was closed amid the answer")
         return data
 
-    def _object(self, what: str, reply: urllib3.BaseHTTPResponse, offset: int, length: int | None) -> bytes:
+    def _object(
+        self, what: str, reply: urllib3.BaseHTTPResponse, offset: int, length: int | None, limit: int | None
+    ) -> bytes:
         """Receive the bytes, if they are those that were asked for. The last ``-offset`` bytes, if it is negative."""
         whole = offset == 0 and length is None
         if whole:
@@ -173,6 +175,7 @@ class GcsClient:
             if end < last:
                 raise IntegrityError(f"{what} is too short")
             announced = end + 1 - start
+        check_limit(what, announced, limit)
         data = reply.read(announced, decode_content=False) if announced else b""
         if len(data) < announced:
             raise TransientError(f"{what}: the connection was closed amid the answer")
@@ -209,7 +212,15 @@ class GcsClient:
             raise PreconditionError(f"{self._name(key)} has changed meanwhile")
         return {"x-goog-if-generation-match": tag}
 
-    def read(self, key: str, *, offset: int = 0, length: int | None = None, if_match: str | None = None) -> Object:
+    def read(
+        self,
+        key: str,
+        *,
+        offset: int = 0,
+        length: int | None = None,
+        if_match: str | None = None,
+        limit: int | None = None,
+    ) -> Object:
         """Return a range, or the whole object."""
         if length == 0 or (length is not None and length < 0) or (offset < 0 and length and -offset < length):
             return self._read_nothing(key, offset, length, if_match)
@@ -221,7 +232,7 @@ class GcsClient:
         elif offset:
             headers["Range"] = f"bytes={offset}-"
         try:
-            found = self._call("GET", key, headers=headers, part=(offset, length))
+            found = self._call("GET", key, headers=headers, part=(offset, length, limit))
         except _UnsatisfiableError:
             return self._read_nothing(key, offset, length, if_match)
         data = found.data if length is None else found.data[:length]  # of a suffix, its first bytes

@@ -111,10 +111,18 @@ class LimitClient:
         with self._budget.share(0):
             return self._inner.head(key)
 
-    def read(self, key: str, *, offset: int = 0, length: int | None = None, if_match: str | None = None) -> Object:
+    def read(
+        self,
+        key: str,
+        *,
+        offset: int = 0,
+        length: int | None = None,
+        if_match: str | None = None,
+        limit: int | None = None,
+    ) -> Object:
         """See ``ObjectClient.read``."""
-        with self._budget.share(_UNKNOWN if length is None else max(length, 0)):
-            return self._inner.read(key, offset=offset, length=length, if_match=if_match)
+        with self._budget.share(_share_of(length, limit)):
+            return self._inner.read(key, offset=offset, length=length, if_match=if_match, limit=limit)
 
     def put(self, key: str, data: Sequence[Buffer], *, condition: Condition = None) -> str:
         """See ``ObjectClient.put``."""
@@ -150,6 +158,12 @@ class LimitClient:
     def close(self) -> None:
         """See ``ObjectClient.close``."""
         self._inner.close()
+
+
+def _share_of(length: int | None, limit: int | None) -> int:
+    if length is None:
+        return _UNKNOWN if limit is None else min(limit, _UNKNOWN)
+    return max(length, 0)
 
 
 _lock = threading.Lock()

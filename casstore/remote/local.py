@@ -32,7 +32,7 @@ from casstore.errors import (
     UsageError,
 )
 from casstore.model import Buffer
-from casstore.remote.base import Absent, Advance, Condition, Matches, Object, RemoteInfo
+from casstore.remote.base import Absent, Advance, Condition, Matches, Object, RemoteInfo, check_limit
 from casstore.remote.confined import Confined, read_at, write_all
 
 __all__ = ["LocalClient"]
@@ -79,7 +79,15 @@ class LocalClient:
             raise self._error(error, key) from error
         return _info(key, info)
 
-    def read(self, key: str, *, offset: int = 0, length: int | None = None, if_match: str | None = None) -> Object:
+    def read(
+        self,
+        key: str,
+        *,
+        offset: int = 0,
+        length: int | None = None,
+        if_match: str | None = None,
+        limit: int | None = None,
+    ) -> Object:
         """See ``ObjectClient.read``."""
         self._find(key)
         try:
@@ -92,7 +100,7 @@ class LocalClient:
                     raise PreconditionError(f"{self._name(key)} was changed meanwhile")
                 if start < 0 or wanted < 0 or start + wanted > size:
                     raise IntegrityError(f"{self._name(key)} has {size} bytes; {wanted} from {offset} were asked for")
-                data = read_at(fd, start, wanted)
+                data = read_at(fd, start, check_limit(self._name(key), wanted, limit))
             finally:
                 os.close(fd)
         except OSError as error:

@@ -23,7 +23,7 @@ from typing import BinaryIO, TypeVar
 
 import msgspec
 
-from casstore.errors import IntegrityError, NotFoundError, PreconditionError, StorageError, TransientError
+from casstore.errors import FormatError, IntegrityError, NotFoundError, PreconditionError, StorageError, TransientError
 from casstore.model import Buffer
 from casstore.remote.base import Advance, Condition, Object, ObjectClient, RemoteInfo
 from casstore.remote.pause import pause
@@ -80,14 +80,24 @@ class RetryClient:
         """See ``ObjectClient.head``."""
         return self._again(lambda: self._inner.head(key))
 
-    def read(self, key: str, *, offset: int = 0, length: int | None = None, if_match: str | None = None) -> Object:
+    def read(
+        self,
+        key: str,
+        *,
+        offset: int = 0,
+        length: int | None = None,
+        if_match: str | None = None,
+        limit: int | None = None,
+    ) -> Object:
         """See ``ObjectClient.read``. A reply of the wrong length is asked for once more."""
 
         def read() -> Object:
-            return self._inner.read(key, offset=offset, length=length, if_match=if_match)
+            return self._inner.read(key, offset=offset, length=length, if_match=if_match, limit=limit)
 
         try:
             return self._again(read)
+        except FormatError:  # it is longer than the limit, and will be
+            raise
         except IntegrityError:
             return self._again(read)
 

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Final
 from casstore.errors import IntegrityError, NotFoundError, PreconditionError, StorageError, TransientError
 from casstore.model import Buffer
 from casstore.remote import s3_multipart
-from casstore.remote.base import Absent, Advance, Condition, Matches, Object, RemoteInfo
+from casstore.remote.base import Absent, Advance, Condition, Matches, Object, RemoteInfo, check_limit
 from casstore.remote.body import Body, size_of, views_of
 from casstore.remote.credentials import StorageCredential
 from casstore.remote.s3_connect import connect
@@ -72,7 +72,15 @@ class S3Client:
         found = self.call("head_object", key, **condition)
         return _info(key, found.get("ContentLength"), found.get("LastModified"), self.tag_of(found))
 
-    def read(self, key: str, *, offset: int = 0, length: int | None = None, if_match: str | None = None) -> Object:
+    def read(
+        self,
+        key: str,
+        *,
+        offset: int = 0,
+        length: int | None = None,
+        if_match: str | None = None,
+        limit: int | None = None,
+    ) -> Object:
         """Return a range, or the whole object."""
         if length == 0 or (length is not None and length < 0) or (offset < 0 and length and -offset < length):
             return self._read_nothing(key, offset, length, if_match)
@@ -92,6 +100,7 @@ class S3Client:
         body = found["Body"]
         try:
             announced = self._announced(key, found, ranged="Range" in wanted, offset=offset, length=length)
+            check_limit(self._name(key), announced, limit)
             data = self._receive(key, body, announced)
         finally:
             body.close()

@@ -221,7 +221,7 @@ class Lease:
         except (PreconditionError, StorageError):
             # Its reply may have got lost: the write id makes it like no other.
             with contextlib.suppress(CasstoreError):
-                found = self._backend.get(self._key)
+                found = self._backend.get(self._key, limit=len(data))
                 if found.data == data:
                     return found.etag
             raise

@@ -123,12 +123,9 @@ class Records:
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
 
-    def read(self, key: str, kind: str, cls: type[_T], *, size: int | None = None) -> tuple[_T, str]:
-        """Return a record and its etag. ``NotFoundError``; ``FormatError``, which names the key.
-
-        ``size`` is what a listing said of it just now.
-        """
-        found = bounded_object(self.backend, key, record.MAX_RECORD, size=size)
+    def read(self, key: str, kind: str, cls: type[_T]) -> tuple[_T, str]:
+        """Return a record and its etag. ``NotFoundError``; ``FormatError``, which names the key."""
+        found = bounded_object(self.backend, key, record.MAX_RECORD)
         try:
             return record.decode(kind, found.data, cls), found.etag
         except FormatError as error:
@@ -143,7 +140,7 @@ class Records:
         except (PreconditionError, StorageError):
             # Was it this very write, and only the reply got lost? Its write id makes it like no other.
             with contextlib.suppress(CasstoreError):
-                if self.backend.get(key).data == data:
+                if self.backend.get(key, limit=len(data)).data == data:
                     return
             raise
 

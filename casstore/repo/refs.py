@@ -104,7 +104,7 @@ class Refs:
     def _own_head(self, info: ObjectInfo) -> Head | None:
         """Return the head whose right name this is the record of."""
         name = layout.name_of(info.key)
-        found = self._name(name, size=info.size)
+        found = self._name(name)
         head = None if found is None or found[0].id is None else self._live_head(found[0].id)
         return head if head is not None and head.name == name else None
 
@@ -338,10 +338,10 @@ class Refs:
 
     # ---- names
 
-    def _name(self, name: str, *, size: int | None = None) -> tuple[NameRecord, str] | None:
+    def _name(self, name: str) -> tuple[NameRecord, str] | None:
         key = layout.name_key(name)
         try:
-            found, etag = self._records.read(key, "name", NameRecord, size=size)
+            found, etag = self._records.read(key, "name", NameRecord)
         except NotFoundError:
             return None
         if found.name != name or not (found.id is None or layout.is_dataset_id(found.id)):

@@ -21,7 +21,7 @@ from casstore.backend.base import Absent, Backend, Matches
 from casstore.errors import ConflictError, FormatError, NotFoundError, PreconditionError
 from casstore.format import record
 from casstore.repo import layout
-from casstore.repo.limits import bounded_object, check_size
+from casstore.repo.limits import bounded_object
 from casstore.repo.records import Records, now, write_id
 
 __all__ = [
@@ -121,8 +121,7 @@ def read_listed(backend: Backend, trash_id: str) -> Listed:
     """Return a record with its state, for changing it. Errors as with ``read_trash``."""
     key = layout.trash_key(trash_id)
     info = backend.stat(key)
-    check_size(key, info.size, MAX_TRASH)
-    found = backend.get(key)
+    found = bounded_object(backend, key, MAX_TRASH)
     return Listed(_parse(trash_id, found.data), found.etag, info.mtime)
 
 

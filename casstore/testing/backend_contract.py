@@ -25,6 +25,7 @@ import pytest
 
 from casstore.backend.base import Absent, Backend, Buffer, Matches
 from casstore.errors import (
+    FormatError,
     IntegrityError,
     NotFoundError,
     PreconditionError,
@@ -108,6 +109,20 @@ class BackendContract:
         assert backend.read("a/empty", 0, 0) == b""
         assert backend.stat("a/empty").size == 0
         assert [info.key for info in backend.list("a/")] == ["a/empty"]
+
+    def test_get_of_at_most(self, backend: Backend) -> None:
+        tag = backend.put("a/b", [b"0123456789"])
+        backend.put("a/empty", [])
+        for limit in (10, 11, 1 << 40, None):
+            found = backend.get("a/b", limit=limit)
+            assert (found.data, found.etag) == (b"0123456789", tag)
+        for limit in (9, 1, 0):
+            with pytest.raises(FormatError, match=f"10 bytes; the limit is {limit}"):
+                backend.get("a/b", limit=limit)
+        assert backend.get("a/empty", limit=0).data == b""
+        with pytest.raises(NotFoundError):
+            backend.get("a/missing", limit=1)
+        assert backend.get("a/b").data == b"0123456789"
 
     def test_replace(self, backend: Backend) -> None:
         first = backend.put("a", [b"a longer first state"])

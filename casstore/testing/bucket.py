@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from casstore.errors import NotFoundError, PreconditionError
 from casstore.model import Buffer
-from casstore.remote.base import Advance, Condition, Object, RemoteInfo
+from casstore.remote.base import Advance, Condition, Object, RemoteInfo, check_limit
 
 __all__ = ["MemoryBucket"]
 
@@ -46,7 +46,15 @@ class MemoryBucket:
             raise NotFoundError(f"{key} does not exist")
         return self.info(key)
 
-    def read(self, key: str, *, offset: int = 0, length: int | None = None, if_match: str | None = None) -> Object:
+    def read(
+        self,
+        key: str,
+        *,
+        offset: int = 0,
+        length: int | None = None,
+        if_match: str | None = None,
+        limit: int | None = None,
+    ) -> Object:
         """See ``ObjectClient``."""
         self.reads.append((key, offset))
         if key not in self.objects:
@@ -54,6 +62,7 @@ class MemoryBucket:
         if if_match is not None and if_match != self.tag(key):
             raise PreconditionError(f"{key} was changed meanwhile")
         data = self.objects[key][offset : None if length is None else offset + length]
+        check_limit(key, len(data), limit)
         return Object(data, self.tag(key))
 
     def put(self, key: str, data: Sequence[Buffer], *, condition: Condition = None) -> str:

@@ -15,7 +15,7 @@ from typing import ClassVar
 
 import pytest
 
-from casstore.errors import IntegrityError, NotFoundError, PreconditionError
+from casstore.errors import FormatError, IntegrityError, NotFoundError, PreconditionError
 from casstore.model import Buffer
 from casstore.remote.base import Absent, Condition, Matches, ObjectClient, RemoteInfo
 
@@ -219,6 +219,25 @@ class ClientContract:
         client.put("key", [b"0123456789"])
         with pytest.raises(IntegrityError):
             client.read("key", offset=offset, length=length)
+
+    def test_at_most(self, client: ObjectClient) -> None:
+        tag = client.put("key", [b"0123456789"])
+        client.put("empty", [])
+        for limit in (10, 11, 1 << 40):
+            found = client.read("key", limit=limit, if_match=tag)
+            assert (found.data, found.etag) == (b"0123456789", tag)
+        for limit in (9, 1, 0):
+            with pytest.raises(FormatError, match=f"10 bytes; the limit is {limit}"):
+                client.read("key", limit=limit)
+        assert client.read("empty", limit=0).data == b""
+        assert client.read("key", offset=7, limit=3).data == b"789"
+        assert client.read("key", offset=-3, limit=3).data == b"789"
+        assert client.read("key", offset=1, length=2, limit=2).data == b"12"
+        for offset, length in ((6, None), (-4, None), (1, 4)):
+            with pytest.raises(FormatError):
+                client.read("key", offset=offset, length=length, limit=3)
+        with pytest.raises(NotFoundError):
+            client.read("missing", limit=1)
 
     # --- conditions
 

@@ -185,13 +185,13 @@ class FaultBackend(_Faulty):
         """Those of the inner back end."""
         return self._inner.capabilities
 
-    def get(self, key: str) -> Object:
+    def get(self, key: str, *, limit: int | None = None) -> Object:
         """See ``Backend.get``."""
 
         def damage(found: Object, fault: Fault) -> Object:
             return Object(self._damaged(found.data, fault), found.etag)
 
-        return self._call("get", key, lambda: self._inner.get(key), damage)
+        return self._call("get", key, lambda: self._inner.get(key, limit=limit), damage)
 
     def read(self, key: str, offset: int, length: int) -> bytes:
         """See ``Backend.read``."""
@@ -245,14 +245,22 @@ class FaultClient(_Faulty):
         """See ``ObjectClient.head``."""
         return self._call("head", key, lambda: self._inner.head(key))
 
-    def read(self, key: str, *, offset: int = 0, length: int | None = None, if_match: str | None = None) -> Object:
+    def read(
+        self,
+        key: str,
+        *,
+        offset: int = 0,
+        length: int | None = None,
+        if_match: str | None = None,
+        limit: int | None = None,
+    ) -> Object:
         """See ``ObjectClient.read``."""
 
         def damage(found: Object, fault: Fault) -> Object:
             return Object(self._damaged(found.data, fault), found.etag)
 
         def read() -> Object:
-            return self._inner.read(key, offset=offset, length=length, if_match=if_match)
+            return self._inner.read(key, offset=offset, length=length, if_match=if_match, limit=limit)
 
         return self._call("read", key, read, damage)
 

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 from casstore.errors import IntegrityError, NotFoundError, PreconditionError
 from casstore.model import Buffer
-from casstore.remote.base import Absent, Advance, Condition, Matches, Object, ObjectClient, RemoteInfo
+from casstore.remote.base import Absent, Advance, Condition, Matches, Object, ObjectClient, RemoteInfo, check_limit
 from casstore.remote.credentials import CredentialSource
 
 __all__ = ["MemoryBuckets", "MemoryClient", "OsmoFolder", "osmo_etag"]
@@ -59,7 +59,15 @@ class MemoryClient:
         data, etag = self._find(key)
         return RemoteInfo(key, len(data), MTIME, etag)
 
-    def read(self, key: str, *, offset: int = 0, length: int | None = None, if_match: str | None = None) -> Object:
+    def read(
+        self,
+        key: str,
+        *,
+        offset: int = 0,
+        length: int | None = None,
+        if_match: str | None = None,
+        limit: int | None = None,
+    ) -> Object:
         """See ``ObjectClient.read``."""
         self.log.append(("read", key))
         data, etag = self._find(key)
@@ -69,6 +77,7 @@ class MemoryClient:
         end = len(data) if length is None else start + length
         if start < 0 or end > len(data):
             raise IntegrityError(f"{self._url}/{key} has {len(data)} bytes; {length} from {offset} were asked for")
+        check_limit(f"{self._url}/{key}", end - start, limit)
         return Object(data[start:end], etag)
 
     def put(self, key: str, data: Sequence[Buffer], *, condition: Condition = None) -> str:

@@ -129,8 +129,8 @@ class _Scheduled:
     def capabilities(self) -> Capabilities:
         return self._inner.capabilities
 
-    def get(self, key: str) -> Object:
-        return self._call(f"get {key}", lambda: self._inner.get(key))
+    def get(self, key: str, *, limit: int | None = None) -> Object:
+        return self._call(f"get {key}", lambda: self._inner.get(key, limit=limit))
 
     def read(self, key: str, offset: int, length: int) -> bytes:
         return self._call(f"read {key}", lambda: self._inner.read(key, offset, length))

@@ -158,8 +158,8 @@ class Stepped:
     def capabilities(self) -> Capabilities:
         return self._inner.capabilities
 
-    def get(self, key: str) -> Object:
-        return self._call("get", key, lambda: self._inner.get(key))
+    def get(self, key: str, *, limit: int | None = None) -> Object:
+        return self._call("get", key, lambda: self._inner.get(key, limit=limit))
 
     def read(self, key: str, offset: int, length: int) -> bytes:
         return self._call("read", key, lambda: self._inner.read(key, offset, length))

@@ -138,13 +138,13 @@ class Flaky(MemoryClient):
         self.how = how
         self.at = at
 
-    def read(self, key: str, *, offset: int = 0, length: int | None = None, if_match: str | None = None) -> Object:
+    def read(self, key: str, **options: Any) -> Object:
         with self._lock:
             self.calls += 1
             hit = self.calls == self.at
         if hit and self.how == "error":
             raise TransientError("the line went dead")
-        found = super().read(key, offset=offset, length=length, if_match=if_match)
+        found = super().read(key, **options)
         return Object(bytes(len(found.data)), found.etag) if hit else found
 
 

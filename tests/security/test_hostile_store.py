@@ -18,7 +18,7 @@ import pytest
 import zstandard
 
 from casstore import hashing
-from casstore.backend.base import Object, ObjectInfo
+from casstore.backend.base import Object, ObjectInfo, check_limit
 from casstore.backend.memory import MemoryBackend
 from casstore.compression import RAW, ZSTD
 from casstore.errors import CasstoreError
@@ -58,9 +58,10 @@ class Vast(MemoryBackend):
     def list(self, prefix: str, *, after: str = "") -> Iterator[ObjectInfo]:
         return map(self._claimed, super().list(prefix, after=after))
 
-    def get(self, key: str) -> Object:
+    def get(self, key: str, *, limit: int | None = None) -> Object:
+        check_limit(key, self.vast.get(key, 0), limit)
         assert key not in self.vast, f"{key} was taken into memory whole"
-        return super().get(key)
+        return super().get(key, limit=limit)
 
     def read(self, key: str, offset: int, length: int) -> bytes:
         assert length <= 64 << 20, f"{length} bytes of {key} were taken into memory"

@@ -252,7 +252,7 @@ def test_a_record_that_can_not_be_read_stops_a_commit(data: bytes) -> None:
     """Nobody can tell what it lists."""
     backend = MemoryBackend()
     backend.put(layout.trash_key("0" * 32), [data])
-    with pytest.raises(FormatError, match=f"^trash/{'0' * 32}"):
+    with pytest.raises(FormatError, match=f"trash/{'0' * 32}"):
         dying(backend)
     with pytest.raises(NotFoundError):
         read_trash(backend, "1" * 32)

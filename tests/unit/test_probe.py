@@ -102,8 +102,8 @@ class StaleList(Service):
 
 
 class StaleRead(Service):
-    def get(self, key: str) -> Object:
-        found = super().get(key)
+    def get(self, key: str, *, limit: int | None = None) -> Object:
+        found = super().get(key, limit=limit)
         return Object(b"old", found.etag) if key.endswith("object") else found
 
 
@@ -366,7 +366,7 @@ def test_errors_of_the_service_are_no_absence(tmp_path: Path) -> None:
         def stat(self, key: str) -> ObjectInfo:
             raise TransientError("busy")
 
-        def get(self, key: str) -> Object:
+        def get(self, key: str, *, limit: int | None = None) -> Object:
             raise IntegrityError("short")
 
     def permit(_: bool) -> None:

@@ -9,9 +9,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from casstore.backend.base import Absent, Backend, Capabilities, Object
+from casstore.backend.base import Absent, Backend, Capabilities
 from casstore.backend.memory import MemoryBackend
 from casstore.backend.registry import open_backend
+from casstore.backend.wrap.trace import CallLog, TraceBackend
 from casstore.errors import ConflictError, FormatError, IntegrityError, NotFoundError, UsageError
 from casstore.format import record
 from casstore.model import DatasetType, Head, Member, Totals, VersionRecord, VersionState
@@ -627,16 +628,10 @@ def test_damage_of_one_is_told_and_the_others_are_shown(refs: Refs, backend: Bac
 
 
 def test_a_record_is_not_taken_into_memory_before_its_size_is_known() -> None:
-    class Counting(MemoryBackend):
-        got = 0
-
-        def get(self, key: str) -> Object:
-            self.got += 1
-            return super().get(key)
-
-    backend = Counting()
+    log = CallLog()
+    backend = TraceBackend(MemoryBackend(), log)
     head = a_head()
     backend.put(layout.head_key(head.id), [b"x" * (record.MAX_RECORD + 1)])
     with pytest.raises(FormatError, match="the limit is"):
         Refs(backend).read_head(head.id)
-    assert backend.got == 0
+    assert [(call.operation, call.size) for call in log.calls] == [("put", record.MAX_RECORD + 1), ("get", 0)]

@@ -58,9 +58,9 @@ class SingleWriterBackend:
         """Those of the inner back end; conditions hold among all who may write."""
         return Capabilities(conditional_put=True, local=self._inner.capabilities.local)
 
-    def get(self, key: str) -> Object:
+    def get(self, key: str, *, limit: int | None = None) -> Object:
         """See ``Backend.get``."""
-        return self._inner.get(key)
+        return self._inner.get(key, limit=limit)
 
     def read(self, key: str, offset: int, length: int) -> bytes:
         """See ``Backend.read``."""

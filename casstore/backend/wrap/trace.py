@@ -90,9 +90,9 @@ class TraceBackend:
         """Those of the inner back end."""
         return self._inner.capabilities
 
-    def get(self, key: str) -> Object:
+    def get(self, key: str, *, limit: int | None = None) -> Object:
         """See ``Backend.get``."""
-        return self._report("get", key, lambda: self._inner.get(key), lambda found: len(found.data))
+        return self._report("get", key, lambda: self._inner.get(key, limit=limit), lambda found: len(found.data))
 
     def read(self, key: str, offset: int, length: int) -> bytes:
         """See ``Backend.read``."""

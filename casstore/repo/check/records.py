@@ -22,7 +22,7 @@ from casstore.repo import layout
 from casstore.repo.check.dataset import Dataset, Version
 from casstore.repo.check.report import About, Problem
 from casstore.repo.check.session import Session
-from casstore.repo.limits import check_size
+from casstore.repo.limits import bounded_get, check_size
 from casstore.repo.records import NameRecord, head_problem, is_active, version_problem
 from casstore.repo.trash import TrashState, read_trash
 
@@ -37,7 +37,7 @@ _T = TypeVar("_T", bound=msgspec.Struct)
 def read_record(session: Session, info: ObjectInfo, kind: str, cls: type[_T], limit: int = record.MAX_RECORD) -> _T:
     """Return a record. ``NotFoundError``, ``FormatError``."""
     check_size(info.key, info.size, limit)
-    return record.decode(kind, session.backend.get(info.key).data, cls)
+    return record.decode(kind, bounded_get(session.backend, info.key, limit), cls)
 
 
 class Records:

@@ -17,6 +17,7 @@ from casstore.repo import layout
 from casstore.repo.check.records import read_record
 from casstore.repo.check.report import About, Note
 from casstore.repo.check.session import Session
+from casstore.repo.limits import bounded_get
 from casstore.repo.store import MAX_CONFIG, StoreConfig
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def _try(session: Session, info: ObjectInfo, kind: str, about: About) -> None:
 def _small(session: Session, info: ObjectInfo) -> bytes:
     if info.size > record.MAX_RECORD:
         raise IntegrityError(f"{info.key} has {info.size} bytes, more than a record may have")
-    return session.backend.get(info.key).data
+    return bounded_get(session.backend, info.key, record.MAX_RECORD)
 
 
 def tell_unused(inspection: Inspection) -> None:
