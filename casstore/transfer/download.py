@@ -339,8 +339,9 @@ class _Download:
         status = self._root.stat(entry.path)
         if status is not None and stat.S_ISDIR(status.st_mode):
             raise ConflictError(f"{show(entry.path)} is a folder here, and a file in the version")
-        if status is not None and stat.S_ISREG(status.st_mode) and entry.path in self.right:
-            if status.st_nlink == 1 or entry.link:  # a further name may be elsewhere: then they are not ours to change
+        right = status is not None and stat.S_ISREG(status.st_mode) and entry.path in self.right
+        if status is not None and right and (status.st_nlink == 1 or not entry.link):
+            if status.st_nlink == 1:  # other names may be elsewhere: then they are not ours to change
                 self._root.set_mode(entry.path, self._restorer.mode_of(entry))
                 self._root.set_times(entry.path, entry.mtime_ns)
             self._restorer.keep(entry)
@@ -354,7 +355,7 @@ class _Download:
             return False
         mode = self._restorer.mode_of(entry)
         if stat.S_IMODE(status.st_mode) != mode:
-            if status.st_nlink > 1 and not entry.link:
+            if status.st_nlink > 1:
                 return False  # another name of it may be elsewhere: its mode is not ours to change
             self._root.set_mode(entry.path, mode)
         return True

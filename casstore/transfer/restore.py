@@ -9,8 +9,10 @@ marks a file as complete.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import queue
+import stat
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -184,6 +186,9 @@ class Restorer:
         elif exists:
             try:
                 descriptor = landing.root.open_file(entry.path, write=True)
+                if os.fstat(descriptor).st_nlink > 1:  # another name of it may be in the cache, or anywhere
+                    os.close(descriptor)
+                    raise OSError(errno.EMLINK, "a file with several names")
                 target = Target(entry, descriptor, old=descriptor)
             except OSError:  # not to be opened, or no file at all: it is ours to replace
                 landing.root.remove(entry.path)
@@ -412,7 +417,10 @@ class _Worker:
             return False  # it can't be read, or is none: replaced, or refused where it is
         try:
             status = os.fstat(descriptor)
-            if status.st_size != entry.size or (status.st_nlink > 1 and not entry.link):
+            if status.st_size != entry.size:
+                return False
+            wanted = entry.mode & self._owner.mode_mask, entry.mtime_ns
+            if status.st_nlink > 1 and (not entry.link or (stat.S_IMODE(status.st_mode), status.st_mtime_ns) != wanted):
                 return False  # another name of it may be outside: its attributes are not ours to change
             offset = 0
             for chunk_id, raw in self._owner.tree.chunks(entry):

@@ -535,6 +535,42 @@ def test_links_into_the_cache(
     assert changes(bucket, here) == [("modified", "sub/f02", ("content",))]
 
 
+@pytest.mark.parametrize("other", [True, False])
+def test_a_stopped_download_of_links_is_continued_without_writing_through_them(
+    bucket: Bucket, source: Path, tmp_path: Path, files: FileCache, other: bool
+) -> None:
+    upload(bucket, source)
+    (tmp_path / "there").mkdir()
+    checkouts.download(bucket, "ds", str(tmp_path / "there"), cached=Cached(files, link=True))
+
+    class StopError(Exception):
+        pass
+
+    class Watch(Silent):
+        left = 20
+
+        def file_done(self, path: bytes) -> None:
+            self.left -= 1
+            if self.left == 0:
+                raise StopError
+
+    with pytest.raises(StopError):
+        download(bucket, tmp_path, cached=Cached(files, link=True), progress=Watch())
+    if other:
+        for path in source.rglob("*"):
+            if path.is_file() and not path.is_symlink():
+                write(path, os.urandom(path.stat().st_size), path.stat().st_mode & 0o777)
+        upload(bucket, source)
+    before = stamps(tmp_path / "there")
+    contents = state(tmp_path / "there")
+    download(bucket, tmp_path, resume=True)
+    assert state(tmp_path / "here/ds") == state(source)
+    assert state(tmp_path / "there") == contents
+    assert {path: inode for path, (inode, _) in before.items()} == {
+        path: inode for path, (inode, _) in stamps(tmp_path / "there").items()
+    }
+
+
 def test_a_damaged_chunk_never_gets_into_the_cache(
     bucket: Bucket, source: Path, tmp_path: Path, files: FileCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
