@@ -1,18 +1,21 @@
 """One open file of a version.
 
 Decided here and only here: what is fetched with a read, for the next one. A file that is read from front to back is
-read ahead, further each time. A read near the end fetches all of the end: what Parquet, zip and MCAP files say of
-themselves is there, and their readers come for it in several steps. Chunks that were fetched are in memory, so that
-fsspec need not cache anything itself.
+read ahead, further each time, and in the background where the store is far away. A read near the end fetches all of the
+end: what Parquet, zip and MCAP files say of themselves is there, and their readers come for it in several steps. Chunks
+that were fetched are in memory, so that fsspec need not cache anything itself.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from fsspec.spec import AbstractBufferedFile
 
+from casstore.errors import CasstoreError
 from casstore.fs.opened import Source, translated
 from casstore.transfer.ranges import Layout
 
@@ -49,6 +52,8 @@ class OsmoFile(AbstractBufferedFile):  # type: ignore[misc]  # fsspec has no typ
         self._layout = layout
         self._next = 0
         self._ahead = 0
+        self._until = 0
+        self._fetching: tuple[Source, Future[None]] | None = None
         options["size"] = layout.size
         super().__init__(fs, path, "rb", **options)
         self.details = details
@@ -56,7 +61,8 @@ class OsmoFile(AbstractBufferedFile):  # type: ignore[misc]  # fsspec has no typ
     def _fetch_range(self, start: int, end: int) -> bytes:
         layout = self._layout
         with translated(self.path):
-            ranges = self._source().ranges
+            source = self._source()
+            ranges = source.ranges
             sequential, self._next = start == self._next, end
             found = ranges.cached(layout, start, end - start)
             if found is None:
@@ -68,8 +74,20 @@ class OsmoFile(AbstractBufferedFile):  # type: ignore[misc]  # fsspec has no typ
                     also = start, end - start + self._ahead
                 else:
                     self._ahead = 0
+                self._until = sum(also)
                 found = ranges.read(layout, start, end - start, also=also)
+            elif sequential and source.ahead is not None and self._ahead == FURTHEST:
+                self._fetch_ahead(source, end)
         return b"".join(found)
+
+    def _fetch_ahead(self, source: Source, end: int) -> None:
+        """Fetch what comes after what is in memory, once half of that was read."""
+        if self._fetching is not None and self._fetching[0] is source and not self._fetching[1].done():
+            return
+        if source.ahead is not None and end > self._until - FURTHEST // 2 and self._until < self._layout.size:
+            work = source.ahead.submit(_fetch, source, self._layout, self._until)
+            self._fetching = source, work
+            self._until += FURTHEST
 
     def readline(self, size: int = -1) -> bytes:
         """Return the next line, or ``size`` bytes of it."""
@@ -81,3 +99,8 @@ class OsmoFile(AbstractBufferedFile):  # type: ignore[misc]  # fsspec has no typ
         line = part[: part.find(b"\n") + 1] or part
         self.seek(start + len(line))
         return line
+
+
+def _fetch(source: Source, layout: Layout, offset: int) -> None:
+    with contextlib.suppress(CasstoreError):  # whoever reads it is told
+        source.ranges.read(layout, offset, FURTHEST)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import stat
 from collections.abc import Iterator, Sequence
@@ -32,8 +33,6 @@ from casstore.transfer.ranges import Layout, Wanted
 
 __all__ = ["OsmoFileSystem"]
 
-STEP = 64 << 20
-"""Bytes of several ranges that are fetched together, at most."""
 _FORMAT = {Kind.FILE: stat.S_IFREG, Kind.DIRECTORY: stat.S_IFDIR, Kind.SYMLINK: stat.S_IFLNK}
 
 Info = dict[str, Any]
@@ -273,7 +272,7 @@ class OsmoFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no
             first, last, _step = slice(start, end).indices(layout.size)
             work.setdefault(id(source), (source, []))[1].append((at, (layout, first, max(0, last - first))))
         for source, wanted in work.values():
-            for batch in _batches(wanted):
+            for batch in _batches(wanted, source.ranges.step):
                 self._read_batch(source, batch, paths, results)
         if on_error != "return":
             for result in results:
@@ -282,8 +281,11 @@ class OsmoFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no
         return results
 
     def _read_batch(self, source: Source, batch: list[tuple[int, Wanted]], paths: list[str], into: list[Any]) -> None:
+        found: Sequence[list[memoryview] | CasstoreError]
         try:
-            found: Sequence[list[memoryview] | CasstoreError]
+            if len(batch) == 1 and batch[0][1][2] > source.ranges.step:
+                into[batch[0][0]] = _read_long(source, *batch[0][1])
+                return
             found = source.ranges.read_many([wanted for _, wanted in batch])
         except CasstoreError as error:
             found = [error] * len(batch)
@@ -439,6 +441,16 @@ class OsmoFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no
         return _said(place.version, name, shown, entry), target
 
 
+def _read_long(source: Source, layout: Layout, offset: int, size: int) -> bytes:
+    """Return a long range, read in steps, so that memory holds it once."""
+    whole = io.BytesIO()
+    step = source.ranges.step
+    for start in range(offset, offset + size, step):
+        for piece in source.ranges.read(layout, start, min(step, offset + size - start)):
+            whole.write(piece)
+    return whole.getvalue()
+
+
 def _folder(path: str) -> Info:
     return {"name": path, "size": 0, "type": "directory"}
 
@@ -460,11 +472,11 @@ def _said(version: Version, path: str, entry: Entry, link: Entry | None) -> Info
     return info
 
 
-def _batches(wanted: list[tuple[int, Wanted]]) -> Iterator[list[tuple[int, Wanted]]]:
+def _batches(wanted: list[tuple[int, Wanted]], step: int) -> Iterator[list[tuple[int, Wanted]]]:
     batch: list[tuple[int, Wanted]] = []
     size = 0
     for one in wanted:
-        if batch and size + one[1][2] > STEP:
+        if batch and size + one[1][2] > step:
             yield batch
             batch, size = [], 0
         batch.append(one)

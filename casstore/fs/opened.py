@@ -31,6 +31,8 @@ __all__ = ["Chosen", "Source", "Sources", "as_os_error", "close_all", "here", "o
 
 PARALLEL = 8
 """Reads from an object store that are under way at once."""
+FILES_AHEAD = 4
+"""Files that are read ahead at once."""
 
 
 class Chosen(NamedTuple):
@@ -49,13 +51,17 @@ class Source:
             store = self._stack.enter_context(open_store(declared, config=config))
         except NotFoundError as error:  # not a file that is missing, but all of them
             raise StorageError(error.message, hint=error.hint) from None
-        pool = None
-        if not store.backend.capabilities.local:
-            pool = self._stack.enter_context(ThreadPoolExecutor(PARALLEL, thread_name_prefix="casstore-fs"))
+        far = not store.backend.capabilities.local
+        pool = self._threads(PARALLEL) if far else None
         self.bucket = Bucket(store, name=declared.name, user=config.user)
         self.ranges = Ranges(store, pool=pool)
         self._stack.callback(self.ranges.close)
+        self.ahead = self._threads(FILES_AHEAD) if far else None
+        """Threads that fetch what is likely to be read next; None where that is as quick when it is read."""
         self._trees: dict[str, Tree] = {}
+
+    def _threads(self, count: int) -> ThreadPoolExecutor:
+        return self._stack.enter_context(ThreadPoolExecutor(count, thread_name_prefix="casstore-fs"))
 
     def tree(self, version: Version) -> Tree:
         """Return the files of a version, opened once."""

@@ -34,8 +34,8 @@ RECORDS = 1 << 20
 """... as long as all of them together have at most this many chunks, at 40 bytes each."""
 MOST_CHUNKS = 1 << 25
 """Chunks of one file, at most: two TiB at the usual size."""
-BATCH = 64 << 20
-"""Bytes that are fetched together."""
+BATCH_LOCAL, BATCH_REMOTE = 8 << 20, 64 << 20
+"""Bytes that are fetched together: what fits into one buffer, or several requests side by side."""
 
 
 class Layout(NamedTuple):
@@ -90,6 +90,8 @@ class Ranges:
         ``on_fetch`` is told the bytes that were read from the store.
         """
         self._store = store
+        self.step = BATCH_LOCAL if store.backend.capabilities.local else BATCH_REMOTE
+        """Bytes of a long range that are best asked for at once."""
         self._memory = memory
         self._pool = pool
         self._on_fetch = on_fetch
@@ -187,7 +189,7 @@ class Ranges:
         if not mine:
             return found
         try:
-            for batch in _batches(mine):
+            for batch in _batches(mine, self.step):
                 with self._fetcher() as fetcher:
                     fetcher.load(batch)
                     read = {chunk_id: _take(fetcher, chunk_id, raw) for chunk_id, raw in batch}
@@ -262,11 +264,11 @@ def _layout(tree: Tree, size: int, content: Content) -> Layout:
     return Layout(ids, begins)
 
 
-def _batches(wanted: Mapping[bytes, int]) -> Iterator[list[tuple[bytes, int]]]:
+def _batches(wanted: Mapping[bytes, int], most: int) -> Iterator[list[tuple[bytes, int]]]:
     batch: list[tuple[bytes, int]] = []
     size = 0
     for chunk_id, raw in wanted.items():
-        if batch and size + raw > BATCH:
+        if batch and size + raw > most:
             yield batch
             batch, size = [], 0
         batch.append((chunk_id, raw))

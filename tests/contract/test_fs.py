@@ -292,6 +292,21 @@ def test_a_tag_means_one_version_until_it_is_asked_for_anew(fs: OsmoFileSystem, 
     assert fs.ukey("robots/a.txt") != before
 
 
+def test_links_of_a_hostile_version_cost_little(fs: OsmoFileSystem, bucket: Bucket, tmp_path: Path) -> None:
+    root = write(tmp_path / "in", {"d/f": b"f"})
+    for number in range(60):
+        (root / f"l{number}").symlink_to(f"l{number + 1}")
+    (root / "up").symlink_to("d/../../in/d/f")
+    (root / "long").symlink_to("d/../" * 800 + "d/f")
+    for name in ("a", "b"):
+        (root / name).symlink_to("a/b/" * 1000)
+    upload(bucket, "hostile", root)
+    assert fs.find("hostile") == ["hostile/d/f", "hostile/long"]
+    assert fs.cat("hostile/long") == b"f"
+    assert not fs.exists("hostile/a/b/f") and not fs.exists("hostile/l0/f")
+    assert sum(1 for _ in fs.walk("hostile")) == 2
+
+
 def test_names_that_are_not_utf8(fs: OsmoFileSystem, bucket: Bucket, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     with open(os.fsencode(tmp_path) + b"/in/\xff:*", "wb") as file:
@@ -504,7 +519,8 @@ class Far:
 
     def upload(self, name: str, root: Path) -> None:
         with Store.open(MemoryBackend("far")) as store:
-            upload(Bucket(store, name="far", user="u"), name, root)
+            # By one thread: how many packs there are, and so how many reads, depends on their number.
+            upload(Bucket(store, name="far", user="u"), name, root, threads=1)
 
     def data_reads(self, work: Callable[[], object]) -> int:
         """How many requests for data some work costs."""
@@ -581,6 +597,41 @@ def test_what_is_read_from_front_to_back_is_read_ahead(far: Far, tmp_path: Path)
             assert b"".join(pieces) == content
 
     assert far.data_reads(read) < 20
+
+
+def test_a_fork_of_who_reads_ahead(far: Far, tmp_path: Path) -> None:
+    content = random.Random(9).randbytes(40 << 20)
+    far.upload("long", write(tmp_path / "in", {"x": content}))
+    fs = OsmoFileSystem()
+    with fs.open("osmo://long/x") as file:
+        assert file.read(100_000) == content[:100_000]
+        while file.tell() < 20 << 20:
+            assert file.read(100_000) == content[file.tell() - 100_000 : file.tell()]
+        assert file._fetching is not None
+
+        def work() -> None:
+            file.seek(20 << 20)
+            pieces = iter(lambda: file.read(100_000), b"")
+            assert b"".join(pieces) == content[20 << 20 :]
+
+        assert in_a_fork(work) == 0
+        at = file.tell()
+        assert file.read() == content[at:]
+
+
+def test_what_could_not_be_read_ahead_is_an_error_when_it_is_read(far: Far, tmp_path: Path) -> None:
+    content = random.Random(10).randbytes(40 << 20)
+    far.upload("long", write(tmp_path / "in", {"x": content}))
+    with OsmoFileSystem().open("osmo://long/x") as file:
+        while file._fetching is None:
+            assert file.read(1 << 20) == content[file.tell() - (1 << 20) : file.tell()]
+        file._fetching[1].result()
+        far.faults._plan = FaultPlan(1, times=1 << 30, operations=frozenset({"read"}), prefix="packs/")
+        with pytest.raises(OSError, match="injected"):
+            list(iter(lambda: file.read(1 << 20), b""))
+        far.faults._plan = FaultPlan()
+        at = file.tell()
+        assert file.read() == content[at:] != b""
 
 
 def test_failures_are_errors_and_pass(far: Far, tmp_path: Path) -> None:
