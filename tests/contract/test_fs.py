@@ -34,6 +34,10 @@ from casstore.testing.faults import Fault, FaultBackend, FaultPlan
 from casstore.testing.servers.s3 import moto_s3
 
 
+# Python 3.12 and newer warn of what some of these tests are about.
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+
+
 def declare(home: Path, buckets: dict[str, str], **more: Any) -> None:
     """Write the user's config.yaml."""
     folder = home / ".config" / "osmo"
