@@ -33,7 +33,6 @@ from casstore.repo.store import Store
 from casstore.testing.faults import Fault, FaultBackend, FaultPlan
 from casstore.testing.servers.s3 import moto_s3
 
-
 # Python 3.12 and newer warn of what some of these tests are about.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
