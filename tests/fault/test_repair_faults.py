@@ -15,6 +15,7 @@ from casstore.backend.base import Capabilities
 from casstore.backend.memory import MemoryBackend
 from casstore.dataset import Bucket
 from casstore.errors import CasstoreError, IntegrityError, NotFoundError, StorageError
+from casstore.format.index import Segment
 from casstore.format.pack import PackKind
 from casstore.repo import layout
 from casstore.repo.check import check_store
@@ -86,7 +87,11 @@ def objects(sources: Path) -> dict[str, bytes]:
     damaged = bytearray(found[meta[0]])
     damaged[-30] ^= 1
     found[meta[0]] = bytes(damaged)
-    segment = next(key for key in sorted(found) if key.startswith(layout.INDEX))
+    # Not the segment that speaks of that very pack: where both are damaged, what is in it is lost.
+    only = layout.id_of(meta[0])
+    segment = next(
+        key for key in sorted(found) if key.startswith(layout.INDEX) and only not in Segment(found[key]).pack_ids()
+    )
     found[segment] = found[segment][:-1]
     return found
 
