@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 from azure.core import exceptions
 
@@ -21,11 +21,10 @@ from casstore.errors import (
     StorageError,
     TransientError,
 )
+from casstore.remote.pause import asked
 
 __all__ = ["is_missing_blob", "translated", "translated_reply"]
 
-LONGEST_WAIT: Final = 300.0
-"""Seconds that a service may ask for at most."""
 _CODE = re.compile(r"[A-Za-z0-9]{1,80}\Z")
 _ACCESS_HINT = (
     "check the key of the credential, and that its identity has the role 'Storage Blob Data Contributor' here"
@@ -118,8 +117,6 @@ def _of_reply(status: int, code: str, headers: Mapping[str, str], url: str, wher
 
 def _pause(headers: Mapping[str, str]) -> float | None:
     for name, unit in (("x-ms-retry-after-ms", 1000.0), ("retry-after-ms", 1000.0), ("retry-after", 1.0)):
-        try:
-            return min(max(0.0, float(headers[name]) / unit), LONGEST_WAIT)
-        except (KeyError, ValueError):
-            continue
+        if (seconds := asked(headers.get(name, ""), unit=unit)) is not None:
+            return seconds
     return None

@@ -42,6 +42,7 @@ from casstore.remote.credentials import StorageCredential
 from casstore.remote.gcs_auth import find_endpoint, find_signer
 from casstore.remote.gcs_errors import code_of, lost_connection, refused
 from casstore.remote.http_pool import make_pool
+from casstore.remote.http_range import empty_range, has_words, range_header
 from casstore.remote.parts import persist, read_parts, send_parts
 
 __all__ = ["GcsClient"]
@@ -222,29 +223,17 @@ class GcsClient:
         limit: int | None = None,
     ) -> Object:
         """Return a range, or the whole object."""
-        if length == 0 or (length is not None and length < 0) or (offset < 0 and length and -offset < length):
-            return self._read_nothing(key, offset, length, if_match)
+        if not has_words(offset, length):
+            return empty_range(self._name(key), self._head(key, if_match), offset, length)
         headers = self._matching(key, if_match)
-        if offset < 0:
-            headers["Range"] = f"bytes={offset}"
-        elif length is not None:
-            headers["Range"] = f"bytes={offset}-{offset + length - 1}"
-        elif offset:
-            headers["Range"] = f"bytes={offset}-"
+        if (asked := range_header(offset, length)) is not None:
+            headers["Range"] = asked
         try:
             found = self._call("GET", key, headers=headers, part=(offset, length, limit))
         except _UnsatisfiableError:
-            return self._read_nothing(key, offset, length, if_match)
+            return empty_range(self._name(key), self._head(key, if_match), offset, length)
         data = found.data if length is None else found.data[:length]  # of a suffix, its first bytes
         return Object(data, found.headers.get("x-goog-generation", ""))
-
-    def _read_nothing(self, key: str, offset: int, length: int | None, if_match: str | None) -> Object:
-        """Return the empty range that HTTP has no words for, or say that the object is too short."""
-        info = self._head(key, if_match)
-        inside = -info.size <= offset <= info.size
-        if length or not inside or (length is None and offset != info.size):
-            raise IntegrityError(f"{self._name(key)} is too short: {info.size} bytes")
-        return Object(b"", info.etag)
 
     def list(self, prefix: str, *, after: str = "", recursive: bool = True) -> Iterator[RemoteInfo]:
         """Yield the objects below a prefix, a page of 1000 at a time."""

@@ -22,11 +22,10 @@ from casstore.errors import (
     StorageError,
     TransientError,
 )
+from casstore.remote.pause import asked
 
 __all__ = ["code_of", "lost_connection", "refused"]
 
-LONGEST_WAIT: Final = 300.0
-"""Seconds that a service may ask for at most."""
 _CODE = re.compile(rb"<Code>([A-Za-z0-9]{1,80})</Code>")
 _TRANSIENT: Final = {
     "BadDigest",  # the bytes were damaged on their way
@@ -65,7 +64,7 @@ def refused(status: int, code: str, headers: Mapping[str, str], what: str) -> Ca
     if code == "NoSuchBucket":
         return NotFoundError(f"{what}: there is no such bucket", hint="create the bucket, or look at its name")
     if code in _TRANSIENT or status in {408, 409, 425, 429, 500, 502, 503, 504}:
-        return TransientError(f"{what}: the service answered {said}", retry_after=_retry_after(headers))
+        return TransientError(f"{what}: the service answered {said}", retry_after=asked(headers.get("retry-after", "")))
     if status == 404 and code != "NoSuchUpload":
         return NotFoundError(f"{what} does not exist")
     if code in _ACCESS or status in {401, 403}:
@@ -96,10 +95,3 @@ _REASONS: Final = (
     (http.ConnectTimeoutError, "no connection in time"),
     (http.TimeoutError, "no answer in time"),
 )
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    try:
-        return min(max(0.0, float(headers["retry-after"])), LONGEST_WAIT)
-    except (KeyError, ValueError):
-        return None

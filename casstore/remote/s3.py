@@ -20,6 +20,7 @@ from casstore.remote import s3_multipart
 from casstore.remote.base import Absent, Advance, Condition, Matches, Object, RemoteInfo, check_limit
 from casstore.remote.body import Body, size_of, views_of
 from casstore.remote.credentials import StorageCredential
+from casstore.remote.http_range import empty_range, has_words, range_header
 from casstore.remote.s3_connect import connect
 from casstore.remote.s3_errors import CODES_OF_NO_BATCH_DELETE, code_of, library_error, service_error
 
@@ -82,21 +83,17 @@ class S3Client:
         limit: int | None = None,
     ) -> Object:
         """Return a range, or the whole object."""
-        if length == 0 or (length is not None and length < 0) or (offset < 0 and length and -offset < length):
-            return self._read_nothing(key, offset, length, if_match)
+        if not has_words(offset, length):
+            return empty_range(self._name(key), self._head(key, if_match), offset, length)
         wanted: dict[str, str] = {}
-        if offset < 0:
-            wanted["Range"] = f"bytes={offset}"
-        elif length is not None:
-            wanted["Range"] = f"bytes={offset}-{offset + length - 1}"
-        elif offset:
-            wanted["Range"] = f"bytes={offset}-"
+        if (asked := range_header(offset, length)) is not None:
+            wanted["Range"] = asked
         if if_match is not None:
             wanted["IfMatch"] = if_match
         try:
             found = self.call("get_object", key, **wanted)
         except _UnsatisfiableError:
-            return self._read_nothing(key, offset, length, if_match)
+            return empty_range(self._name(key), self._head(key, if_match), offset, length)
         body = found["Body"]
         try:
             announced = self._announced(key, found, ranged="Range" in wanted, offset=offset, length=length)
@@ -141,14 +138,6 @@ class S3Client:
         if len(data) > announced:
             raise IntegrityError(f"{self._name(key)}: the service sent more bytes than it announced")
         return data
-
-    def _read_nothing(self, key: str, offset: int, length: int | None, if_match: str | None) -> Object:
-        """Return the empty range that S3 has no request for, or say that the object is too short."""
-        info = self._head(key, if_match)
-        inside = -info.size <= offset <= info.size
-        if length or not inside or (length is None and offset != info.size):
-            raise IntegrityError(f"{self._name(key)} is too short: {info.size} bytes")
-        return Object(b"", info.etag)
 
     def list(self, prefix: str, *, after: str = "", recursive: bool = True) -> Iterator[RemoteInfo]:
         """Yield the objects below a prefix, a page of 1000 at a time."""

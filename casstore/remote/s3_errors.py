@@ -21,6 +21,7 @@ from casstore.errors import (
     TransientError,
     UsageError,
 )
+from casstore.remote.pause import asked
 
 __all__ = ["CODES_OF_NO_BATCH_DELETE", "code_of", "library_error", "service_error", "status_of"]
 
@@ -77,8 +78,6 @@ CODES_OF_NO_BATCH_DELETE: Final = frozenset(
     {*_UNSUPPORTED, "MissingContentMD5", "MalformedXML", "InvalidRequest", "InvalidArgument", "MissingArgument"}
 )
 """Answers of services that have no deletion of many objects, or another one than ours."""
-LONGEST_WAIT: Final = 300.0
-"""Seconds that a service may ask for at most."""
 _PRINTABLE = re.compile(r"[^\x20-\x7e]+")
 
 
@@ -110,7 +109,9 @@ def service_error(error: Any, what: str, *, conditional: bool = False, secrets: 
     if (refusal := _refusal(error, code, status, what)) is not None:
         return refusal
     if code in _TRANSIENT or status in _TRANSIENT_STATUS or status >= 520:
-        return TransientError(f"{what}: the service answered {code or status}", retry_after=_retry_after(error))
+        return TransientError(
+            f"{what}: the service answered {code or status}", retry_after=asked(_headers(error).get("retry-after", ""))
+        )
     text = _clean(str(_part(error, "Error").get("Message", "")), 200)
     for secret in secrets:
         text = text.replace(secret, "***") if secret else text
@@ -202,14 +203,6 @@ def _headers(error: Any) -> Mapping[str, Any]:
 def _region_of(error: Any) -> str:
     region = _part(error, "Error").get("Region") or _headers(error).get("x-amz-bucket-region") or ""
     return _clean(str(region), 40)
-
-
-def _retry_after(error: Any) -> float | None:
-    try:
-        seconds = float(_headers(error).get("retry-after", ""))
-    except ValueError:
-        return None
-    return min(max(seconds, 0.0), LONGEST_WAIT)
 
 
 def _clean(text: str, longest: int) -> str:

@@ -248,7 +248,10 @@ def test_error(status: int, code: str, expected: type[CasstoreError], caplog: py
         assert hidden not in caplog.text
 
 
-@pytest.mark.parametrize(("said", "expected"), [("7", 7.0), ("1e9", 300.0), ("-3", 0.0), ("soon", None), (None, None)])
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [("7", 7.0), ("1e9", 300.0), ("-3", 0.0), ("soon", None), ("nan", None), (None, None)],
+)
 def test_service_says_when_to_come_back(said: str | None, expected: float | None) -> None:
     headers = {"Retry-After": said} if said else {}
     with talking_to(lambda _: Says(503, b"", headers)) as (client, _), pytest.raises(TransientError) as caught:

@@ -260,7 +260,9 @@ def test_errors(client: S3Client, code: str, status: int, kind: type[CasstoreErr
     assert error.__suppress_context__
 
 
-@pytest.mark.parametrize(("asked", "expected"), [("7", 7.0), ("1e9", 300.0), ("-3", 0.0), ("soon", None)])
+@pytest.mark.parametrize(
+    ("asked", "expected"), [("7", 7.0), ("1e9", 300.0), ("-3", 0.0), ("soon", None), ("nan", None)]
+)
 def test_retry_after(client: S3Client, asked: str, expected: float | None) -> None:
     with Stubber(client._client) as stub:
         stub.add_client_error(
