@@ -25,7 +25,9 @@ __all__ = [
     "Event",
     "FinishWorkflow",
     "GroupFailed",
+    "GroupLost",
     "GroupPlaced",
+    "GroupPreempted",
     "InputsFailed",
     "InputsReady",
     "KillTask",
@@ -84,6 +86,29 @@ class GroupFailed:
     message: str
     status: TaskStatus = TaskStatus.FAILED_START_ERROR
     exit_code: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GroupLost:
+    """Nothing of the group's gang runs any more, and nothing of it ever will: its agent is gone, and fenced.
+
+    Its unfinished tasks get new attempts, each of which uses up a retry, and the group is queued again.
+    """
+
+    group: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class GroupPreempted:
+    """The group's resources go to another one that comes first.
+
+    Its unfinished tasks get new attempts, which use up no retry, and the group is queued again, unless an exit
+    action for code 3006 says that it has failed or is complete. ``CloseGroup`` frees the resources.
+    """
+
+    group: str
+    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +203,8 @@ Event = (
     Submitted
     | GroupPlaced
     | GroupFailed
+    | GroupLost
+    | GroupPreempted
     | TaskRunning
     | InputsReady
     | InputsFailed

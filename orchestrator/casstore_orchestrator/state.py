@@ -1,7 +1,7 @@
 """The life of a workflow: what every event changes, and what must be done about it.
 
 Decided here and only here: the rules about leads and non-leads, exit actions and retries, restarts in place,
-barriers, cancellation, deadlines, and a server that starts again. ``apply`` is a pure function: the same
+barriers, cancellation, deadlines, preemption and lost gangs. ``apply`` is a pure function: the same
 record, event and time give the same result, and events about attempts or runs that are over change nothing.
 """
 
@@ -23,7 +23,9 @@ from .events import (
     Effect,
     Event,
     GroupFailed,
+    GroupLost,
     GroupPlaced,
+    GroupPreempted,
     InputsFailed,
     InputsReady,
     NewAttempt,
@@ -198,26 +200,7 @@ def _restarted(draft: Draft, _event: ServerRestarted) -> None:
         if group.status is GroupStatus.SCHEDULING and group.name not in queued:
             draft.effects.append(QueueGroup(group.name))
         elif group.status.active:
-            _lost(draft, group.name)
-
-
-def _lost(draft: Draft, name: str) -> None:
-    """The gang of a group is gone: all of its unfinished tasks start again, on nodes yet to be found."""
-    unfinished = draft.unfinished(name)
-    message = "The server stopped while the task was running."
-    if any(task.retry_id >= draft.record.max_retry_per_task for task in unfinished):
-        draft.end_all(
-            name,
-            TaskStatus.FAILED_SERVER_ERROR,
-            f"{message} No retry is left (limit {draft.record.max_retry_per_task}).",
-        )
-        draft.settle(name)
-        return
-    for task in unfinished:
-        draft.move(name, task, TaskStatus.RESCHEDULED, failure_message=message, exit_code=int(ExitCode.SERVER_ERROR))
-        draft.put_task(name, _next_attempt(draft, task))
-    draft.effects.append(CloseGroup(name))
-    draft.queue(name)
+            _group_lost(draft, GroupLost(group.name, "The server stopped while the task was running."))
 
 
 # --- one group
@@ -250,6 +233,56 @@ def _placed(draft: Draft, event: GroupPlaced) -> None:
 def _group_failed(draft: Draft, event: GroupFailed) -> None:
     draft.end_all(event.group, event.status, event.message, exit_code=event.exit_code)
     draft.settle(event.group)
+
+
+def _group_lost(draft: Draft, event: GroupLost) -> None:
+    if not draft.group(event.group).status.active:
+        return
+    unfinished = draft.unfinished(event.group)
+    limit = draft.record.max_retry_per_task
+    if any(_retries_used(draft.group(event.group), task) >= limit for task in unfinished):
+        message = f"{event.message} No retry is left (limit {limit})."
+        draft.end_all(event.group, TaskStatus.FAILED_SERVER_ERROR, message)
+        draft.settle(event.group)
+        return
+    _queue_again(draft, event.group, event.message, ExitCode.SERVER_ERROR)
+
+
+def _group_preempted(draft: Draft, event: GroupPreempted) -> None:
+    if not draft.group(event.group).status.active:
+        return
+    code, message = ExitCode.PREEMPTED, event.message
+    actions = {task.name: _action(draft, task, code) for task in draft.unfinished(event.group)}
+    if ExitAction.FAIL in actions.values():
+        draft.end_all(event.group, TaskStatus.FAILED_PREEMPTED, message)
+    for task in draft.unfinished(event.group):
+        if actions[task.name] is ExitAction.COMPLETE:
+            draft.move(event.group, task, TaskStatus.COMPLETED, exit_code=int(code), failure_message=message)
+            if task.lead:
+                draft.end_all(event.group, TaskStatus.COMPLETED, "Lead task finished")
+    if draft.unfinished(event.group):
+        _queue_again(draft, event.group, message, code)
+    else:
+        draft.settle(event.group)
+
+
+def _queue_again(draft: Draft, name: str, message: str, code: ExitCode) -> None:
+    """All of a group's unfinished tasks start again, on nodes yet to be found."""
+    for task in draft.unfinished(name):
+        draft.move(name, task, TaskStatus.RESCHEDULED, failure_message=message, exit_code=int(code))
+        draft.put_task(name, _next_attempt(draft, task))
+    draft.put_group(replace(draft.group(name), initializing_time=None, start_time=None))
+    draft.effects.append(CloseGroup(name))
+    draft.queue(name)
+
+
+def _retries_used(group: GroupRecord, task: TaskRecord) -> int:
+    """How many of a task's attempts count against its limit: those that ended by preemption don't."""
+    return sum(
+        1
+        for other in group.tasks
+        if other.name == task.name and other.retry_id < task.retry_id and other.exit_code != ExitCode.PREEMPTED
+    )
 
 
 # --- one attempt
@@ -338,10 +371,9 @@ def _ended(
     """An attempt ended by itself: exit actions first, then what its end means for the group."""
     group, task = found
     code = int(exit_code)
-    actions = draft.record.spec.task(task.name).exit_actions
-    action = find_action(code, actions, draft.record.pool_exit_actions)
+    action = _action(draft, task, code)
     if action is ExitAction.RESCHEDULE:
-        if task.retry_id < draft.record.max_retry_per_task:
+        if _retries_used(draft.group(group), task) < draft.record.max_retry_per_task:
             _reschedule(draft, group, task, code, message)
             draft.settle(group)
             return
@@ -363,6 +395,11 @@ def _ended(
     else:
         draft.release_ready(group)
     draft.settle(group)
+
+
+def _action(draft: Draft, task: TaskRecord, code: int) -> ExitAction | None:
+    """What the task's author, or else the pool, wants for a code."""
+    return find_action(code, draft.record.spec.task(task.name).exit_actions, draft.record.pool_exit_actions)
 
 
 def _reschedule(draft: Draft, group: str, task: TaskRecord, exit_code: int, message: str | None) -> None:
@@ -403,6 +440,8 @@ _RULES: Final[dict[type[Any], Callable[[Draft, Any], None]]] = {
     Submitted: _submitted,
     GroupPlaced: _placed,
     GroupFailed: _group_failed,
+    GroupLost: _group_lost,
+    GroupPreempted: _group_preempted,
     TaskRunning: _task_running,
     InputsReady: _inputs_ready,
     InputsFailed: _inputs_failed,

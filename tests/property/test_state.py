@@ -18,7 +18,9 @@ from casstore_orchestrator.events import (
     Event,
     FinishWorkflow,
     GroupFailed,
+    GroupLost,
     GroupPlaced,
+    GroupPreempted,
     InputsFailed,
     InputsReady,
     KillTask,
@@ -40,7 +42,7 @@ from casstore_orchestrator.pools import Machine, Resources, parse_pools
 from casstore_orchestrator.records import TaskRecord, WorkflowRecord
 from casstore_orchestrator.spec import GroupSpec, TaskInput, TaskSpec, WorkflowSpec
 from casstore_orchestrator.state import apply, new_workflow, next_deadline, with_number
-from casstore_orchestrator.status import GroupStatus, TaskPhase, TaskStatus, WorkflowStatus
+from casstore_orchestrator.status import ExitCode, GroupStatus, TaskPhase, TaskStatus, WorkflowStatus
 
 MACHINE = Machine("laptop", Resources(cpu=4, memory=1 << 34, storage=1 << 36))
 CODES = st.sampled_from([0, 0, 0, 1, 2, 137])
@@ -54,7 +56,9 @@ FAILURES = st.sampled_from(
         TaskStatus.FAILED_IMAGE_PULL,
     ]
 )
-ACTIONS = st.sampled_from([{}, {}, {"RESCHEDULE": "1-255"}, {"COMPLETE": "1"}, {"FAIL": "0"}, {"RESCHEDULE": "0-9999"}])
+ACTIONS = st.sampled_from(
+    [{}, {}, {"RESCHEDULE": "1-255"}, {"COMPLETE": "1"}, {"FAIL": "0"}, {"RESCHEDULE": "0-9999"}, {"FAIL": "3006"}]
+)
 
 
 @st.composite
@@ -140,7 +144,8 @@ class World:
                 assert [task.retry_id for task in attempts] == list(range(len(attempts)))
                 assert all(task.status is TaskStatus.RESCHEDULED for task in attempts[:-1])
                 assert current.status is not TaskStatus.RESCHEDULED
-                assert current.retry_id <= after.max_retry_per_task
+                paid = [task for task in attempts[:-1] if task.exit_code != ExitCode.PREEMPTED]
+                assert len(paid) <= after.max_retry_per_task
 
     def check_groups(self, after: WorkflowRecord) -> None:
         for group in after.groups:
@@ -264,6 +269,8 @@ def any_event(draw: st.DataObject, world: World) -> Event:
                 Submitted(),
                 ServerRestarted(),
                 GroupFailed(group.name, "no"),
+                GroupLost(group.name, "gone"),
+                GroupPreempted(group.name, "another comes first"),
                 TimedOut("queue"),
                 TimedOut("exec"),
                 CancelRequested("u", force=draw.draw(st.booleans())),

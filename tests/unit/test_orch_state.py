@@ -17,7 +17,9 @@ from casstore_orchestrator.events import (
     Event,
     FinishWorkflow,
     GroupFailed,
+    GroupLost,
     GroupPlaced,
+    GroupPreempted,
     InputsFailed,
     InputsReady,
     KillTask,
@@ -477,6 +479,57 @@ def test_a_server_that_fails_again_and_again_gives_up() -> None:
     life(ServerRestarted())
     assert life.record.status is WorkflowStatus.FAILED_SERVER_ERROR
     assert life.record.task("t").exit_code == ExitCode.SERVER_ERROR
+
+
+def test_a_lost_gang_is_queued_again_and_uses_up_retries() -> None:
+    life = Life(group("g", task("a"), task("b")), pool={"max_retry_per_task": 1})
+    assert life(GroupLost("g", "gone")) == []
+    life.run("g")
+    life.exit("b")
+    assert life(GroupLost("g", "gone")) == [CloseGroup("g"), QueueGroup("g")]
+    assert (life.status("a"), life.record.task("a").retry_id) == (TaskStatus.SCHEDULING, 1)
+    assert life.record.task("b").retry_id == 0
+    life.run("g")
+    life(GroupLost("g", "gone"))
+    assert life.record.status is WorkflowStatus.FAILED_SERVER_ERROR
+    assert life.record.task("a").failure_message == "gone No retry is left (limit 1)."
+
+
+def test_preemption_queues_again_without_using_up_retries() -> None:
+    life = Life(group("g", task("a"), task("b")), pool={"max_retry_per_task": 1})
+    for number in range(3):
+        life.run("g")
+        assert life(GroupPreempted("g", "for w-2")) == [CloseGroup("g"), QueueGroup("g")]
+        before = life.record.task("a", number)
+        assert (before.status, before.exit_code, before.failure_message) == (TaskStatus.RESCHEDULED, 3006, "for w-2")
+        assert life.record.group("g").start_time is None
+    assert life.record.submit_time == 101
+    assert life(GroupPreempted("g", "for w-2")) == []
+    life.run("g")
+    life(GroupLost("g", "gone"))
+    assert life.status("a") is TaskStatus.SCHEDULING
+    life.run("g")
+    life.exit("a")
+    assert life.record.status is WorkflowStatus.COMPLETED
+    assert life.record.task("a").retry_id == 4
+
+
+def test_an_exit_action_for_preemption() -> None:
+    life = Life(group("g", task("a", FAIL="3006"), task("b")), group("h", task("c", "a")))
+    life.run("g")
+    life(GroupPreempted("g", "for w-2"))
+    assert life.status("b") is TaskStatus.FAILED_PREEMPTED
+    assert life.record.task("a").exit_code == 3006
+    assert life.status("c") is TaskStatus.FAILED_UPSTREAM
+    assert life.record.status is WorkflowStatus.FAILED_PREEMPTED
+    life = Life(group("g", task("a", COMPLETE="3006"), task("b")))
+    life.run("g")
+    life(GroupPreempted("g", "for w-2"))
+    assert life.record.status is WorkflowStatus.COMPLETED
+    life = Life(group("g", task("a"), task("b", COMPLETE="3006")))
+    life.run("g")
+    life(GroupPreempted("g", "for w-2"))
+    assert (life.status("a"), life.status("b")) == (TaskStatus.SCHEDULING, TaskStatus.COMPLETED)
 
 
 def test_a_server_that_stopped_before_it_took_the_submission_up() -> None:
