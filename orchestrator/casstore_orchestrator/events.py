@@ -2,7 +2,7 @@
 
 Decided here and only here: the vocabulary between ``state.apply`` (which decides) and the scheduler with its
 group runners (which do). Events are facts that were observed; effects are orders, to be carried out after the
-new record is stored, in the order given. Every order is idempotent: carrying it out twice does no harm.
+new record is stored, in the order given. Both can be encoded and decoded by msgspec, as members of their unions.
 
 An attempt of a task is named by (task, retry_id); ``run`` tells a restart in place from the run before it. An
 event that names an attempt or a run that is over is ignored, so that late reports do no harm.
@@ -11,8 +11,9 @@ event that names an attempt or a run that is over is ignored, so that late repor
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
+
+import msgspec
 
 from .status import TaskStatus, WorkflowStatus
 
@@ -63,21 +64,18 @@ class Placed(NamedTuple):
     host: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Submitted:
+class Submitted(msgspec.Struct, frozen=True, tag=True):
     """The workflow has its id. Groups without upstream are queued."""
 
 
-@dataclass(frozen=True, slots=True)
-class GroupPlaced:
+class GroupPlaced(msgspec.Struct, frozen=True, tag=True):
     """Nodes were found for every task of a queued group (all, or this event is an error)."""
 
     group: str
     placement: Mapping[str, Placed]
 
 
-@dataclass(frozen=True, slots=True)
-class GroupFailed:
+class GroupFailed(msgspec.Struct, frozen=True, tag=True):
     """The group as a whole could not be prepared or kept. Ends its unfinished tasks; exit actions don't
     apply.
     """
@@ -88,8 +86,7 @@ class GroupFailed:
     exit_code: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class GroupLost:
+class GroupLost(msgspec.Struct, frozen=True, tag=True):
     """Nothing of the group's gang runs any more, and nothing of it ever will: its agent is gone, and fenced.
 
     Its unfinished tasks get new attempts, each of which uses up a retry, and the group is queued again.
@@ -99,8 +96,7 @@ class GroupLost:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class GroupPreempted:
+class GroupPreempted(msgspec.Struct, frozen=True, tag=True):
     """The group's resources go to another one that comes first.
 
     Its unfinished tasks get new attempts, which use up no retry, and the group is queued again, unless an exit
@@ -111,22 +107,19 @@ class GroupPreempted:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class TaskRunning:
+class TaskRunning(msgspec.Struct, frozen=True, tag=True):
     """The attempt's own work began: its inputs are being put in place."""
 
     attempt: Attempt
 
 
-@dataclass(frozen=True, slots=True)
-class InputsReady:
+class InputsReady(msgspec.Struct, frozen=True, tag=True):
     """The attempt's inputs are in place and its command can be released."""
 
     attempt: Attempt
 
 
-@dataclass(frozen=True, slots=True)
-class InputsFailed:
+class InputsFailed(msgspec.Struct, frozen=True, tag=True):
     """The inputs can't be had."""
 
     attempt: Attempt
@@ -134,16 +127,14 @@ class InputsFailed:
     exit_code: int = 2010
 
 
-@dataclass(frozen=True, slots=True)
-class CommandExited:
+class CommandExited(msgspec.Struct, frozen=True, tag=True):
     """The user's command ended; its outputs are about to be stored."""
 
     attempt: Attempt
     exit_code: int
 
 
-@dataclass(frozen=True, slots=True)
-class TaskExited:
+class TaskExited(msgspec.Struct, frozen=True, tag=True):
     """The command ended and the outputs are stored: the attempt is over. ``oom``: it reached its memory
     limit.
     """
@@ -154,8 +145,7 @@ class TaskExited:
     oom: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class OutputsFailed:
+class OutputsFailed(msgspec.Struct, frozen=True, tag=True):
     """The command ended and the outputs can't be stored. ``command_exit_code`` is the command's own."""
 
     attempt: Attempt
@@ -164,8 +154,7 @@ class OutputsFailed:
     exit_code: int = 2012
 
 
-@dataclass(frozen=True, slots=True)
-class TaskFailed:
+class TaskFailed(msgspec.Struct, frozen=True, tag=True):
     """The attempt ended for a reason outside its command (``FAILED_START_ERROR``, ...)."""
 
     attempt: Attempt
@@ -174,8 +163,7 @@ class TaskFailed:
     exit_code: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class CancelRequested:
+class CancelRequested(msgspec.Struct, frozen=True, tag=True):
     """A user wants the workflow to end."""
 
     user: str
@@ -183,15 +171,13 @@ class CancelRequested:
     force: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class TimedOut:
+class TimedOut(msgspec.Struct, frozen=True, tag=True):
     """A deadline from ``state.next_deadline`` passed."""
 
     kind: Literal["exec", "queue"]
 
 
-@dataclass(frozen=True, slots=True)
-class ServerRestarted:
+class ServerRestarted(msgspec.Struct, frozen=True, tag=True):
     """The server starts again and finds the workflow unfinished.
 
     Every placed group is lost: its unfinished tasks get new attempts, and it is queued again. Also asks again
@@ -218,23 +204,20 @@ Event = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class QueueGroup:
+class QueueGroup(msgspec.Struct, frozen=True, tag=True):
     """The group may run: find nodes for it, then send GroupPlaced."""
 
     group: str
 
 
-@dataclass(frozen=True, slots=True)
-class StartGroup:
+class StartGroup(msgspec.Struct, frozen=True, tag=True):
     """The group was placed: prepare its gang and put the inputs of these attempts in place."""
 
     group: str
     attempts: tuple[Attempt, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class ReleaseTasks:
+class ReleaseTasks(msgspec.Struct, frozen=True, tag=True):
     """Start these commands together now. ``whole_group``: every task of the group, for the first time."""
 
     group: str
@@ -242,8 +225,7 @@ class ReleaseTasks:
     whole_group: bool
 
 
-@dataclass(frozen=True, slots=True)
-class KillTask:
+class KillTask(msgspec.Struct, frozen=True, tag=True):
     """End this attempt at once; its outputs are not stored and no event about it is needed."""
 
     group: str
@@ -251,8 +233,7 @@ class KillTask:
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class RestartInPlace:
+class RestartInPlace(msgspec.Struct, frozen=True, tag=True):
     """End the command, prepare it again in the same home, and wait for the release. ``attempt`` is the new
     run.
     """
@@ -261,23 +242,20 @@ class RestartInPlace:
     attempt: Attempt
 
 
-@dataclass(frozen=True, slots=True)
-class NewAttempt:
+class NewAttempt(msgspec.Struct, frozen=True, tag=True):
     """Prepare the task afresh on the same node (new home, inputs again) and wait for the release."""
 
     group: str
     attempt: Attempt
 
 
-@dataclass(frozen=True, slots=True)
-class CloseGroup:
+class CloseGroup(msgspec.Struct, frozen=True, tag=True):
     """The group is over, or lost: forget that it was queued, end what is left of it, free its resources."""
 
     group: str
 
 
-@dataclass(frozen=True, slots=True)
-class FinishWorkflow:
+class FinishWorkflow(msgspec.Struct, frozen=True, tag=True):
     """The workflow is over."""
 
     status: WorkflowStatus
