@@ -4,7 +4,7 @@ Decided here and only here: the layout below the scheduler's home, and how the o
 that read it.
 
     <workflow id>/_logs/...                     see ``logs``
-    <workflow id>/_mounts/<group>/<n>           versions that tasks of a group read, while it runs
+    <workflow id>/_mounts/<group>.<p>/<n>       versions that tasks of a group read, while its placement p runs
     <workflow id>/<task>/<retry id>/data/...    the home of one attempt, removed when its group ends
     <workflow id>/<task>/output/                the output that other tasks read, also of later workflows
     <workflow id>/<task>/output.json            its ``OutputNote``
@@ -50,9 +50,9 @@ class Homes:
         """The home of one attempt."""
         return self.task(workflow_id, task) / str(retry_id)
 
-    def mounts(self, workflow_id: str, group: str) -> Path:
-        """Where versions are mounted for a group."""
-        return self.workflow(workflow_id) / "_mounts" / _checked(group)
+    def mounts(self, workflow_id: str, group: str, placement: int) -> Path:
+        """Where versions are mounted for a placement of a group."""
+        return self.workflow(workflow_id) / "_mounts" / f"{_checked(group)}.{placement:d}"
 
     def make(self, workflow_id: str, task: str, retry_id: int, inputs: int) -> Path:
         """A fresh home with empty input folders and an empty output folder."""
@@ -104,6 +104,10 @@ class Homes:
             for name in os.listdir(folder):
                 if name.isdigit():
                     remove_tree(folder / name)
+
+    def remove_attempt(self, workflow_id: str, task: str, retry_id: int) -> None:
+        """Remove the home of one attempt, if there is one."""
+        remove_tree(self.attempt(workflow_id, task, retry_id))
 
     def remove_workflow(self, workflow_id: str) -> None:
         """Remove everything of a workflow, logs and kept outputs included."""

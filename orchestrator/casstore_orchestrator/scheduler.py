@@ -44,7 +44,7 @@ from .placing import Holding, Placer, Waiting
 from .pools import Pool
 from .ports import Credentials, DataStore, Executor, StateStore, UrlStore, VersionMounts
 from .records import GroupRecord, TaskRecord, WorkflowRecord
-from .runner import GroupRunner, Services
+from .agent.runner import GroupRunner, Services
 from .state import apply, next_deadline
 from .status import GroupStatus, TaskStatus
 

@@ -58,7 +58,7 @@ class World:
         self.executor = Layers()
         self.mounts = Mounts()
         self.homes = Homes(folder)
-        self.views = Views(self.executor, self.mounts, self.homes.mounts("wf-1", "g"))
+        self.views = Views(self.executor, self.mounts, self.homes.mounts("wf-1", "g", 1))
         self.fetcher = InputFetcher.make(self.data, self.homes, "wf-1", "u", file_urls=True, views=self.views)
         self.said: list[str] = []
 
@@ -82,8 +82,8 @@ def test_one_mount_for_each_version_of_a_group(world: World) -> None:
     spec = reads(DatasetInput(name="ds"), DatasetInput(name="more"))
     layers = world.task("one", spec)
     assert [(layer.at, layer.source) for layer in layers] == [
-        ("0/ds", world.homes.mounts("wf-1", "g") / "0"),
-        ("1/more", world.homes.mounts("wf-1", "g") / "1"),
+        ("0/ds", world.homes.mounts("wf-1", "g", 1) / "0"),
+        ("1/more", world.homes.mounts("wf-1", "g", 1) / "1"),
     ]
     assert world.task("two", spec) == layers
     home = world.homes.attempt("wf-1", "two", 0)

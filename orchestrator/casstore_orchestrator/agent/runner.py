@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from casstore.errors import AccessError, CancelledError, CasstoreError, UsageError
-
-from .credentials import task_credentials
-from .events import (
+from casstore.errors import AccessError, CancelledError, CasstoreError, ConflictError, NotFoundError, UsageError
+from casstore_orchestrator.credentials import task_credentials
+from casstore_orchestrator.events import (
     Attempt,
     CloseGroup,
     CommandExited,
@@ -38,14 +37,14 @@ from .events import (
     TaskFailed,
     TaskRunning,
 )
-from .exit_actions import ExitAction, find_action
-from .folders import remove_tree
-from .homes import Homes
-from .inputs import InputFetcher
-from .logs import LogStore, TaskLog
-from .outputs import OutputStorer
-from .pools import Resources
-from .ports import (
+from casstore_orchestrator.exit_actions import ExitAction, find_action
+from casstore_orchestrator.folders import remove_tree
+from casstore_orchestrator.homes import Homes
+from casstore_orchestrator.inputs import InputFetcher
+from casstore_orchestrator.logs import LogStore, TaskLog
+from casstore_orchestrator.outputs import OutputStorer
+from casstore_orchestrator.pools import Resources
+from casstore_orchestrator.ports import (
     Credentials,
     DataStore,
     Executor,
@@ -56,13 +55,13 @@ from .ports import (
     UrlStore,
     VersionMounts,
 )
-from .provenance import InputNote, Producer
-from .records import WorkflowRecord
-from .spec import TaskInput, TaskSpec
-from .status import ExitCode, TaskStatus
-from .tokens import TokenValues, expand_vars, names_in, resolve
-from .transfers import Say, Stop
-from .views import Views
+from casstore_orchestrator.provenance import InputNote, Producer
+from casstore_orchestrator.records import WorkflowRecord
+from casstore_orchestrator.spec import TaskInput, TaskSpec
+from casstore_orchestrator.status import ExitCode, TaskStatus
+from casstore_orchestrator.tokens import TokenValues, expand_vars, names_in, resolve
+from casstore_orchestrator.transfers import Say, Stop
+from casstore_orchestrator.views import Views
 
 __all__ = ["GroupRunner", "Services"]
 
@@ -110,7 +109,7 @@ class GroupRunner:
 
     ``order`` takes the effects of ``state`` and never blocks. ``report`` is called from the runner's threads with
     what happened. ``freed`` is called once, when nothing of the group runs any more, ``ended`` after that, when its
-    homes are gone and its last line is in the log.
+    homes are gone and its last line is in the log. ``placement`` is its number, if it is not that of the record.
     """
 
     def __init__(
@@ -121,8 +120,9 @@ class GroupRunner:
         limits: dict[str, Resources],
         *,
         report: Callable[[Event], None],
-        freed: Callable[[], None],
         ended: Callable[[GroupRunner], None],
+        freed: Callable[[], None] = lambda: None,
+        placement: int | None = None,
     ) -> None:
         self._services = services
         self._record = record
@@ -133,7 +133,10 @@ class GroupRunner:
         self._freed = freed
         self._ended = ended
         self._log = TaskLog(services.logs, record.id)
-        self._views = Views(services.executor, services.mounts, services.homes.mounts(record.id, group))
+        mounts = services.homes.mounts(
+            record.id, group, record.group(group).placements if placement is None else placement
+        )
+        self._views = Views(services.executor, services.mounts, mounts)
         self._fetcher = InputFetcher.make(
             services.data,
             services.homes,
@@ -177,6 +180,23 @@ class GroupRunner:
         """Wait until the group has been closed; whether it has."""
         self._thread.join(timeout)
         return not self._thread.is_alive()
+
+    def task(self, name: str, retry_id: int | None = None) -> RunningTask:
+        """The newest run of a task, for interactive use. ``NotFoundError``, ``ConflictError`` when it does not run."""
+        if all(task.name != name for task in self._spec.tasks):
+            msg = f"there is no task {name} in group {self._group}"
+            raise NotFoundError(msg)
+        with self._lock:
+            run = self._runs.get(name)
+        if run is None or run.task.poll() is not None or retry_id not in {None, run.attempt.retry_id}:
+            attempt = "" if retry_id is None else f" (attempt {retry_id})"
+            msg = f"task {name}{attempt} does not run now"
+            raise ConflictError(msg)
+        return run.task
+
+    def note(self, task: str, text: str) -> None:
+        """A line of our own in the log of a task's newest attempt."""
+        self._log.say(task, text)
 
     # The controlling thread.
 
