@@ -104,6 +104,10 @@ class Client:
         """The reply to a POST; ``body`` is encoded as JSON unless it is None."""
         return _decode(self._exchange("POST", path, query, body), reply, path)
 
+    def patch(self, path: str, reply: type[T], query: Mapping[str, Value] | None = None, body: Any = None) -> T:
+        """The reply to a PATCH, as ``post``."""
+        return _decode(self._exchange("PATCH", path, query, body), reply, path)
+
     def delete(self, path: str, reply: type[T], query: Mapping[str, Value] | None = None) -> T:
         """The reply to a DELETE."""
         return _decode(self._exchange("DELETE", path, query, None), reply, path)

@@ -1,8 +1,8 @@
-"""``osmo workflow submit``, ``validate`` and ``restart``.
+"""``osmo workflow submit``, ``validate`` and ``restart``, and what ``osmo app submit`` shares with them.
 
-Decided here and only here: the steps of a submission. A file without local paths is sent as it is and rendered by the
-server. One with local paths is rendered first (a dry run), because the paths may be templated; then its files are put
-in, it is validated, local folders are uploaded, and the result is sent, not to be rendered again.
+Decided here and only here: the options and the steps of a submission. A file without local paths is sent as it is and
+rendered by the server. One with local paths is rendered first (a dry run), because the paths may be templated; then its
+files are put in, it is validated, local folders are uploaded, and the result is sent, not to be rendered again.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ import dataclasses
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Final, TypeVar
 
 import click
 import msgspec
 
-from casstore.config import load_config
+from casstore.config import Config, load_config
 from casstore.errors import CancelledError, SourceError, UsageError
 from casstore.wire.cluster import ProfileReply
 from casstore.wire.protocol import MAX_REQUEST_BYTES
@@ -29,6 +30,7 @@ from casstore_cli.login import connect
 from casstore_cli.multi import Command, ManyOption
 from casstore_cli.terminal import copy_lines
 
+F = TypeVar("F", bound=Callable[..., Any])
 _ID = re.compile(r"[a-zA-Z](?:[a-zA-Z0-9_-]*[a-zA-Z0-9])?-\d+|[0-9a-f]{32}", re.ASCII)
 _PRIORITIES = ("HIGH", "NORMAL", "LOW")
 _MAX_QUERY = 10_000
@@ -48,8 +50,8 @@ _render_option = click.option(
 
 
 @dataclass(frozen=True, slots=True)
-class _Source:
-    """A workflow file and what was said about it."""
+class Source:
+    """The text of a workflow and what was said about it; ``base`` is the folder of its local paths."""
 
     text: str
     base: str
@@ -57,7 +59,13 @@ class _Source:
     set_strings: Sequence[str]
     environment: Sequence[str] = ()
 
+    @classmethod
+    def of(cls, text: str, base: str, options: Mapping[str, Any]) -> Source:
+        """With the values that ``submission_options`` took."""
+        return cls(text, base, options["set_values"], options["set_strings"])
+
     def request(self, text: str | None = None) -> SubmitRequest:
+        """The body of a submission."""
         return SubmitRequest(
             file=self.text if text is None else text,
             set_variables=list(self.set_values),
@@ -66,49 +74,55 @@ class _Source:
         )
 
 
+_SUBMISSION: Final = (
+    _set_option,
+    _set_string_option,
+    click.option("--set-env", "set_env", cls=ManyOption, metavar="KEY=VALUE", help="Environment of every task."),
+    click.option("--dry-run", is_flag=True, help="Print the workflow after its templates and stop."),
+    _pool_option,
+    click.option(
+        "--priority", type=click.Choice(_PRIORITIES, case_sensitive=False), help="How it competes for the pool."
+    ),
+    click.option("-f", "--follow", is_flag=True, help="Follow the log to the end; fail when the workflow does."),
+    _render_option,
+    _outside_option,
+    output.format_option("text", "json"),
+)
+
+
+def submission_options(function: F) -> F:
+    """Give a command the options of a submission; ``submit_source`` takes their values."""
+    for option in reversed(_SUBMISSION):
+        function = option(function)
+    return function
+
+
 @click.command("submit", cls=Command)
 @click.argument("workflow_file")
-@_set_option
-@_set_string_option
-@click.option("--set-env", "set_env", cls=ManyOption, metavar="KEY=VALUE", help="Environment of every task.")
-@click.option("--dry-run", is_flag=True, help="Print the workflow after its templates and stop.")
-@_pool_option
-@click.option("--priority", type=click.Choice(_PRIORITIES, case_sensitive=False), help="How it competes for the pool.")
-@click.option("-f", "--follow", is_flag=True, help="Follow the log to the end; fail when the workflow does.")
-@_render_option
-@_outside_option
-@output.format_option("text", "json")
-def submit(
-    *,
-    workflow_file: str,
-    set_values: Sequence[str],
-    set_strings: Sequence[str],
-    set_env: Sequence[str],
-    dry_run: bool,
-    pool: str | None,
-    priority: str | None,
-    follow: bool,
-    render_localpath_files: bool,
-    allow_outside_paths: bool,
-    format_type: str,
-) -> int:
+@submission_options
+def submit(*, workflow_file: str, **options: Any) -> int:
     """Run the workflow in WORKFLOW_FILE ('-' reads standard input), or one that ran before, given by its ID."""
-    as_json = format_type == "json"
-    if follow and as_json:
-        raise UsageError("--follow prints the log, which is not JSON", hint="Leave out one of the two.")
-    for pair in (*set_values, *set_strings, *set_env):
-        if "=" not in pair.lstrip("="):
-            raise UsageError(f"'{pair}' is not KEY=VALUE")
     config = load_config()
     if not os.path.exists(workflow_file) and workflow_file != "-" and _ID.fullmatch(workflow_file):
-        if set_values or set_strings or set_env or dry_run:
-            raise UsageError("A workflow is submitted again as it was: --set and --dry-run need a file")
-        client = connect(config)
-        again: dict[str, Value] = {"workflow_id": workflow_file, "priority": priority}
-        return _sent(client, client.post(_route(client, pool), SubmitReply, again), as_json, follow)
-    source = _read(workflow_file, set_values, set_strings)
-    client = connect(config)
-    if dry_run:
+        return _submit_again(config, workflow_file, options)
+    text, base = read_text(workflow_file)
+    return submit_source(connect(config), config, Source.of(text, base, options), options)
+
+
+def submit_source(
+    client: Client,
+    config: Config,
+    source: Source,
+    options: Mapping[str, Any],
+    extra: Mapping[str, Value] | None = None,
+) -> int:
+    """Submit (or render) what was read, as ``submission_options`` say; gives the exit code.
+
+    ``extra`` is added to the query of the submission itself.
+    """
+    as_json = _check_options(options)
+    pool, set_env = options["pool"], options["set_env"]
+    if options["dry_run"]:
         reply = client.post(_route(client, pool or "default"), SubmitReply, {"dry_run": True}, source.request())
         if as_json:
             output.document(msgspec.to_builtins(reply), indent=2)
@@ -116,22 +130,44 @@ def submit(
             sys.stdout.write(reply.spec or "")
         return 0
     route = _route(client, pool)
-    query: dict[str, Value] = {"priority": priority}
+    query: dict[str, Value] = {"priority": options["priority"], **(extra or {})}
     # In the body where they are too long for a URL; only a server of ours reads them there.
     long = sum(map(len, set_env)) > _MAX_QUERY
     if not long:
         query["env_vars"] = list(set_env)
     source = dataclasses.replace(source, environment=set_env if long else ())
     if mentions_localpath(source.text):
-        document = _with_files(client, source, render=render_localpath_files, outside=allow_outside_paths)
-        request = _final(source, document, render=render_localpath_files)
+        render, outside = options["render_localpath_files"], options["allow_outside_paths"]
+        document = _with_files(client, source, render=render, outside=outside)
+        request = _final(source, document, render=render)
         if document.has_datasets():
             client.post(route, SubmitReply, query | {"validation_only": True}, request)
             document.upload_datasets(config, quiet=as_json)
-            request = _final(source, document, render=render_localpath_files)
+            request = _final(source, document, render=render)
     else:
         request = source.request()
-    return _sent(client, client.post(route, SubmitReply, query, request), as_json, follow)
+    return _sent(client, client.post(route, SubmitReply, query, request), as_json, options["follow"])
+
+
+def _submit_again(config: Config, workflow_id: str, options: Mapping[str, Any]) -> int:
+    as_json = _check_options(options)
+    if any(options[name] for name in ("set_values", "set_strings", "set_env", "dry_run")):
+        raise UsageError("A workflow is submitted again as it was: --set and --dry-run need a file")
+    client = connect(config)
+    again: dict[str, Value] = {"workflow_id": workflow_id, "priority": options["priority"]}
+    reply = client.post(_route(client, options["pool"]), SubmitReply, again)
+    return _sent(client, reply, as_json, options["follow"])
+
+
+def _check_options(options: Mapping[str, Any]) -> bool:
+    """Whether the result is to be JSON; ``UsageError`` for options that can't be."""
+    as_json: bool = options["format_type"] == "json"
+    if options["follow"] and as_json:
+        raise UsageError("--follow prints the log, which is not JSON", hint="Leave out one of the two.")
+    for pair in (*options["set_values"], *options["set_strings"], *options["set_env"]):
+        if "=" not in pair.lstrip("="):
+            raise UsageError(f"'{pair}' is not KEY=VALUE")
+    return as_json
 
 
 @click.command("validate", cls=Command)
@@ -153,7 +189,8 @@ def validate(
     format_type: str,
 ) -> None:
     """Check WORKFLOW_FILE as a submission would, without running it."""
-    source = _read(workflow_file, set_values, set_strings)
+    text, base = read_text(workflow_file)
+    source = Source(text, base, set_values, set_strings)
     client = connect()
     request = source.request()
     if mentions_localpath(source.text):
@@ -182,7 +219,8 @@ def restart(workflow_id: str, pool: str | None, format_type: str) -> None:
     _print(client.post(route, SubmitReply), format_type == "json", f"Workflow {output.escape(workflow_id)} restarted.")
 
 
-def _read(path: str, set_values: Sequence[str], set_strings: Sequence[str]) -> _Source:
+def read_text(path: str) -> tuple[str, str]:
+    """The text of a workflow file ('-' is standard input) and the folder it lies in. ``SourceError``."""
     try:
         if path == "-":
             data, base = sys.stdin.buffer.read(MAX_REQUEST_BYTES + 1), os.getcwd()
@@ -202,19 +240,27 @@ def _read(path: str, set_values: Sequence[str], set_strings: Sequence[str]) -> _
             hint="Put large files into a dataset and use it as an input.",
         )
     try:
-        return _Source(data.decode("utf-8-sig"), base, set_values, set_strings)
+        return data.decode("utf-8-sig"), base
     except UnicodeDecodeError as exc:
         raise SourceError(f"{path} is not UTF-8 text (byte {exc.start})") from None
 
 
-def _with_files(client: Client, source: _Source, *, render: bool, outside: bool) -> Document:
+def local_base(folder: str | None) -> str:
+    """The folder that local paths are relative to when there is no workflow file. ``SourceError``."""
+    base = os.path.abspath(folder or ".")
+    if not os.path.isdir(base):
+        raise SourceError(f"{base} is not a folder", hint="Give --local-path the folder of the local files.")
+    return base
+
+
+def _with_files(client: Client, source: Source, *, render: bool, outside: bool) -> Document:
     reply = client.post("api/pool/default/workflow", SubmitReply, {"dry_run": True}, source.request())
     document = Document(reply.spec or "", source.base, outside=outside)
     document.inline_files(as_text=render)
     return document
 
 
-def _final(source: _Source, document: Document, *, render: bool) -> SubmitRequest:
+def _final(source: Source, document: Document, *, render: bool) -> SubmitRequest:
     text = document.text()
     if render:  # the server renders what was put in, with the same values
         from casstore_orchestrator.loader import split
