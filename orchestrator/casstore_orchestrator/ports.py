@@ -9,22 +9,28 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from socket import socket
+from typing import Any, Literal, NamedTuple, Protocol
 
+from .events import Effect, Event
+from .pools import Resources
 from .records import WorkflowRecord
 
 __all__ = [
+    "AgentEvents",
     "Credentials",
     "DataStore",
     "DatasetVersion",
     "Executor",
     "Gang",
+    "GroupAgents",
     "InputLayer",
     "Isolation",
     "Layout",
     "LogSink",
     "PlacedFile",
     "Published",
+    "RunKey",
     "RunningTask",
     "StateStore",
     "TaskLaunch",
@@ -166,6 +172,76 @@ class Executor(Protocol):
 
     def prepare(self, group_key: str, launches: Sequence[TaskLaunch], log: LogSink) -> Gang:
         """Prepare all tasks or none; raises ``ServiceError`` or ``UsageError`` with nothing left behind."""
+
+
+class RunKey(NamedTuple):
+    """One placement of a group: ``placement`` is ``GroupRecord.placements`` from then on."""
+
+    workflow_id: str
+    group: str
+    placement: int
+
+
+class AgentEvents(Protocol):
+    """What the agents of groups tell the scheduler; called from their threads, for each run from one at a time.
+
+    Every call may raise: it is made again later, until it returns, or nobody follows the run any more.
+    """
+
+    def event(self, run: RunKey, number: int, event: Event) -> None:
+        """What happened, numbered 1, 2, 3... in each run, in this order; again after a reconnect until acknowledged."""
+
+    def taken(self, run: RunKey, order: int) -> None:
+        """The agent has all orders up to this number, and will not forget them."""
+
+    def ended(self, run: RunKey) -> None:
+        """The run was closed as ordered: nothing of it runs, its log is complete, its homes are removed.
+
+        Comes after the last event. Its traces may be removed once this returned.
+        """
+
+    def lost(self, run: RunKey, why: str) -> None:
+        """The agent is gone or never came to be, and is fenced: nothing of the run runs, or ever will."""
+
+
+class GroupAgents(Protocol):
+    """The processes that run placed groups, one for each run. They survive whoever started them.
+
+    No method waits for an agent, or calls the listener before it returns; all are safe to use from any thread.
+    """
+
+    def follow(self, listener: AgentEvents) -> None:
+        """Whom to tell; called once, before everything else."""
+
+    def start(self, run: RunKey, record: WorkflowRecord, limits: Mapping[str, Resources], *, seen: int = 0) -> None:
+        """Make sure that an agent runs this placed group, and report its events after ``seen``.
+
+        Harmless when called again, by this process or another one: an agent that is there is adopted, and one that was
+        there and is gone is reported as lost. The agent itself does nothing before its first order (``StartGroup``).
+        """
+
+    def order(self, run: RunKey, number: int, effect: Effect) -> None:
+        """Have an order carried out, once the agent can be reached. Orders come in the order of their numbers; one
+        with a number that the agent has is dropped.
+        """
+
+    def acknowledge(self, run: RunKey, number: int) -> None:
+        """The events up to this number are stored."""
+
+    def attach(self, run: RunKey) -> socket:
+        """A raw connection to the agent, for interactive use. Raises ``ServiceError`` when it can't be reached."""
+
+    def strays(self) -> list[RunKey]:
+        """The runs that have left traces on this machine, whoever started them."""
+
+    def leave(self, run: RunKey) -> None:
+        """Stop following a run, which is another scheduler's business now; its agent goes on."""
+
+    def discard(self, run: RunKey) -> None:
+        """End whatever is left of a run that no record knows, and remove its traces; nothing is reported about it."""
+
+    def close(self) -> None:
+        """Stop following; the agents go on."""
 
 
 class StateStore(Protocol):

@@ -9,13 +9,38 @@ reached.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 import msgspec
 
+from .events import Effect
+from .pools import Resources
 from .spec import WorkflowSpec
 from .status import GroupStatus, Priority, TaskPhase, TaskStatus, WorkflowStatus
 
-__all__ = ["GroupRecord", "TaskRecord", "WorkflowRecord"]
+__all__ = ["GroupRecord", "Held", "Order", "TaskRecord", "WorkflowRecord"]
+
+
+class Order(msgspec.Struct, frozen=True):
+    """An effect that the agent of a group has to carry out. Numbered from 1 in each placement of the group: the
+    first is ``StartGroup``, the last ``CloseGroup``.
+    """
+
+    number: int
+    effect: Effect
+
+
+class Held(msgspec.Struct, frozen=True):
+    """What one task of a placed group holds of a node."""
+
+    task: str
+    platform: str
+    node: str
+    amount: Resources
+
+
+START_TIMEOUT: Final = 1800.0
+"""Seconds that a placed task may take until its own work begins: time to fetch a large image."""
 
 
 class TaskRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,7 +79,14 @@ class GroupRecord(msgspec.Struct, frozen=True, kw_only=True):
     sequence.
 
     ``upstream`` and ``downstream`` are the names of the groups directly before and after this one.
-    ``placements`` counts how often the gang was placed (more than once only after the machine lost it).
+    ``exec_timeout_s`` counts from ``start_time``, ``queue_timeout_s`` from ``scheduling_time``, both in seconds and
+    both anew when the group is queued again. ``wait_for_nonlead`` is how many seconds the others may go on after the
+    lead completed; True: until they end.
+    ``placements`` counts how often the gang was placed (more than once only after the machine lost it, or it was
+    preempted): the number of its newest run. ``holds`` is what that run holds, and not empty exactly from the
+    placement until nothing of the run is left; a group is placed again only then. ``seen`` is the number of the last
+    event that the run's agent reported and that is part of this record, ``orders`` are those that the agent is not yet
+    known to have taken, ``next_order`` is the number of the next one.
     """
 
     name: str
@@ -64,7 +96,14 @@ class GroupRecord(msgspec.Struct, frozen=True, kw_only=True):
     downstream: tuple[str, ...] = ()
     barrier: bool = True
     ignore_nonlead_status: bool = True
+    wait_for_nonlead: float | bool = False
+    exec_timeout_s: float | None = None
+    queue_timeout_s: float | None = None
     placements: int = 0
+    holds: tuple[Held, ...] = ()
+    seen: int = 0
+    orders: tuple[Order, ...] = ()
+    next_order: int = 1
     failure_message: str | None = None
     processing_time: float | None = None
     scheduling_time: float | None = None
@@ -93,8 +132,9 @@ class WorkflowRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     ``id`` is ``<name>-<number>``; both are empty (0) until the store allots them. ``spec_text`` is the YAML
     after templates, ``template_text`` as submitted when it had any. ``parent`` is the id of the workflow that
-    this one restarts. ``exec_timeout_s`` counts from ``start_time``, ``queue_timeout_s`` from
-    ``submit_time``. ``pool_exit_actions`` apply after a task's own.
+    this one restarts. ``exec_timeout_s`` and ``queue_timeout_s`` are those of groups without their own;
+    ``start_timeout_s`` is how long a placed task may take to begin. ``pool_exit_actions`` apply after a task's own.
+    ``revision`` grows by every change that the scheduler makes.
     """
 
     name: str
@@ -116,12 +156,14 @@ class WorkflowRecord(msgspec.Struct, frozen=True, kw_only=True):
     tags: tuple[str, ...] = ()
     exec_timeout_s: float | None = None
     queue_timeout_s: float | None = None
+    start_timeout_s: float | None = START_TIMEOUT
     max_retry_per_task: int = 3
     pool_exit_actions: dict[str, str] = {}
     warnings: tuple[str, ...] = ()
     failure_message: str | None = None
     cancelled_by: str | None = None
     cancel_message: str | None = None
+    revision: int = 0
 
     def group(self, name: str) -> GroupRecord:
         """The group of this name; KeyError when there is none."""
@@ -140,6 +182,11 @@ class WorkflowRecord(msgspec.Struct, frozen=True, kw_only=True):
     def task(self, name: str, retry_id: int | None = None) -> TaskRecord:
         """An attempt of a task, the newest by default; KeyError when there is none."""
         return self.group_of(name).task(name, retry_id)
+
+    @property
+    def live(self) -> bool:
+        """Whether there is still something to do: it has not ended, or something of it is left on a node."""
+        return not self.status.finished or any(group.holds for group in self.groups)
 
     def all_tasks(self) -> Iterator[TaskRecord]:
         """Every attempt of every task."""

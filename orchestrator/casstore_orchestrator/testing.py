@@ -1,7 +1,8 @@
 """Stand-ins for the ports, for tests of what drives them.
 
 Decided here and only here: how a test tells a task of ``FakeExecutor`` to end. ``MemoryStateStore`` keeps every
-promise of ``ports.StateStore``, except that nothing survives the process.
+promise of ``ports.StateStore``, and ``ThreadAgents`` those of ``ports.GroupAgents``, except that nothing survives the
+process. Both outlive a scheduler, so that a test can start another one over them.
 """
 
 from __future__ import annotations
@@ -27,8 +28,18 @@ from .ports import (
 )
 from .records import WorkflowRecord
 from .state import with_number
+from .thread_agents import ThreadAgents, ThreadMachine
 
-__all__ = ["EventNote", "FakeData", "FakeExecutor", "FakeGang", "FakeTask", "MemoryStateStore"]
+__all__ = [
+    "EventNote",
+    "FakeData",
+    "FakeExecutor",
+    "FakeGang",
+    "FakeTask",
+    "MemoryStateStore",
+    "ThreadAgents",
+    "ThreadMachine",
+]
 
 
 class EventNote(NamedTuple):
