@@ -7,7 +7,7 @@ import platform
 import tempfile
 from pathlib import Path
 
-from benchmarks import generate, peers, remote
+from benchmarks import generate, mounts, peers, remote
 
 
 def main() -> None:
@@ -27,6 +27,12 @@ def main() -> None:
     far.add_argument("--scale", type=float, default=1.0)
     far.add_argument("--steps", nargs="+", choices=remote.STEPS, default=list(remote.STEPS))
     far.add_argument("--output", type=Path, help="append the report to this file")
+    shown = commands.add_parser("mount", help="versions as folders, beside the local disk and other mounts")
+    shown.add_argument("--data", nargs="+", choices=mounts.PARTS, default=list(mounts.PARTS))
+    shown.add_argument("--rounds", type=int, default=3)
+    shown.add_argument("--scale", type=float, default=0.2, help="1 for the full sizes")
+    shown.add_argument("--quick", action="store_true", help="only try that it works")
+    shown.add_argument("--output", type=Path, help="append the report to this file")
     commands.add_parser("kernels", help="the cost of each kernel")
     commands.add_parser("scaling", help="cost per gigabyte and per file")
     make = commands.add_parser("generate", help="make a data set")
@@ -50,7 +56,10 @@ def main() -> None:
         print(kernels.scaling(arguments.folder))
     else:
         for name in arguments.data:
-            if arguments.command == "remote":
+            if arguments.command == "mount":
+                rounds, scale = (1, mounts.QUICK) if arguments.quick else (arguments.rounds, arguments.scale)
+                report = mounts.compare(name, arguments.folder, rounds, scale)
+            elif arguments.command == "remote":
                 report = remote.compare(name, arguments.folder, arguments.rounds, arguments.scale, arguments.steps)
             else:
                 report = peers.compare(name, arguments.folder, arguments.rounds, arguments.scale, arguments.only)

@@ -50,7 +50,8 @@ class Casstore(Contender):
     name = "casstore"
     program = sys.executable
 
-    def _env(self) -> dict[str, str]:
+    def env(self) -> dict[str, str]:
+        """Folders of its own in place of the user's."""
         kinds = {"CONFIG": "config", "DATA": "data", "STATE": "state", "CACHE": "cache", "RUNTIME": "run"}
         env = {
             f"XDG_{kind}_{'DIR' if kind == 'RUNTIME' else 'HOME'}": str(self.work / name)
@@ -62,7 +63,7 @@ class Casstore(Contender):
 
     def _osmo(self, *arguments: str) -> Cost:
         osmo = Path(sys.executable).with_name("osmo")
-        return run([str(osmo), "dataset", *arguments], env=self._env())
+        return run([str(osmo), "dataset", *arguments], env=self.env())
 
     def prepare(self) -> None:
         super().prepare()

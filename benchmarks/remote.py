@@ -40,13 +40,14 @@ class RemoteCasstore(Casstore):
         self.server = server
         self.bucket = bucket
 
-    def _env(self) -> dict[str, str]:
-        return {**super()._env(), **self.server.environment}
+    def env(self) -> dict[str, str]:
+        """The same, and the server."""
+        return {**super().env(), **self.server.environment}
 
     def prepare(self) -> None:
         super().prepare()
         osmo = str(Path(sys.executable).with_name("osmo"))
-        run([osmo, "bucket", "add", "remote", f"s3://{self.bucket}/store", "--default"], env=self._env())
+        run([osmo, "bucket", "add", "remote", f"s3://{self.bucket}/store", "--default"], env=self.env())
 
     def forget(self) -> None:
         """Become another machine: only the bucket's name is kept."""
