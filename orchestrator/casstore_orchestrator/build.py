@@ -110,7 +110,8 @@ def _group(raw: Any, path: str) -> GroupSpec:
     items = _list(raw.get("tasks"), f"{path}.tasks")
     if not items:
         raise SpecError(f"{path}.tasks: a group needs at least one task")
-    group = convert({**raw, "tasks": []}, GroupSpec, path)
+    group = convert({**_without_own(raw), "tasks": []}, GroupSpec, path)
+    group = replace(group, **_own(raw, path))
     check_name(group.name, f"{path}.name")
     tasks = tuple(_task(item, f"{path}.tasks[{index}]") for index, item in enumerate(items))
     if len(tasks) == 1:
@@ -125,8 +126,22 @@ def _group(raw: Any, path: str) -> GroupSpec:
 
 
 def _single(raw: Any, path: str) -> GroupSpec:
-    task = replace(_task(raw, path), lead=True)
-    return GroupSpec(name=task.name + _TASK_FORM_SUFFIX, tasks=(task,))
+    inner = {key: value for key, value in raw.items() if key != "timeout"} if isinstance(raw, dict) else raw
+    task = replace(_task(inner, path), lead=True)
+    timeout = _timeout(raw.get("timeout"), f"{path}.timeout")
+    return GroupSpec(name=task.name + _TASK_FORM_SUFFIX, tasks=(task,), timeout=timeout)
+
+
+def _without_own(raw: dict[Any, Any]) -> dict[Any, Any]:
+    return {key: value for key, value in raw.items() if key not in {"timeout", "waitForNonlead"}}
+
+
+def _own(raw: dict[Any, Any], path: str) -> dict[str, Any]:
+    """What a group says with durations."""
+    wait = raw.get("waitForNonlead", False)
+    if not isinstance(wait, bool):
+        wait = _duration(wait, f"{path}.waitForNonlead")
+    return {"timeout": _timeout(raw.get("timeout"), f"{path}.timeout"), "wait_for_nonlead": wait}
 
 
 def _task(raw: Any, path: str) -> TaskSpec:
@@ -253,9 +268,20 @@ def _checkpoint(raw: Any, path: str) -> Checkpoint:
         raise SpecError(f"{path}: expected a mapping, found {kind_of(raw)}")
     frequency = _duration(raw["frequency"], f"{path}.frequency") if "frequency" in raw else None
     prepared = {**raw} if frequency is None else {**raw, "frequency": frequency}
+    if isinstance(raw.get("dataset"), dict) and {*raw["dataset"]} == {"name"}:
+        prepared["dataset"] = raw["dataset"]["name"]
     checkpoint = convert(prepared, Checkpoint, path)
-    check_url(checkpoint.url, f"{path}.url")
+    if (checkpoint.url is None) == (checkpoint.dataset is None):
+        raise SpecError(f"{path}: exactly one of 'url' and 'dataset' is needed", hint="it says where the folder goes")
+    if checkpoint.frequency <= 0:
+        raise SpecError(f"{path}.frequency: must be more than 0")
+    if checkpoint.url is not None:
+        check_url(checkpoint.url, f"{path}.url")
+    else:
+        check_dataset(checkpoint.dataset or "", f"{path}.dataset")
     folder = checkpoint.path if checkpoint.path.startswith(("/", "{{")) else f"/{checkpoint.path}"
+    if ".." in folder.split("/") or "\0" in folder or not folder.strip("/"):
+        raise SpecError(f"{path}.path: {checkpoint.path!r} is not an absolute path without '..'")
     return replace(checkpoint, path=folder, regex=check_regex(checkpoint.regex, path))
 
 

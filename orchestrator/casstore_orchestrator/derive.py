@@ -78,6 +78,6 @@ def workflow_status(workflow: WorkflowRecord) -> WorkflowStatus:
             causes.update(task.status.value for task in failed_tasks(group))
         elif group.status.failed and group.status is not GroupStatus.FAILED_UPSTREAM:
             causes.add(group.status.value)
-    if not causes:
+    if all(group.status is GroupStatus.COMPLETED for group in groups):
         return WorkflowStatus.COMPLETED
     return WorkflowStatus(causes.pop()) if len(causes) == 1 else WorkflowStatus.FAILED

@@ -172,9 +172,14 @@ class CancelRequested(msgspec.Struct, frozen=True, tag=True):
 
 
 class TimedOut(msgspec.Struct, frozen=True, tag=True):
-    """A deadline from ``state.next_deadline`` passed."""
+    """A deadline from ``next_deadline`` passed.
 
-    kind: Literal["exec", "queue"]
+    ``exec``: the group ran for too long; ``queue``: it waited for nodes for too long; ``start``: tasks that were
+    placed did not begin; ``nonlead``: the lead has completed, and the others had their time.
+    """
+
+    kind: Literal["exec", "queue", "start", "nonlead"]
+    group: str
 
 
 class ServerRestarted(msgspec.Struct, frozen=True, tag=True):

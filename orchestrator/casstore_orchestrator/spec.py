@@ -143,12 +143,21 @@ class FileSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class Checkpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A folder copied to ``url`` while the command runs, with ``frequency`` seconds between two copies."""
+    """A folder stored while the command runs, with ``frequency`` seconds between the end of one time and the next.
+
+    It goes to a storage URL, or becomes a version of ``dataset`` (``[bucket/]name[:tag]``): exactly one is given.
+    """
 
     path: str
-    url: str
     frequency: float
+    url: str | None = None
+    dataset: str | None = None
     regex: str | None = None
+
+    @property
+    def target(self) -> str:
+        """Where it goes, for people to read."""
+        return self.url or f"dataset {self.dataset}"
 
 
 class Kpi(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -195,7 +204,8 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     ``command`` is empty only when the YAML had none: the image's own entry point is meant. ``resource`` names
     an entry of ``WorkflowSpec.resources``. Keys of ``exit_actions`` are COMPLETE, FAIL and RESCHEDULE. Without a
-    ``download_type`` inputs are mounted.
+    ``download_type`` inputs are mounted. ``outputs_on_failure`` stores the outputs of a failed command, too.
+    ``cache`` says whether the result of an equal task may be taken (see ``reuse``); None: where that is safe.
     """
 
     name: str
@@ -216,17 +226,25 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     checkpoint: tuple[Checkpoint, ...] = ()
     download_type: Literal["mount", "download"] | None = field(default=None, name="downloadType")
     cache_size: int | None = field(default=None, name="cacheSize")
+    outputs_on_failure: bool = field(default=False, name="outputsOnFailure")
+    cache: bool | None = None
     kpis: tuple[Kpi, ...] = ()
     backend: str | None = None
 
 
 class GroupSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Tasks that are placed and started together, or not at all. Exactly one of them is the lead."""
+    """Tasks that are placed and started together, or not at all. Exactly one of them is the lead.
+
+    ``wait_for_nonlead``: seconds that the others may go on after the lead completed, to finish and to store their
+    outputs; True: until they end. Limits in ``timeout`` come before those of the workflow.
+    """
 
     name: str
     tasks: tuple[TaskSpec, ...]
     barrier: bool = True
     ignore_nonlead_status: bool = field(default=True, name="ignoreNonleadStatus")
+    wait_for_nonlead: float | bool = field(default=False, name="waitForNonlead")
+    timeout: Timeout = Timeout()
 
     @property
     def lead(self) -> TaskSpec:

@@ -14,6 +14,8 @@ from msgspec.structs import replace
 
 from casstore.errors import ServiceError
 
+from .attempts import action_for, next_attempt, queue_again, retry_is_left
+from .deadlines import exec_limit, late_starters, next_deadline, queue_limit
 from .draft import Draft, attempt_uuid
 from .events import (
     Attempt,
@@ -40,7 +42,7 @@ from .events import (
     TaskRunning,
     TimedOut,
 )
-from .exit_actions import ExitAction, find_action
+from .exit_actions import ExitAction
 from .plan import make_plan
 from .pools import Pool
 from .records import GroupRecord, TaskRecord, WorkflowRecord
@@ -81,6 +83,9 @@ def new_workflow(
                 downstream=node.downstream,
                 barrier=group.barrier,
                 ignore_nonlead_status=group.ignore_nonlead_status,
+                wait_for_nonlead=group.wait_for_nonlead,
+                exec_timeout_s=pool.exec_timeout(group.timeout.exec_timeout or spec.timeout.exec_timeout),
+                queue_timeout_s=pool.queue_timeout(group.timeout.queue_timeout or spec.timeout.queue_timeout),
             )
         )
     return WorkflowRecord(
@@ -120,19 +125,6 @@ def fail_submission(record: WorkflowRecord, message: str, now: float) -> Workflo
     )
 
 
-def next_deadline(record: WorkflowRecord) -> tuple[float, TimedOut] | None:
-    """When which limit ends the workflow unless something happens before; None when none applies."""
-    if record.status.finished:
-        return None
-    if record.start_time is not None:
-        limit, since, kind = record.exec_timeout_s, record.start_time, TimedOut("exec")
-    elif record.submit_time is not None:
-        limit, since, kind = record.queue_timeout_s, record.submit_time, TimedOut("queue")
-    else:
-        return None
-    return None if limit is None else (since + limit, kind)
-
-
 def apply(workflow: WorkflowRecord, event: Event, now: float) -> tuple[WorkflowRecord, list[Effect]]:
     """The record after ``event`` at time ``now``, and what to do about it, in this order."""
     draft = Draft(workflow, now)
@@ -167,28 +159,34 @@ def _cancelled(draft: Draft, event: CancelRequested) -> None:
     if event.message:
         message = f"{message} {event.message}"
     draft.record = replace(draft.record, cancelled_by=event.user, cancel_message=event.message, failure_message=message)
-    _end_everything(draft, TaskStatus.FAILED_CANCELED, message)
+    names = [group.name for group in draft.record.groups if not group.status.finished]
+    for name in names:
+        draft.end_all(name, TaskStatus.FAILED_CANCELED, message)
+    for name in names:
+        draft.settle(name)
 
 
 def _timed_out(draft: Draft, event: TimedOut) -> None:
     deadline = next_deadline(draft.record)
     if deadline is None or deadline[1] != event or draft.now < deadline[0]:
         return
-    if event.kind == "exec":
-        status, limit, doing = TaskStatus.FAILED_EXEC_TIMEOUT, draft.record.exec_timeout_s, "ran"
+    group = draft.group(event.group)
+    if event.kind == "start":
+        for task in late_starters(draft.record, group, draft.now):
+            message = f"The task did not start within {draft.record.start_timeout_s:g} s."
+            _task_failed(
+                draft, TaskFailed(Attempt(task.name, task.retry_id, task.run), TaskStatus.FAILED_START_TIMEOUT, message)
+            )
+        return
+    if event.kind == "nonlead":
+        draft.end_all(group.name, TaskStatus.COMPLETED, "Lead task finished")
+    elif event.kind == "exec":
+        message = f"The group ran for longer than its limit of {exec_limit(draft.record, group):g} s."
+        draft.end_all(group.name, TaskStatus.FAILED_EXEC_TIMEOUT, message)
     else:
-        status, limit, doing = TaskStatus.FAILED_QUEUE_TIMEOUT, draft.record.queue_timeout_s, "was queued"
-    message = f"The workflow {doing} for longer than its limit of {limit:g} s."
-    draft.record = replace(draft.record, failure_message=message)
-    _end_everything(draft, status, message)
-
-
-def _end_everything(draft: Draft, status: TaskStatus, message: str) -> None:
-    names = [group.name for group in draft.record.groups if not group.status.finished]
-    for name in names:
-        draft.end_all(name, status, message)
-    for name in names:
-        draft.settle(name)
+        message = f"The group was queued for longer than its limit of {queue_limit(draft.record, group):g} s."
+        draft.end_all(group.name, TaskStatus.FAILED_QUEUE_TIMEOUT, message)
+    draft.settle(group.name)
 
 
 def _restarted(draft: Draft, _event: ServerRestarted) -> None:
@@ -236,53 +234,42 @@ def _group_failed(draft: Draft, event: GroupFailed) -> None:
 
 
 def _group_lost(draft: Draft, event: GroupLost) -> None:
-    if not draft.group(event.group).status.active:
+    group = draft.group(event.group)
+    if not group.status.active:
         return
-    unfinished = draft.unfinished(event.group)
-    limit = draft.record.max_retry_per_task
-    if any(_retries_used(draft.group(event.group), task) >= limit for task in unfinished):
-        message = f"{event.message} No retry is left (limit {limit})."
+    if not all(retry_is_left(draft, group, task) for task in draft.unfinished(event.group)):
+        message = f"{event.message} No retry is left (limit {draft.record.max_retry_per_task})."
         draft.end_all(event.group, TaskStatus.FAILED_SERVER_ERROR, message)
         draft.settle(event.group)
         return
-    _queue_again(draft, event.group, event.message, ExitCode.SERVER_ERROR)
+    _interrupted(draft, event.group, event.message, TaskStatus.FAILED_SERVER_ERROR, ExitCode.SERVER_ERROR)
 
 
 def _group_preempted(draft: Draft, event: GroupPreempted) -> None:
-    if not draft.group(event.group).status.active:
-        return
-    code, message = ExitCode.PREEMPTED, event.message
-    actions = {task.name: _action(draft, task, code) for task in draft.unfinished(event.group)}
+    if draft.group(event.group).status.active:
+        _interrupted(draft, event.group, event.message, TaskStatus.FAILED_PREEMPTED, ExitCode.PREEMPTED)
+
+
+def _interrupted(draft: Draft, name: str, message: str, status: TaskStatus, code: ExitCode) -> None:
+    """The gang as a whole is gone: it starts again, unless an exit action for ``code`` says otherwise."""
+    actions = {task.name: action_for(draft, task, code) for task in draft.unfinished(name)}
     if ExitAction.FAIL in actions.values():
-        draft.end_all(event.group, TaskStatus.FAILED_PREEMPTED, message)
-    for task in draft.unfinished(event.group):
-        if actions[task.name] is ExitAction.COMPLETE:
-            draft.move(event.group, task, TaskStatus.COMPLETED, exit_code=int(code), failure_message=message)
-            if task.lead:
-                draft.end_all(event.group, TaskStatus.COMPLETED, "Lead task finished")
-    if draft.unfinished(event.group):
-        _queue_again(draft, event.group, message, code)
-    else:
-        draft.settle(event.group)
-
-
-def _queue_again(draft: Draft, name: str, message: str, code: ExitCode) -> None:
-    """All of a group's unfinished tasks start again, on nodes yet to be found."""
+        draft.end_all(name, status, message)
     for task in draft.unfinished(name):
-        draft.move(name, task, TaskStatus.RESCHEDULED, failure_message=message, exit_code=int(code))
-        draft.put_task(name, _next_attempt(draft, task))
-    draft.put_group(replace(draft.group(name), initializing_time=None, start_time=None))
-    draft.effects.append(CloseGroup(name))
-    draft.queue(name)
+        if actions[task.name] is ExitAction.COMPLETE:
+            draft.move(name, task, TaskStatus.COMPLETED, exit_code=int(code), failure_message=message)
+            if task.lead:
+                _lead_completed(draft, name)
+    if draft.unfinished(name):
+        queue_again(draft, name, message, code)
+    else:
+        draft.settle(name)
 
 
-def _retries_used(group: GroupRecord, task: TaskRecord) -> int:
-    """How many of a task's attempts count against its limit: those that ended by preemption don't."""
-    return sum(
-        1
-        for other in group.tasks
-        if other.name == task.name and other.retry_id < task.retry_id and other.exit_code != ExitCode.PREEMPTED
-    )
+def _lead_completed(draft: Draft, name: str) -> None:
+    """The others end now, or have some time to finish by themselves."""
+    if not draft.group(name).wait_for_nonlead:
+        draft.end_all(name, TaskStatus.COMPLETED, "Lead task finished")
 
 
 # --- one attempt
@@ -371,9 +358,9 @@ def _ended(
     """An attempt ended by itself: exit actions first, then what its end means for the group."""
     group, task = found
     code = int(exit_code)
-    action = _action(draft, task, code)
+    action = action_for(draft, task, code)
     if action is ExitAction.RESCHEDULE:
-        if _retries_used(draft.group(group), task) < draft.record.max_retry_per_task:
+        if retry_is_left(draft, draft.group(group), task):
             _reschedule(draft, group, task, code, message)
             draft.settle(group)
             return
@@ -387,7 +374,8 @@ def _ended(
     record = draft.group(group)
     if task.lead:
         if status is TaskStatus.COMPLETED:
-            draft.end_all(group, TaskStatus.COMPLETED, "Lead task finished")
+            _lead_completed(draft, group)
+            draft.release_ready(group)
         else:
             draft.end_all(group, TaskStatus.FAILED, f"Lead task {task.name} failed.")
     elif status.failed and not record.ignore_nonlead_status:
@@ -397,15 +385,10 @@ def _ended(
     draft.settle(group)
 
 
-def _action(draft: Draft, task: TaskRecord, code: int) -> ExitAction | None:
-    """What the task's author, or else the pool, wants for a code."""
-    return find_action(code, draft.record.spec.task(task.name).exit_actions, draft.record.pool_exit_actions)
-
-
 def _reschedule(draft: Draft, group: str, task: TaskRecord, exit_code: int, message: str | None) -> None:
     draft.move(group, task, TaskStatus.RESCHEDULED, exit_code=exit_code, failure_message=message)
     fresh = replace(
-        _next_attempt(draft, task),
+        next_attempt(draft, task),
         status=TaskStatus.INITIALIZING,
         initializing_time=draft.now,
         platform=task.platform,
@@ -422,18 +405,6 @@ def _reschedule(draft: Draft, group: str, task: TaskRecord, exit_code: int, mess
                 draft.put_task(group, again)
                 draft.effects.append(RestartInPlace(group, Attempt(again.name, again.retry_id, again.run)))
     draft.release_ready(group)
-
-
-def _next_attempt(draft: Draft, task: TaskRecord) -> TaskRecord:
-    retry_id = task.retry_id + 1
-    return TaskRecord(
-        name=task.name,
-        uuid=attempt_uuid(draft.record.uuid, task.name, retry_id),
-        retry_id=retry_id,
-        lead=task.lead,
-        processing_time=draft.now,
-        scheduling_time=draft.now,
-    )
 
 
 _RULES: Final[dict[type[Any], Callable[[Draft, Any], None]]] = {
