@@ -3,7 +3,7 @@
 Decided here and only here: what a cached file is called and how it comes to be. Its name is the identity of its
 content (the list of its chunks), so that equal files of any version of any store are one. It is written under another
 name, every chunk verified on the way, and renamed when it is whole: what has the right name is right. It belongs to
-the user and can't be written to.
+the user and can't be written to. Whole objects of a store are kept in the same way, under the hash that names them.
 
     files/<2 hex>/<content id>
 """
@@ -29,9 +29,10 @@ def content_id(size: int, content: Content) -> bytes:
 class FileCache:
     """Whole files by the identity of their content. Thread-safe, and safe among processes."""
 
-    def __init__(self, space: Space) -> None:
+    def __init__(self, space: Space, kind: str = "files") -> None:
+        """``kind``: the folder in the cache."""
         self._space = space
-        self._root = os.path.join(space.root, "files")
+        self._root = os.path.join(space.root, kind)
 
     @property
     def folder(self) -> str:
@@ -43,23 +44,33 @@ class FileCache:
         name = identity.hex()
         return os.path.join(self._root, name[:2], name)
 
-    def open(self, identity: bytes, size: int) -> int | None:
-        """Return a descriptor for reading, or None when the file is not there."""
+    def admits(self, size: int) -> bool:
+        """Whether a file of this size is worth keeping: see ``Space.admits``."""
+        return self._space.admits(size)
+
+    def open(self, identity: bytes, size: int | None = None) -> int | None:
+        """Return a descriptor for reading, or None when the file is not there, with this size if one is given."""
         path = self.path(identity)
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError:
             return None
-        if os.fstat(descriptor).st_size != size:  # cut short by a disk that was full, or by hand
+        if size is not None and os.fstat(descriptor).st_size != size:  # cut short by a disk that was full, or by hand
             os.close(descriptor)
-            with contextlib.suppress(OSError):
-                os.unlink(path)
+            self.drop(identity)
             return None
         self._space.used(path)
         return descriptor
 
+    def drop(self, identity: bytes) -> None:
+        """Forget a file: it is not what it should be."""
+        with contextlib.suppress(OSError):
+            os.unlink(self.path(identity))
+
     def add(self, identity: bytes, size: int, pieces: Iterable[Buffer]) -> bool:
         """Keep a file whose verified chunks ``pieces`` yields; False where it can't be kept. Raises what they raise."""
+        if not self.admits(size):
+            return False
         path = self.path(identity)
         temporary = os.path.join(self._root, f".tmp-{os.getpid()}-{os.urandom(6).hex()}")
         try:

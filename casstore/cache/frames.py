@@ -1,167 +1,157 @@
 """Frames of packs that were read from far away.
 
 Decided here and only here: how single frames are kept. A pack has a sparse file, in which every frame is at the place
-that it has in the pack, and beside it a list of the frames that are there, which only grows. Only frames that were
-verified are written, and whoever reads one verifies it again: a disk that lost power, or another process that was
-killed half-way, costs a second fetch and nothing else.
+that it has in the pack; nothing else says which frames are there. What reads as zeros is not there, and whoever gets
+a frame verifies it: a hole that was filled half-way, a disk that lost power and one that tells lies cost another fetch,
+whose frame is then written over what was wrong. Nothing is held open, so that what is evicted is gone at once.
 
-    frames/<2 hex>/<pack id>        the frames, at their places
-    frames/<2 hex>/<pack id>.map    records of eight bytes: offset and stored length of a frame that is there
+    frames/<2 hex>/<pack id>    the frames, at their places
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
-import struct
-import threading
-from collections import OrderedDict
+import time
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 
-from casstore.cache.space import Space
+from casstore.cache.space import STALE, Space
 from casstore.format.index import Location
 from casstore.model import Buffer
 
 __all__ = ["FrameCache"]
 
-OPEN_PACKS = 256
-"""Packs whose descriptors and lists are kept."""
-_RECORD = struct.Struct("<II")
-
-
-class _Pack:
-    """An open pack of the cache: its two descriptors, and the frames that are known to be there."""
-
-    __slots__ = ("data", "frames", "gone", "list", "read", "users")
-
-    def __init__(self, path: str, flags: int) -> None:
-        self.frames: dict[int, int] = {}
-        self.read = 0
-        self.users = 0
-        self.gone = False
-        self.data = os.open(path, flags, 0o600)
-        try:
-            self.list = os.open(path + ".map", flags | os.O_APPEND, 0o600)
-        except OSError:
-            os.close(self.data)
-            raise
-
-    def refresh(self) -> None:
-        """Read what was added to the list, by this process or others."""
-        size = os.fstat(self.list).st_size
-        size -= size % _RECORD.size
-        if size > self.read:
-            self.frames.update(_RECORD.iter_unpack(os.pread(self.list, size - self.read, self.read)))
-            self.read = size
-
-    def close(self) -> None:
-        os.close(self.data)
-        os.close(self.list)
+GAP = 16 << 10
+"""Bytes between two frames that are rather read than skipped."""
+READ = 8 << 20
+"""Bytes that one read covers at most, unless one frame is longer."""
+_VECTORS = 512
+_HEAD = bytes(64)
+_WRITE = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 class FrameCache:
-    """Frames by their place in a pack. Thread-safe, and safe among processes."""
+    """Frames by their place in a pack. Thread-safe, and safe among processes and across forks.
+
+    What can't be read or written is as if it were not there: this raises nothing.
+    """
 
     def __init__(self, space: Space) -> None:
         self._space = space
         self._root = os.path.join(space.root, "frames")
-        self._lock = threading.Lock()
-        self._packs: OrderedDict[bytes, _Pack] = OrderedDict()
 
-    def get(self, place: Location) -> bytes | None:
-        """Return the bytes of a frame if they are there. They are not verified: see ``drop``."""
-        pack = self._take(place.pack_id, create=False)
-        if pack is None:
-            return None
+    def get(self, place: Location) -> memoryview | None:
+        """Return the bytes of a frame if they are there. They are not verified."""
+        return self.get_many([place])[0]
+
+    def get_many(self, places: Sequence[Location]) -> list[memoryview | None]:
+        """The same for many, which are best sorted: neighbours are read together."""
+        found: list[memoryview | None] = []
+        for pack_id, of_pack in groupby(places, key=lambda place: place[0]):
+            found += self._get(pack_id, list(of_pack))
+        return found
+
+    def _get(self, pack_id: bytes, places: Sequence[Location]) -> list[memoryview | None]:
+        path = self._path(pack_id)
         try:
-            if pack.frames.get(place.offset) != place.stored:
-                pack.refresh()
-                if pack.frames.get(place.offset) != place.stored:
-                    return None
-            data = os.pread(pack.data, place.stored, place.offset)
-            return data if len(data) == place.stored else None
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError:
-            return None
+            return [None] * len(places)
+        found: list[memoryview | None] = []
+        try:
+            status = os.fstat(descriptor)
+            if time.time() - status.st_mtime > STALE:
+                os.utime(descriptor)
+            for run in _runs(places):
+                begin, end = run[0][1], max(place[1] + place[2] for place in run)
+                length = max(0, min(end, status.st_size) - begin)
+                data = os.pread(descriptor, length, begin) if length else b""
+                view = memoryview(data)
+                for _, offset, stored, _, _ in run:
+                    start = offset - begin
+                    there = start + stored <= len(data) and not _is_hole(data, start, stored)
+                    found.append(view[start : start + stored] if there else None)
+        except OSError:
+            found += [None] * (len(places) - len(found))
         finally:
-            self._give(pack)
+            os.close(descriptor)
+        return found
 
     def put(self, place: Location, payload: Buffer) -> None:
-        """Keep a verified frame. Where it can't be kept, it is not."""
-        pack = self._take(place.pack_id, create=True)
-        if pack is None:
+        """Keep a verified frame."""
+        self.put_many([(place, payload)])
+
+    def put_many(self, frames: Sequence[tuple[Location, Buffer]]) -> None:
+        """Keep verified frames: neighbours are written together, and each pack is opened once."""
+        if not self._space.limit:
             return
-        try:
-            if place.offset in pack.frames:
-                return
-            if os.pwrite(pack.data, payload, place.offset) == place.stored:
-                # The list comes after the bytes: a frame that is on it was written.
-                os.write(pack.list, _RECORD.pack(place.offset, place.stored))
-                pack.frames[place.offset] = place.stored
-        except OSError:
-            return  # no room: others may have more luck
-        finally:
-            self._give(pack)
-        self._space.added(place.stored)
+        written = 0
+        for pack_id, of_pack in groupby(sorted(frames, key=lambda frame: frame[0][:2]), key=lambda frame: frame[0][0]):
+            written += self._put(pack_id, list(of_pack))
+        if written:
+            self._space.added(written)
 
-    def drop(self, pack_id: bytes) -> None:
-        """Forget a pack: a frame of it was not what it should be."""
-        with self._lock:
-            pack = self._packs.pop(pack_id, None)
-            if pack is not None:
-                self._let_go(pack)
+    def _put(self, pack_id: bytes, frames: Sequence[tuple[Location, Buffer]]) -> int:
         path = self._path(pack_id)
-        for name in (path + ".map", path):
-            with contextlib.suppress(OSError):
-                os.unlink(name)
-
-    def close(self) -> None:
-        """Release descriptors."""
-        with self._lock:
-            while self._packs:
-                self._let_go(self._packs.popitem()[1])
+        written = 0
+        try:
+            try:
+                descriptor = os.open(path, _WRITE, 0o600)
+            except FileNotFoundError:
+                os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+                descriptor = os.open(path, _WRITE, 0o600)
+        except OSError:
+            return 0
+        try:
+            for offset, size, parts in _joined(frames):
+                done = os.pwritev(descriptor, parts, offset)
+                written += done
+                if done < size:
+                    break  # no room
+        except OSError:
+            pass  # the same: others may have more luck
+        finally:
+            os.close(descriptor)
+        return written
 
     def _path(self, pack_id: bytes) -> str:
         name = pack_id.hex()
         return os.path.join(self._root, name[:2], name)
 
-    def _take(self, pack_id: bytes, *, create: bool) -> _Pack | None:
-        with self._lock:
-            pack = self._packs.get(pack_id)
-            if pack is None:
-                pack = self._open(pack_id, create=create)
-                if pack is None:
-                    return None
-                self._packs[pack_id] = pack
-                self._trim()
-            else:
-                self._packs.move_to_end(pack_id)
-            pack.users += 1
-            return pack
 
-    def _open(self, pack_id: bytes, *, create: bool) -> _Pack | None:
-        path = self._path(pack_id)
-        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT if create else 0)
-        try:
-            if create:
-                os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-            pack = _Pack(path, flags)
-        except OSError:
-            return None
-        self._space.used(path)
-        pack.refresh()
-        return pack
+def _runs(places: Sequence[Location]) -> Iterator[list[Location]]:
+    run: list[Location] = []
+    begin = end = 0
+    for place in places:
+        offset, stop = place[1], place[1] + place[2]
+        if run and not (end <= offset <= end + GAP and stop - begin <= READ):
+            yield run
+            run = []
+        if not run:
+            begin = offset
+        run.append(place)
+        end = stop
+    if run:
+        yield run
 
-    def _give(self, pack: _Pack) -> None:
-        with self._lock:
-            pack.users -= 1
-            if pack.gone and not pack.users:
-                pack.close()
 
-    @staticmethod
-    def _let_go(pack: _Pack) -> None:
-        pack.gone = True
-        if not pack.users:
-            pack.close()
+def _joined(frames: Sequence[tuple[Location, Buffer]]) -> Iterator[tuple[int, int, list[Buffer]]]:
+    """Yield offset, size and parts of what is written with one call. Frames are sorted by their places."""
+    parts: list[Buffer] = []
+    begin = end = 0
+    for (_, offset, stored, _, _), payload in frames:
+        if parts and (offset != end or len(parts) >= _VECTORS):
+            yield begin, end - begin, parts
+            parts = []
+        if not parts:
+            begin = offset
+        parts.append(payload)
+        end = offset + stored
+    if parts:
+        yield begin, end - begin, parts
 
-    def _trim(self) -> None:
-        while len(self._packs) > OPEN_PACKS:
-            self._let_go(self._packs.popitem(last=False)[1])
+
+def _is_hole(data: bytes, start: int, length: int) -> bool:
+    """Whether there are zeros only. Most frames are told from a hole by their first bytes."""
+    head = min(length, len(_HEAD))
+    return data.startswith(_HEAD[:head], start) and (length == head or data[start : start + length] == bytes(length))

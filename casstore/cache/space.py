@@ -5,7 +5,8 @@ Whoever has added a twentieth of the limit since it last looked adds up what is 
 removes what was not used for longest until a tenth is free again; one process at a time does so. A file's time of
 modification is when it was last used, to within ``STALE`` seconds. The limit is ``CASSTORE_CACHE_SIZE`` (such as 50G)
 where the user has set it, else a tenth of the disk and at most 20 GiB. Whatever is in the cache can be removed at any
-moment: whoever has it open goes on.
+moment: whoever has it open goes on. What would take more than half of it is not kept at all: it would drive out what is
+used, and be driven out itself before it is used again.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from collections.abc import Iterator
 
 from casstore.errors import StorageError, UsageError
 
-__all__ = ["STALE", "Space", "default_limit", "parse_limit"]
+__all__ = ["KEEP", "STALE", "Space", "default_limit", "parse_limit"]
 
 STALE = 600.0
 """Seconds within which a file counts as used just now."""
+KEEP = 0.9
+"""The share of the limit to which a cache that is too large is brought down."""
 _SHARE = 20
-_KEEP = 0.9
 _LOCK = ".evict"
 _TEMP_AGE = 24 * 3600.0
 _VARIABLE = "CASSTORE_CACHE_SIZE"
@@ -54,6 +56,10 @@ class Space:
                 self._added, self._looked = 0, True
         if due:
             self.shrink()
+
+    def admits(self, size: int) -> bool:
+        """Whether one thing of this size may be kept."""
+        return 2 * size <= self.limit
 
     def used(self, path: str) -> None:
         """Note that a file of the cache was used now."""
@@ -92,7 +98,7 @@ class Space:
             return 0
         removed = 0
         for _, size, path in files:
-            if total - removed <= limit * _KEEP:
+            if total - removed <= limit * KEEP:
                 break
             with contextlib.suppress(OSError):
                 os.unlink(path)

@@ -6,6 +6,8 @@ another writer may have published it meanwhile. Small segments are merged so tha
 takes segments of about the same size, so that a record is written a few times in all, and makes none larger than
 ``MERGE_RECORDS``, so that its memory is bounded.
 
+Who only reads may begin with the segments that were there when this machine last looked: see ``recall``.
+
 The index is a cache of the packs' footers. Where segments are damaged or lost, the footers of the packs that no sound
 segment speaks of are read instead, and the next writer that publishes makes the repair last.
 """
@@ -16,6 +18,7 @@ import contextlib
 import os
 import threading
 from collections.abc import Collection, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from casstore import hashing
 from casstore.backend.base import Absent, Backend, ObjectInfo
@@ -24,6 +27,9 @@ from casstore.errors import IntegrityError, NotFoundError, PreconditionError
 from casstore.format.index import NONCE_SIZE, Location, Segment, encode, merge, with_nonce
 from casstore.repo import layout, segments
 from casstore.repo.packs import places_of, read_footer
+
+if TYPE_CHECKING:
+    from casstore.cache.remote import RemoteCache
 
 MERGE_ABOVE = 12
 """More segments than this are merged, the small ones, when a writer publishes one more."""
@@ -43,8 +49,12 @@ _REBUILT_RECORDS = 1 << 18
 class Index:
     """All segments of a store. Thread-safe."""
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, store_id: str = "") -> None:
+        """``store_id``: under which name a cache knows the store."""
         self._backend = backend
+        self._store_id = store_id
+        self.cache: RemoteCache | None = None
+        """Where segments that are far away are kept."""
         self._lock = threading.Lock()
         self._segments: dict[str, Segment] = {}
         self._search: tuple[Segment, ...] = ()
@@ -59,6 +69,26 @@ class Index:
             if self._loaded and not again:
                 return False
             return self._load()
+
+    def recall(self) -> None:
+        """Begin with the segments of this machine's last look, as far as all of them are in the cache still.
+
+        For those who only read: what these segments don't know, and packs that are gone by now, lead to another look;
+        a writer must not rely on packs that were there once.
+        """
+        with self._lock:
+            if self._loaded or self.cache is None:
+                return
+            found: dict[str, Segment] = {}
+            for segment_id in self.cache.segments(self._store_id):
+                segment = segments.cached_segment(segment_id, self.cache)
+                if segment is None:
+                    return
+                found[layout.index_key(segment_id)] = segment
+            if found:
+                self._segments = found
+                self._loaded = True
+                self._publish()
 
     def _load(self) -> bool:
         fresh: set[str] = set()
@@ -77,6 +107,9 @@ class Index:
             self._rebuild()
         self._publish()
         self._loaded = True
+        if self.cache is not None and fresh:
+            kept = self._segments.keys() - self._rebuilt.keys()
+            self.cache.note_segments(self._store_id, [layout.id_of(key) for key in kept])
         return bool(fresh)
 
     def _rebuild(self) -> None:
@@ -109,7 +142,7 @@ class Index:
     def _try(self, key: str) -> Segment | None:
         """Return the segment, or None; notes that it is damaged."""
         try:
-            return segments.open_segment(self._backend, key)
+            return segments.open_segment(self._backend, key, self.cache)
         except NotFoundError:
             return None  # merged away between the listing and now
         except IntegrityError:

@@ -1,20 +1,25 @@
-"""Leases: who is storing something that no version refers to yet.
+"""Leases: who is storing something that no version refers to yet, and who reads a version for long.
 
 Decided here and only here: how long a lease lasts, how it is renewed, and when it counts as lost. ``leases/<id>`` is
 renewed by compare-and-swap at a third of its term. Ages are differences of two times of objects, so of the back end's
 clock alone. A lease keeps the garbage collector away from what was stored since it began; nothing that is committed
 depends on it. One that was lost, or was not renewed for longer than its term, stays so: whoever holds it must look at
 everything before it commits. The holder's own clock counts the time that the machine was suspended.
+
+A reader's lease names manifests. As long as it lasts a collection keeps what they refer to, also when those versions
+were deleted, and nothing else for its sake. It is courtesy: a reader whose lease was not seen has reads that fail.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import islice
 from types import TracebackType
 from typing import Self
 
@@ -28,7 +33,18 @@ from casstore.repo.limits import bounded_object
 from casstore.repo.records import now as time_text
 from casstore.repo.records import write_id
 
-__all__ = ["DEFAULT_TERM", "MAX_TERM", "Lease", "LeaseInfo", "LeaseRecord", "bucket_time", "list_leases", "read_lease"]
+__all__ = [
+    "DEFAULT_TERM",
+    "MAX_READS",
+    "MAX_TERM",
+    "Lease",
+    "LeaseInfo",
+    "LeaseRecord",
+    "bucket_time",
+    "list_leases",
+    "read_lease",
+    "read_manifests",
+]
 
 DEFAULT_TERM = 300
 """Seconds that a lease lasts unless it is renewed."""
@@ -40,7 +56,10 @@ _RENEWALS = 3
 """How often a lease is renewed in a term."""
 _PATIENCE = 5.0
 """Seconds that a release waits for a renewal that is under way."""
+MAX_READS = 512
+"""Manifests that one lease names, at most."""
 _MAX_TEXT = 256
+_MANIFEST = re.compile(r"[0-9a-f]{64}\Z", re.ASCII)
 _CLOCK = "clock"
 _BOOT_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
@@ -52,6 +71,7 @@ class LeaseRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
     ``begun`` is the time of the object when it was first written, by the back end's clock, in seconds since the epoch;
     None until the first renewal, when the object's own time is that. ``started_at`` is for people. ``renewed`` counts.
+    ``reads``: of a reader, the manifests in hex.
     """
 
     id: str
@@ -65,6 +85,7 @@ class LeaseRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     write_id: str
     begun: float | None = None
     renewed: int = 0
+    reads: list[str] | msgspec.UnsetType = msgspec.UNSET
 
 
 class LeaseInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,6 +99,13 @@ class LeaseInfo(msgspec.Struct, frozen=True, kw_only=True):
     begun: float
     age: float
     expired: bool
+
+    @property
+    def reads(self) -> list[bytes] | None:
+        """The manifests that a reader reads; None when it is none."""
+        if self.record is None or self.record.reads is msgspec.UNSET:
+            return None
+        return [bytes.fromhex(manifest) for manifest in self.record.reads]
 
 
 class Lease:
@@ -106,11 +134,13 @@ class Lease:
         user: str = "",
         dataset: str = "",
         term: int = DEFAULT_TERM,
+        reads: Iterable[bytes] | None = None,
         heartbeat: bool = True,
         clock: Clock | None = None,
     ) -> Lease:
         """Write a new lease and, with ``heartbeat``, renew it in the background until it is released.
 
+        ``reads``: it is a reader's, of these manifests (of the first ``MAX_READS``).
         ``clock`` returns the seconds that have passed since any moment, those of a suspension included.
         """
         first = LeaseRecord(
@@ -123,6 +153,7 @@ class Lease:
             term=min(MAX_TERM, max(1, term)),
             started_at=time_text(),
             write_id=write_id(),
+            reads=msgspec.UNSET if reads is None else [one.hex() for one in islice(reads, MAX_READS)],
         )
         lease = cls(backend, first, clock or (lambda: time.clock_gettime(_BOOT_CLOCK)))
         lease._begin()
@@ -267,6 +298,12 @@ def _info(backend: Backend, info: ObjectInfo, now: float) -> LeaseInfo | None:
     return LeaseInfo(id=name, record=value, begun=begun, age=age, expired=age > value.term)
 
 
+def read_manifests(backend: Backend, *, now: float | None = None) -> list[bytes]:
+    """Return the manifests that somebody reads now, by leases that last."""
+    leases = list_leases(backend, now=now)
+    return sorted({manifest for lease in leases if not lease.expired for manifest in lease.reads or ()})
+
+
 def read_lease(backend: Backend, lease_id: str) -> LeaseRecord:
     """Return a lease. ``NotFoundError``; ``FormatError``, which names the key."""
     key = layout.lease_key(lease_id)
@@ -276,11 +313,14 @@ def read_lease(backend: Backend, lease_id: str) -> LeaseRecord:
         raise FormatError(f"{key}: {error.message}", hint=error.hint) from None
     texts = (found.kind, found.user, found.host, found.dataset, found.started_at, found.write_id)
     begun = found.begun
+    reads = [] if found.reads is msgspec.UNSET else found.reads
     if (
         found.id != lease_id
         or not 1 <= found.term <= MAX_TERM
         or max(map(len, texts)) > _MAX_TEXT
         or (begun is not None and not begun >= 0)
+        or len(reads) > MAX_READS
+        or not all(map(_MANIFEST.match, reads))
     ):
         raise FormatError(f"{key} can't be right")
     return found

@@ -2,7 +2,7 @@
 
 Decided here and only here: how a segment gets into memory, verified. A local one is mapped. One that is far away is
 fetched in parts, side by side with others; a large one goes into a file without a name and is mapped there, so that
-the memory it takes can be given back.
+the memory it takes can be given back. Where there is a cache, it is fetched once and mapped there.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from casstore.repo.limits import check_size
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-__all__ = ["MAX_SEGMENT", "each", "open_segment"]
+    from casstore.cache.remote import RemoteCache
+
+__all__ = ["MAX_SEGMENT", "cached_segment", "each", "open_segment"]
 
 MAX_SEGMENT = 1 << 30
 """Bytes of a segment, at most: a writer's are a twentieth of that."""
@@ -36,14 +38,28 @@ _A = TypeVar("_A")
 _B = TypeVar("_B")
 
 
-def open_segment(backend: Backend, key: str) -> Segment:
-    """Return the verified segment. ``NotFoundError``; ``IntegrityError`` for one that is not what its name says."""
+def open_segment(backend: Backend, key: str, cache: RemoteCache | None = None) -> Segment:
+    """Return the verified segment. ``NotFoundError``; ``IntegrityError`` for one that is not what its name says.
+
+    ``cache`` is for segments that are far away.
+    """
     segment_id = layout.id_of(key)
     path = backend.local_path(key)
+    kept = cached_segment(segment_id, cache) if path is None else None
+    if kept is not None:
+        return kept
     data = _fetched(backend, key) if path is None else _mapped(key, path)
     if segment_id != hashing.digest(memoryview(data)):
         raise FormatError(f"{key} is damaged")
+    if path is None and cache is not None:
+        cache.keep(segment_id, memoryview(data))
     return Segment(data)
+
+
+def cached_segment(segment_id: bytes, cache: RemoteCache | None) -> Segment | None:
+    """Return a segment if it is in the cache, verified."""
+    data = None if cache is None else cache.mapped(segment_id, MAX_SEGMENT)
+    return None if data is None else Segment(data)
 
 
 def each(backend: Backend, work: Callable[[_A], _B], items: Iterable[_A]) -> Iterator[_B]:

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
@@ -34,6 +34,9 @@ from casstore.repo.references import References, follow
 from casstore.repo.trash import DyingSet
 from casstore.repo.tree import Tree
 from casstore.repo.writer import OnPack, Writer
+
+if TYPE_CHECKING:
+    from casstore.cache.remote import RemoteCache
 
 FORMAT = 1
 FEATURES: frozenset[str] = frozenset({single.FEATURE})
@@ -72,8 +75,10 @@ class Store:
         self.references = references or References()
         self.config = config
         self.chunker = ChunkerParams.from_dict(config.chunker)
-        self.index = Index(backend)
+        self.index = Index(backend, config.id)
         self._windows = Windows(backend)
+        self.cache: RemoteCache | None = None
+        """Where what is read from far away is kept; see ``use``."""
 
     @property
     def id(self) -> str:
@@ -131,6 +136,17 @@ class Store:
             backend.put(layout.STORE, [record.encode("store", config)], condition=Absent() if conditional else None)
         return report
 
+    def use(self, cache: RemoteCache | None, *, recall: bool = False) -> None:
+        """Read through the cache of this machine, where the store is far away.
+
+        For those who want data, and not for those who look whether a store has it. ``recall``: see ``Index.recall``.
+        """
+        if cache is None or self.backend.capabilities.local:
+            return
+        self.cache = self.index.cache = cache
+        if recall:
+            self.index.recall()
+
     def writer(self, *, lanes: int | None = None, on_pack: OnPack | None = None, dying: DyingSet = NOTHING) -> Writer:
         """Return a writer of chunks for ``lanes`` threads (all cores by default). What it stores is to be committed
         within a ``Hold``, which makes its writers itself.
@@ -139,6 +155,14 @@ class Store:
 
     def tree(self, manifest_id: bytes) -> Tree:
         """Open the tree of a version by the id of its manifest, reading its root alone."""
+        data = None if self.cache is None else self.cache.object(manifest_id, MAX_NODE)
+        if data is None:
+            data = self._read_root(manifest_id)
+            if self.cache is not None:
+                self.cache.keep(manifest_id, data)
+        return Tree(self, manifest_id, decode_root(data))
+
+    def _read_root(self, manifest_id: bytes) -> bytes:
         key = layout.manifest_key(manifest_id)
         try:
             data = bounded_get(self.backend, key, MAX_NODE)
@@ -146,7 +170,7 @@ class Store:
             raise NotFoundError(f"manifest {manifest_id.hex()} is gone", hint="run `osmo dataset verify`") from None
         if hashing.digest(data) != manifest_id:
             raise IntegrityError(f"{key} is damaged")
-        return Tree(self, manifest_id, decode_root(data))
+        return data
 
     def has_manifest(self, manifest_id: bytes) -> bool:
         """Whether the root of this manifest is in the store."""
@@ -169,11 +193,26 @@ class Store:
         if place.raw > MAX_NODE or (raw is not None and place.raw != raw):
             raise IntegrityError(f"chunk {chunk_id.hex()} has another length than its reference says")
         if not self.backend.capabilities.local:
+            data = self._cached_chunk(chunk_id, place)
+            if data is not None:
+                return data
             try:
-                return bytes(decode_frame(chunk_id, place.codec, self._windows.read(place), place.raw))
+                payload = self._windows.read(place)
+                data = bytes(decode_frame(chunk_id, place.codec, payload, place.raw))
             except (IntegrityError, NotFoundError):
                 self._windows.forget(place)  # it is read once more below, alone
+            else:
+                if self.cache is not None:
+                    self.cache.frames.put(place, payload)
+                return data
         return bytes(next(self.read_chunks([(chunk_id, place.raw)])))
+
+    def _cached_chunk(self, chunk_id: bytes, place: Location) -> bytes | None:
+        payload = None if self.cache is None else self.cache.frames.get(place)
+        if payload is not None:
+            with contextlib.suppress(IntegrityError):  # damaged here: what is read now takes its place
+                return bytes(decode_frame(chunk_id, place.codec, payload, place.raw))
+        return None
 
     def read_chunks(self, refs: Sequence[tuple[bytes, int]]) -> Iterator[bytes | bytearray | memoryview]:
         """Yield the verified chunks ``(id, raw length)`` in order, reading neighbours in a pack together.

@@ -96,7 +96,9 @@ def usage(store: Store) -> StoreUsage:
         found.kinds[_FOLDERS.get(folder, "other")].add(info.size)
         if folder == layout.PACKS and info.key.rpartition("/")[2] in garbage:
             found.waiting.add(info.size)
-    found.running = sum(not lease.expired for lease in list_leases(store.backend, now=time.time()))
+    found.running = sum(
+        not lease.expired and lease.reads is None for lease in list_leases(store.backend, now=time.time())
+    )
     records = Records(Session(store))
     records.read()
     for dataset in records.datasets.values():

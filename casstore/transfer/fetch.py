@@ -4,6 +4,8 @@ Decided here and only here: how the chunks that one piece of work needs become f
 files are neighbours in a pack, so that one read serves many of them. Packs that are local files are read into one
 buffer that lives as long as its thread: touching fresh memory costs more than the copy itself. Reads from an object
 store go side by side, and a frame that is damaged is read once more, alone: it may have been damaged on its way.
+Where the store has a cache on this machine, frames that are there are not asked for, and those that were verified may
+be put there.
 
 What can't be read or is damaged is reported when that chunk is taken, so that the caller knows for which file.
 """
@@ -55,12 +57,20 @@ class _Extent:
 class Fetcher:
     """Loads sets of chunks and hands them out verified. Not thread-safe: each thread has its own.
 
-    ``pool`` has threads that wait for an object store; without one, reads go one after the other.
+    ``pool`` has threads that wait for an object store; without one, reads go one after the other. ``fill``: what is
+    read from far away is put into the cache of this machine, if the store has one; see ``keep``.
     """
 
-    def __init__(self, store: Store, pool: Executor | None = None) -> None:
+    def __init__(self, store: Store, pool: Executor | None = None, *, fill: bool = False) -> None:
         self._store = store
         self._pool = pool
+        self.fill = fill
+        self.fetched = 0
+        """Bytes of chunks that came from the store, ..."""
+        self.cached = 0
+        """... and of those that were in the cache."""
+        self._kept: set[bytes] = set()
+        self._fresh: list[tuple[Location, Buffer]] = []
         self._local = store.backend.capabilities.local
         self._buffer = bytearray()
         self._packs: dict[bytes, int] = {}
@@ -70,8 +80,10 @@ class Fetcher:
 
     def load(self, refs: Iterable[tuple[bytes, int]]) -> None:
         """Read these chunks ``(id, raw length)``. What was loaded before is gone, and buffers taken from it too."""
+        self.keep()
         self._ready = {}
         self._frames = {}
+        self._kept = set()
         wanted: dict[bytes, Location] = {}
         lengths: dict[bytes, int] = {}
         locate = self._store.index.locate
@@ -83,9 +95,30 @@ class Fetcher:
                         lengths[chunk_id] = raw
                 except NotFoundError as error:
                     self._frames[chunk_id] = _NOWHERE, _missing(error)
-        self._read(wanted, retry=True)
+        self._read(self._look(wanted), retry=True)
         if lengths:
             self._follow(lengths)
+
+    def _look(self, wanted: dict[bytes, Location]) -> dict[bytes, Location]:
+        """Take what is in the cache; returns the rest."""
+        cache = self._store.cache
+        if cache is None or not wanted:
+            return wanted
+        rows = sorted((place, chunk_id) for chunk_id, place in wanted.items() if place.codec != REFERENCE)
+        rest = {chunk_id: place for chunk_id, place in wanted.items() if place.codec == REFERENCE}
+        for (place, chunk_id), payload in zip(rows, cache.frames.get_many([row[0] for row in rows]), strict=True):
+            if payload is None:
+                rest[chunk_id] = place
+            else:
+                self._frames[chunk_id] = place, payload
+                self._kept.add(chunk_id)
+        return rest
+
+    def keep(self) -> None:
+        """Put what was taken since it was loaded into the cache, if this fetcher is to fill it."""
+        fresh, self._fresh = self._fresh, []
+        if fresh and self._store.cache is not None:
+            self._store.cache.frames.put_many(fresh)
 
     def _follow(self, lengths: dict[bytes, int]) -> None:
         """Read what is not in the store but elsewhere, if it is as long as whoever wants it says."""
@@ -103,6 +136,7 @@ class Fetcher:
                 self._frames[chunk_id] = _NOWHERE, data
             else:
                 self._ready[chunk_id] = data
+                self.fetched += len(data)
 
     def take(self, chunk_id: bytes, raw: int) -> Buffer:
         """Return a loaded chunk, verified; valid until the next ``load``. It is decoded once.
@@ -117,22 +151,42 @@ class Fetcher:
             if place.codec == REFERENCE:  # it was stored when it was looked for, and is not any more
                 self._follow({chunk_id: raw})
                 return self.take(chunk_id, raw)
-            data = self._ready[chunk_id] = self._decode(chunk_id, place, payload)
+            if chunk_id in self._kept:
+                data = self._decode_kept(chunk_id, place, payload)
+                if data is None:
+                    self._read({chunk_id: place}, retry=True)
+                    return self.take(chunk_id, raw)
+                self.cached += len(data)
+            else:
+                data = self._decode(chunk_id, place, payload)
+                self.fetched += len(data)
+            self._ready[chunk_id] = data
         if len(data) != raw:
             raise _another_length(chunk_id)
         return data
 
-    def _decode(self, chunk_id: bytes, place: Location, payload: Buffer) -> Buffer:
+    def _decode_kept(self, chunk_id: bytes, place: Location, payload: Buffer) -> Buffer | None:
+        """Return a chunk from the cache; None when it is damaged there, and what is read anew takes its place."""
         try:
             return decode_frame(chunk_id, place.codec, payload, place.raw)
         except IntegrityError:
+            self._kept.discard(chunk_id)
+            return None
+
+    def _decode(self, chunk_id: bytes, place: Location, payload: Buffer) -> Buffer:
+        try:
+            data = decode_frame(chunk_id, place.codec, payload, place.raw)
+        except IntegrityError:
             if self._local:
                 return self._store.decode(chunk_id, place, payload)
-        try:
-            payload = self._store.backend.read(layout.pack_key(place.pack_id), place.offset, place.stored)
-        except NotFoundError as error:
-            raise _missing(error) from None
-        return self._store.decode(chunk_id, place, payload)
+            try:
+                payload = self._store.backend.read(layout.pack_key(place.pack_id), place.offset, place.stored)
+            except NotFoundError as error:
+                raise _missing(error) from None
+            data = self._store.decode(chunk_id, place, payload)
+        if self.fill and self._store.cache is not None:
+            self._fresh.append((place, payload))
+        return data
 
     def _read(self, wanted: dict[bytes, Location], *, retry: bool) -> None:
         extents, total = self._plan(wanted)
@@ -251,7 +305,8 @@ class Fetcher:
 
     def close(self) -> None:
         """Release buffers and descriptors."""
-        self._ready, self._frames = {}, {}
+        self.keep()
+        self._ready, self._frames, self._kept = {}, {}, set()
         while self._packs:
             os.close(self._packs.popitem()[1])
         self._buffer = bytearray()

@@ -2,7 +2,8 @@
 
 Decided here and only here: how a range of a file becomes chunks, what is kept of them in memory, and that several
 threads which want the same chunk read it once. Everything was checked against its chunk's id before it is handed out,
-and ranges that are wanted together are read together, so that neighbours cost one request.
+and ranges that are wanted together are read together, so that neighbours cost one request. What comes from far away
+is put into the cache of this machine, if the store has one.
 """
 
 from __future__ import annotations
@@ -84,10 +85,11 @@ class Ranges:
         *,
         memory: int = MEMORY,
         pool: Executor | None = None,
-        on_fetch: Callable[[int], None] | None = None,
+        on_fetch: Callable[[int, int], None] | None = None,
     ) -> None:
         """``memory``: bytes of chunks that are kept. ``pool`` has threads that wait for an object store.
-        ``on_fetch`` is told the bytes that were read from the store.
+        ``on_fetch`` is told the bytes that were read from the store, and from the cache on the disk, by the thread that
+        reads them; none of both when it had to wait for another thread that reads.
         """
         self._store = store
         self.step = BATCH_LOCAL if store.backend.capabilities.local else BATCH_REMOTE
@@ -160,19 +162,50 @@ class Ranges:
         found = self._load(more | chunks)
         for chunk_id, raw in chunks.items():
             if chunk_id not in found:  # another thread was reading it
+                self._tell(0, 0)
                 found |= self._await(chunk_id, raw)
         return [_assemble(layout, pieces, found) for (layout, _, _), pieces in zip(wanted, cuts, strict=True)]
 
     def pieces(self, layout: Layout, step: int) -> Iterator[Buffer]:
-        """Yield a whole file, fetching ``step`` bytes at once and keeping none. Each piece is valid until the next."""
+        """Yield a whole file, fetching ``step`` bytes at once and keeping none, neither in memory nor on the disk.
+
+        Each piece is valid until the next.
+        """
         offset = 0
         while offset < layout.size:
             chunks = [layout.chunk(number) for number, _, _ in layout.cut(offset, step)]
-            with self._fetcher() as fetcher:
+            with self._fetcher(fill=False) as fetcher:
                 fetcher.load(chunks)
                 for chunk_id, raw in chunks:
                     yield fetcher.take(chunk_id, raw)
             offset += sum(raw for _, raw in chunks)
+
+    def fill(self, layouts: Sequence[Layout]) -> list[CasstoreError | None]:
+        """Have these files on the disk, or in memory where there is no cache for them; what is wrong with each.
+
+        Raises what reaching the store raises.
+        """
+        if self._store.cache is None:
+            return [
+                found if isinstance(found, CasstoreError) else None
+                for found in self.read_many([(layout, 0, layout.size) for layout in layouts])
+            ]
+        errors: dict[bytes, CasstoreError] = {}
+        wanted = dict(layout.chunk(number) for layout in layouts for number, _, _ in layout.cut(0, layout.size))
+        for batch in _batches(wanted, self.step) if wanted else ():
+            with self._fetcher() as fetcher:
+                fetcher.load(batch)
+                for chunk_id, raw in batch:
+                    try:
+                        fetcher.take(chunk_id, raw)
+                    except CasstoreError as error:
+                        errors[chunk_id] = error
+        return [
+            next((errors[one] for n in range(len(each.begins) - 1) if (one := each.chunk(n)[0]) in errors), None)
+            if errors
+            else None
+            for each in layouts
+        ]
 
     def _load(self, wanted: Mapping[bytes, int]) -> dict[bytes, bytes | CasstoreError]:
         """Return these chunks ``{id: length}``, but those that another thread is reading just now."""
@@ -193,7 +226,7 @@ class Ranges:
                 with self._fetcher() as fetcher:
                     fetcher.load(batch)
                     read = {chunk_id: _take(fetcher, chunk_id, raw) for chunk_id, raw in batch}
-                self._keep(read)
+                    self._keep(read)
                 found |= read
         finally:
             with self._lock:
@@ -213,30 +246,34 @@ class Ranges:
                 return found
 
     @contextmanager
-    def _fetcher(self) -> Iterator[Fetcher]:
+    def _fetcher(self, *, fill: bool = True) -> Iterator[Fetcher]:
         with self._lock:
             fetcher = self._spare.pop() if self._spare else None
         fetcher = fetcher or Fetcher(self._store, self._pool)
+        fetcher.fill = fill
         try:
             yield fetcher
         finally:
+            fetcher.keep()
+            fetched, cached = fetcher.fetched, fetcher.cached
+            fetcher.fetched = fetcher.cached = 0
             with self._lock:
                 self._spare.append(fetcher)
+            if fetched or cached:
+                self._tell(fetched, cached)
+
+    def _tell(self, fetched: int, cached: int) -> None:
+        if self._on_fetch is not None:
+            self._on_fetch(fetched, cached)
 
     def _keep(self, read: Mapping[bytes, bytes | CasstoreError]) -> None:
-        size = 0
         with self._lock:
             for chunk_id, chunk in read.items():
-                if isinstance(chunk, CasstoreError):
-                    continue
-                size += len(chunk)
-                if chunk_id not in self._chunks:
+                if not isinstance(chunk, CasstoreError) and chunk_id not in self._chunks:
                     self._chunks[chunk_id] = chunk
                     self._held += len(chunk)
             while self._held > self._memory and self._chunks:
                 self._held -= len(self._chunks.popitem(last=False)[1])
-        if self._on_fetch is not None:
-            self._on_fetch(size)
 
     def close(self) -> None:
         """Release buffers and descriptors."""

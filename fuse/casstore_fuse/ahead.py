@@ -1,7 +1,8 @@
 """Fetching files before anybody asks for them.
 
-Decided here and only here: which files, how many at once, and what becomes of those that can't be read: a line in the
-log, and nothing else. What was fetched is where reading finds it; a file that is there already is not read again.
+Decided here and only here: which files, how many at once, how much of the cache they may take, and what becomes of
+those that can't be read: a line in the log, and nothing else. What was fetched is where reading finds it; a file that
+is there already is not read again. Small files are fetched together: they are neighbours in the store.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
+from typing import NamedTuple
 
+from casstore.cache.space import KEEP
 from casstore.dataset.sources import matcher
 from casstore.errors import CasstoreError
-from casstore_fuse.contents import AHEAD, Contents
+from casstore_fuse.contents import Contents
 from casstore_fuse.members import Members
-from casstore_fuse.passthrough import LEAST
 from casstore_fuse.vfs import Vfs, shown
 
 __all__ = ["Ahead"]
@@ -24,12 +26,22 @@ __all__ = ["Ahead"]
 _log = logging.getLogger("casstore.fuse")
 
 AT_ONCE = 8
-"""Files that are fetched at once."""
-_BATCH = 32 * AT_ONCE
+"""Files, or groups of small ones, that are fetched at once."""
+GROUP_SIZE, GROUP_FILES = 16 << 20, 1024
+"""Bytes and number of the small files that are fetched together, at most."""
+_BATCH = 4 * AT_ONCE
+
+
+class _File(NamedTuple):
+    node: int
+    path: bytes
+    size: int
 
 
 class Ahead:
-    """Fetches the files whose path matches ``pattern``, or all; at most ``limit`` bytes of one."""
+    """Fetches the files whose path matches ``pattern``, or all; at most ``limit`` bytes of one, and no more than what
+    a cache of that size keeps.
+    """
 
     def __init__(self, vfs: Vfs | Members, contents: Contents, pattern: str, limit: int) -> None:
         self._vfs = vfs
@@ -37,6 +49,7 @@ class Ahead:
         self._select = matcher(pattern)
         self._limit = limit
         self._stopped = threading.Event()
+        self._full = False
 
     def start(self) -> None:
         """Begin, in threads that end with the process."""
@@ -49,37 +62,62 @@ class Ahead:
     def run(self) -> None:
         """Fetch, and return when it is done."""
         done = failed = 0
-        wanted = self._wanted()
+        groups = self._groups()
         try:
             with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="casstore-ahead") as pool:
-                while batch := list(islice(wanted, _BATCH)):
-                    results = list(pool.map(self._fetch, batch))
-                    done, failed = done + sum(results), failed + results.count(False)
+                while batch := list(islice(groups, _BATCH)):
+                    for fetched, lost in pool.map(self._fetch, batch):
+                        done, failed = done + fetched, failed + lost
         except Exception as error:  # noqa: BLE001 - what it reads with may be closed under it
             if not self._stopped.is_set():
                 _log.exception("fetching ahead ended: %s", error)
             return
         _log.info("%d files were fetched ahead, %d could not be", done, failed)
+        if self._full:
+            _log.warning("no more was fetched ahead: the cache may get %d MiB large, and is full", self._limit >> 20)
 
-    def _wanted(self) -> Iterator[tuple[int, bytes, int]]:
+    def _groups(self) -> Iterator[list[_File]]:
+        """Yield what is fetched at once: one file, or some small ones."""
+        group: list[_File] = []
+        size = total = 0
+        for file in self._wanted():
+            total += file.size
+            if total > KEEP * self._limit and self._contents.files is not None:
+                self._full = True
+                break
+            if self._contents.keeps(file.size):
+                yield [file]
+                continue
+            group.append(file)
+            size += file.size
+            if size >= GROUP_SIZE or len(group) >= GROUP_FILES:
+                yield group
+                group, size = [], 0
+        if group:
+            yield group
+
+    def _wanted(self) -> Iterator[_File]:
         for node, path, size in self._vfs.files():
             if self._stopped.is_set():
                 return
             if 0 < size <= self._limit and (self._select is None or self._select(path)):
-                yield node, path, size
+                yield _File(node, path, size)
 
-    def _fetch(self, file: tuple[int, bytes, int]) -> bool:
-        node, path, size = file
+    def _fetch(self, group: list[_File]) -> tuple[int, int]:
+        """Fetch some files; returns how many of them, and how many could not be."""
+        first = group[0]
         try:
-            length, content = self._vfs.content(node)
-            layout = self._contents.layout(node, length, content)
-            if size >= LEAST and self._contents.files is not None:
-                self._contents.keep(length, content, layout)
-            else:
-                for offset in range(0, size, AHEAD):
-                    self._contents.fetch(node, layout, offset, min(AHEAD, size - offset))
+            if self._contents.keeps(first.size):
+                length, content = self._vfs.content(first.node)
+                self._contents.keep(length, content, self._contents.layout(first.node, length, content))
+                return 1, 0
+            layouts = [self._contents.layout(file.node, *self._vfs.content(file.node)) for file in group]
+            errors = self._contents.fill(layouts)
         except CasstoreError as error:
-            if not self._stopped.is_set():
-                _log.error("%s was not fetched ahead: %s", shown(path), error.message)
-            return False
-        return True
+            errors = [error] * len(group)
+        if not self._stopped.is_set():
+            for file, failure in zip(group, errors, strict=True):
+                if failure is not None:
+                    _log.error("%s was not fetched ahead: %s", shown(file.path), failure.message)
+        failed = len(errors) - errors.count(None)
+        return len(group) - failed, failed

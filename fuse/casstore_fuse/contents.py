@@ -7,13 +7,16 @@ whole, for the kernel to read them by itself. How ranges are read is ``casstore.
 from __future__ import annotations
 
 import os
-from threading import Lock
+from collections.abc import Sequence
+from threading import Lock, local
 
 from casstore.cache.files import FileCache, content_id
+from casstore.errors import CasstoreError
 from casstore.model import Content
 from casstore.repo.store import Store
 from casstore.repo.tree import Tree
 from casstore.transfer.ranges import LAYOUTS, Layout, Ranges
+from casstore_fuse.passthrough import LEAST
 from casstore_fuse.state import State
 
 __all__ = ["AHEAD", "Contents", "Layout"]
@@ -28,17 +31,33 @@ _MOST = 0.9
 class Contents:
     """Reads files of one tree. Thread-safe."""
 
-    def __init__(self, store: Store, tree: Tree, *, files: FileCache | None = None, state: State | None = None) -> None:
-        """``files``: where files that were read as a whole are kept whole. ``state`` counts what is read from the
-        store.
+    def __init__(
+        self,
+        store: Store,
+        tree: Tree,
+        *,
+        files: FileCache | None = None,
+        state: State | None = None,
+        whole: bool = True,
+    ) -> None:
+        """``files``: where files that were read as a whole are kept whole, unless ``whole`` is false: where the kernel
+        is never going to read them by itself. ``state`` counts what is read from the store and from the cache.
         """
         self.files = files
-        counts = state or State.anonymous()
-        self._ranges = Ranges(store, on_fetch=lambda size: counts.count("fetched", size))
+        self._whole = files is not None and whole
+        self._counts = state or State.anonymous()
+        self._ranges = Ranges(store, on_fetch=self._count)
         self._tree = tree
         self._lock = Lock()
         self._next: dict[int, int] = {}
         self._read: dict[int, int] = {}
+        self._mine = local()
+
+    def _count(self, fetched: int, cached: int) -> None:
+        if fetched:
+            self._counts.count("fetched", fetched)
+        if fetched or not cached:
+            self._mine.waited = True
 
     def cached(self, layout: Layout, offset: int, size: int) -> list[memoryview] | None:
         """Return a range of a file, cut at its end, if all of it is in memory; else None."""
@@ -51,11 +70,23 @@ class Contents:
             self._next[node] = offset + size
             if len(self._next) > LAYOUTS:
                 self._next.clear()
-        return self._ranges.read(layout, offset, size, also=(offset, AHEAD if sequential else 0))
+        self._mine.waited = False
+        found = self._ranges.read(layout, offset, size, also=(offset, AHEAD if sequential else 0))
+        if not self._mine.waited:
+            self._counts.count("cached")
+        return found
+
+    def fill(self, layouts: Sequence[Layout]) -> list[CasstoreError | None]:
+        """Have files where reading finds them: see ``Ranges.fill``."""
+        return self._ranges.fill(layouts)
+
+    def keeps(self, size: int) -> bool:
+        """Whether a file of this size is kept whole once it was read."""
+        return self._whole and size >= LEAST and self.files is not None and self.files.admits(size)
 
     def is_worth_keeping(self, node: int, layout: Layout, read: int) -> bool:
         """Count what was read of a file; True once, when it is about all of it: it will be read again."""
-        if self.files is None:
+        if not self.keeps(layout.size):
             return False
         with self._lock:
             before = self._read.get(node, 0)
@@ -68,7 +99,7 @@ class Contents:
             return True
 
     def keep(self, size: int, content: Content, layout: Layout) -> None:
-        """Put a whole file into the cache. Raises what reading the store raises."""
+        """Put a whole file into the cache, if it may be there. Raises what reading the store raises."""
         if self.files is None:
             return
         identity = content_id(size, content)

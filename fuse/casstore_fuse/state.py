@@ -18,9 +18,9 @@ __all__ = ["COUNTERS", "State"]
 
 _MAGIC = b"CASMNT01"
 _U64 = struct.Struct("<Q")
-COUNTERS = ("opened", "passed", "reads", "hits", "fetched", "errors", "restarts")
+COUNTERS = ("opened", "passed", "reads", "hits", "fetched", "errors", "restarts", "cached")
 """Files opened, those that the kernel reads by itself, reads that came to us, those that memory answered, bytes read
-from the store, failed requests, servers that died."""
+from the store, failed requests, servers that died, reads that the cache on the disk answered."""
 _OPEN = struct.Struct("<QII")
 """An inode that the kernel reads by itself: its number, the id of its backing file, and how often it is open."""
 _TABLE = 4096

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from casstore import hashing
 from casstore.cache.files import FileCache, content_id
 from casstore.cache.frames import FrameCache
+from casstore.cache.remote import RemoteCache
 from casstore.cache.space import STALE, Space, parse_limit
 from casstore.errors import StorageError
 from casstore.format.index import Location
@@ -32,55 +34,77 @@ def space(tmp_path: Path) -> Space:
 
 def test_frames_come_back(space: Space) -> None:
     cache = FrameCache(space)
-    frames = {place(n % 3, 16 + 1000 * n, 1000): bytes([n]) * 1000 for n in range(50)}
+    frames = {place(n % 3, 16 + 1000 * n, 1000): bytes([n + 1]) * 1000 for n in range(50)}
     for where, data in frames.items():
         assert cache.get(where) is None
         cache.put(where, data)
     assert all(cache.get(where) == data for where, data in frames.items())
-    assert cache.get(place(0, 17, 1000)) is None
-    assert cache.get(place(0, 16, 999)) is None, "a place with another length is another frame"
-    cache.close()
     again = FrameCache(space)
     assert all(again.get(where) == data for where, data in frames.items())
-    again.close()
+    wanted = sorted(frames)
+    assert again.get_many([*wanted, place(7, 16, 5)]) == [*(frames[where] for where in wanted), None]
 
 
-def test_what_others_add_is_seen(space: Space) -> None:
+def test_a_frame_is_found_only_where_it_is(space: Space) -> None:
+    cache = FrameCache(space)
+    cache.put_many([(place(1, 16, 4), b"abcd"), (place(1, 20, 4), b"efgh"), (place(1, 100_000, 3), b"ijk")])
+    assert cache.get(place(1, 16, 8)) == b"abcdefgh", "whoever gets it verifies it"
+    assert cache.get(place(1, 50, 4)) is None, "a hole"
+    assert cache.get(place(1, 99_999, 5)) is None, "beyond the end"
+    assert cache.get(place(1, 1 << 31, 5)) is None
+    assert cache.get(place(2, 16, 4)) is None
+    assert cache.get_many([place(1, 16, 4), place(1, 24, 100), place(1, 100_000, 3)]) == [b"abcd", None, b"ijk"]
+    zeros = bytes(1000)
+    cache.put(place(3, 16, 1000), zeros)
+    assert cache.get(place(3, 16, 1000)) is None, "zeros are what a hole reads as"
+    cache.put(place(3, 16, 1000), zeros[1:] + b"1")
+    assert cache.get(place(3, 16, 1000)) == zeros[1:] + b"1"
+
+
+def test_what_others_add_is_seen_and_written_over(space: Space) -> None:
     first, second = FrameCache(space), FrameCache(space)
     first.put(place(1, 16, 3), b"abc")
     assert second.get(place(1, 16, 3)) == b"abc"
     second.put(place(1, 50, 3), b"def")
     assert first.get(place(1, 50, 3)) == b"def"
-    first.close()
-    second.close()
+    second.put(place(1, 16, 3), b"abd")
+    assert first.get(place(1, 16, 3)) == b"abd"
 
 
-def test_a_dropped_pack_is_gone_for_all_who_open_it(space: Space) -> None:
+def test_what_is_evicted_is_gone_at_once_and_can_be_put_again(space: Space) -> None:
     cache = FrameCache(space)
     cache.put(place(1, 16, 3), b"abc")
-    cache.drop(bytes([1]) * 32)
+    assert space.shrink(0) > 0
     assert cache.get(place(1, 16, 3)) is None
-    cache.put(place(1, 16, 3), b"abd")
-    assert cache.get(place(1, 16, 3)) == b"abd"
-    cache.close()
+    held = [os.readlink(path) for path in Path("/proc/self/fd").iterdir() if path.is_symlink() and path.exists()]
+    assert not [path for path in held if space.root in path]
+    cache.put(place(1, 50, 3), b"def")
+    assert (cache.get(place(1, 16, 3)), cache.get(place(1, 50, 3))) == (None, b"def")
 
 
-def test_a_list_that_was_cut_or_data_that_vanished_is_a_miss(space: Space) -> None:
+def test_frames_of_a_pack_that_is_read_stay(space: Space) -> None:
     cache = FrameCache(space)
+    for pack in (1, 2):
+        cache.put(place(pack, 16, 5000), bytes([pack]) * 5000)
+        (path,) = Path(space.root).rglob(f"0{pack}" * 32)
+        os.utime(path, (1000 + pack,) * 2)
+    assert cache.get(place(1, 16, 3)) is not None
+    space.shrink(space.usage() - 1)
+    assert cache.get(place(1, 16, 3)) is not None
+    assert cache.get(place(2, 16, 3)) is None
+
+
+@pytest.mark.parametrize("broken", ["file", "folder"])
+def test_a_cache_that_can_not_be_used_is_empty(space: Space, broken: str) -> None:
+    cache = FrameCache(space)
+    where = Path(space.root, "frames", "01", "01" * 32)
+    if broken == "file":
+        where.parent.parent.mkdir()
+        where.parent.write_bytes(b"")
+    else:
+        where.mkdir(parents=True)
     cache.put(place(1, 16, 3), b"abc")
-    cache.put(place(1, 20, 3), b"def")
-    cache.close()
-    (path,) = Path(space.root).rglob("01" * 32)
-    with open(f"{path}.map", "r+b") as file:
-        file.truncate(12)
-    cache = FrameCache(space)
-    assert cache.get(place(1, 16, 3)) == b"abc"
-    assert cache.get(place(1, 20, 3)) is None
-    cache.close()
-    path.unlink()
-    cache = FrameCache(space)
     assert cache.get(place(1, 16, 3)) is None
-    cache.close()
 
 
 def test_many_threads_and_packs(space: Space) -> None:
@@ -94,7 +118,61 @@ def test_many_threads_and_packs(space: Space) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(work, frames.items()))
-    cache.close()
+
+
+def test_objects_are_verified_when_they_are_read(space: Space) -> None:
+    cache = RemoteCache(space)
+    data = b"the root of a manifest" * 100
+    identity = hashing.digest(data)
+    assert (cache.object(identity, 1 << 20), cache.mapped(identity, 1 << 20)) == (None, None)
+    cache.keep(identity, data)
+    mapped = cache.mapped(identity, 1 << 20)
+    assert mapped is not None
+    assert (cache.object(identity, 1 << 20), bytes(mapped)) == (data, data)
+    assert (cache.object(identity, 100), cache.mapped(identity, 100)) == (None, None)
+    cache.keep(identity, data)
+    for read in (cache.object, cache.mapped):
+        (path,) = Path(space.root, "objects").rglob(identity.hex())
+        path.chmod(0o600)
+        path.write_bytes(data[:-1] + b"?")
+        assert read(identity, 1 << 20) is None
+        assert not path.exists()
+        cache.keep(identity, data)
+        assert read(identity, 1 << 20) is not None
+    path.chmod(0o600)
+    path.write_bytes(b"")
+    assert (cache.mapped(identity, 1 << 20), cache.object(identity, 1 << 20)) == (None, None)
+
+
+def test_lists_of_segments(space: Space) -> None:
+    cache = RemoteCache(space)
+    ids = [bytes([n]) * 32 for n in range(5)]
+    assert cache.segments("s") == []
+    cache.note_segments("s", [])
+    assert cache.segments("s") == []
+    cache.note_segments("s", reversed(ids))
+    assert (cache.segments("s"), cache.segments("t")) == (ids, [])
+    path = Path(space.root, "stores", "s")
+    whole = path.read_bytes()
+    for damaged in (whole[:-1], whole[32:], b"", whole[:5] + b"x" + whole[6:]):
+        path.write_bytes(damaged)
+        assert cache.segments("s") == []
+
+
+def test_what_would_drive_out_the_rest_is_not_kept(space: Space) -> None:
+    files = FileCache(space)
+    assert not files.add(b"i" * 32, space.limit // 2 + 1, iter(()))
+    assert files.admits(space.limit // 2)
+    nothing = RemoteCache(Space(space.root, 0))
+    nothing.frames.put(place(1, 16, 3), b"abc")
+    nothing.keep(hashing.digest(b"x"), b"x")
+    assert [path for path in Path(space.root).rglob("*") if path.is_file()] == []
+
+
+def test_a_cache_that_can_not_be_made_is_none(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    assert RemoteCache.at(str(tmp_path / "file" / "x"), MIB) is None
+    assert RemoteCache.at(str(tmp_path / "new" / "x"), MIB) is not None
 
 
 def test_whole_files(space: Space) -> None:

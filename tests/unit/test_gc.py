@@ -265,6 +265,57 @@ def test_an_expired_lease_keeps_nothing_and_is_removed_in_the_end(bucket: Bucket
     assert keys(bucket, layout.LEASES) == []
 
 
+def test_a_reader_keeps_what_it_reads_and_nothing_else(bucket: Bucket, tmp_path: Path) -> None:
+    data = os.urandom(300_000)
+    upload(bucket, "d", tmp_path, {"a": data})
+    manifest = bucket.resolve("d").manifest
+    with Lease.acquire(bucket.store.backend, kind="mount", dataset="d:1", reads=[manifest], heartbeat=False):
+        upload(bucket, "e", tmp_path, {"b": os.urandom(200_000)})
+        for name in ("d", "e"):
+            bucket.delete(name, all_versions=True)
+        collect(bucket, Rules(grace=0, margin=60))
+        assert 300_000 < sizes(bucket) < 400_000, "what was stored since it began is no concern of a reader"
+        assert bucket.refs.dataset_ids() == []
+        with Store.open(_shared(bucket)) as store:
+            tree = store.tree(manifest)
+            (entry,) = tree.entries()
+            assert b"".join(bytes(chunk) for chunk in store.read_chunks(list(tree.chunks(entry)))) == data
+        upload(bucket, "d", tmp_path, {"c": os.urandom(1000)})
+        collect(bucket)
+        assert sizes(bucket) > 300_000
+    collect(bucket)
+    assert sizes(bucket) < 10_000
+
+
+def test_a_reader_that_comes_between_mark_and_deletion_is_seen(bucket: Bucket, tmp_path: Path) -> None:
+    upload(bucket, "d", tmp_path, {"a": os.urandom(300_000)})
+    manifest = bucket.resolve("d").manifest
+    bucket.delete("d", all_versions=True)
+    _, outcome = collect(bucket, Rules(grace=DAY, margin=0), after=2 * DAY)
+    assert (outcome.marked_packs > 0, outcome.swept.packs) == (True, 0)
+    with Lease.acquire(bucket.store.backend, kind="mount", reads=[manifest], heartbeat=False):
+        _, outcome = collect(bucket)
+        assert outcome.swept.rescued > 0
+        assert sizes(bucket) > 300_000
+    collect(bucket)
+    assert sizes(bucket) == 0
+
+
+def test_a_reader_of_what_is_gone_or_damaged_hinders_nobody(bucket: Bucket, tmp_path: Path) -> None:
+    upload(bucket, "d", tmp_path, {"a": os.urandom(300_000)})
+    gone = bucket.resolve("d").manifest
+    bucket.delete("d", all_versions=True)
+    collect(bucket)
+    upload(bucket, "e", tmp_path, {"a": os.urandom(300_000)})
+    manifest = bucket.resolve("e").manifest
+    bucket.delete("e", all_versions=True)
+    bucket.store.backend.delete(keys(bucket, layout.PACKS))
+    with Lease.acquire(bucket.store.backend, kind="mount", reads=[gone, manifest, bytes(32)], heartbeat=False):
+        collect(bucket)
+    collect(bucket)
+    assert sizes(bucket) == 0
+
+
 def test_one_collection_at_a_time(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     with Collector(bucket.store, rules=NOW, user="ann"):
         monkeypatch.setattr("casstore.repo.gc.run.os.getpid", lambda: 1)

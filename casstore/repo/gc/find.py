@@ -180,9 +180,12 @@ def unreadable(name: str, number: int, error: CasstoreError) -> IntegrityError:
     )
 
 
-def walk(store: Store, refs: Refs, versions: Iterable[Live], watcher: Watcher) -> Walker:
-    """Collect what these versions refer to. One that is deleted meanwhile may be left out."""
-    versions = list(versions)
+def walk(store: Store, refs: Refs, versions: Iterable[Live], watcher: Watcher, *, held: Iterable[bytes] = ()) -> Walker:
+    """Collect what these versions refer to. One that is deleted meanwhile may be left out.
+
+    ``held`` are manifests that somebody reads though they may be deleted: what can't be read of them is left out.
+    """
+    versions = [*versions, *(Live("", "", 0, manifest) for manifest in held)]
     watcher.phase("Reading versions", len(versions))
     walker = Walker(store)
 
@@ -200,7 +203,7 @@ def walk(store: Store, refs: Refs, versions: Iterable[Live], watcher: Watcher) -
                     raise root
                 walker.manifest(version.manifest, root)
             except (IntegrityError, NotFoundError) as error:
-                if _counts(refs, version):
+                if version.dataset_id and _counts(refs, version):
                     raise unreadable(version.name, version.number, error) from None
             watcher.step()
     return walker

@@ -43,13 +43,20 @@ def gather(store: Store, refs: Refs, watcher: Watcher, *, now: float, dropped: D
     facts = Facts(now)
     records = trash.list_trash(store.backend)
     objects = list_objects(store, watcher)
-    _leases(store, facts)
+    held = _leases(store, facts)
     purged = {dataset_id for listed in records for dataset_id in listed.record.datasets}
     found = find_versions(refs, purged=purged, dropped=dropped)
-    walker = walk(store, refs, found.live, watcher)
     facts.datasets, facts.versions = found.datasets, found.versions
     _trash(facts, records, objects)
-    _packs(store, refs, facts, objects, walker.chunks, watcher)
+    try:
+        walker = walk(store, refs, found.live, watcher, held=held)
+        _packs(store, refs, facts, objects, walker.chunks, watcher)
+    except IntegrityError:
+        if not held:
+            raise
+        # Of what somebody reads something may be gone already: that keeps nobody from collecting.
+        walker = walk(store, refs, found.live, watcher)
+        _packs(store, refs, facts, objects, walker.chunks, watcher)
     unneeded = [manifest_id for manifest_id in objects.manifests if manifest_id not in walker.manifests]
     unneeded = [manifest_id for manifest_id in unneeded if manifest_id not in facts.listed]
     stays = dict(zip(unneeded, refs.each(lambda manifest_id: _stays(store, manifest_id), unneeded), strict=True))
@@ -62,7 +69,9 @@ def gather(store: Store, refs: Refs, watcher: Watcher, *, now: float, dropped: D
     return facts
 
 
-def _leases(store: Store, facts: Facts) -> None:
+def _leases(store: Store, facts: Facts) -> list[bytes]:
+    """Note who stores something; returns the manifests that are being read."""
+    held: list[bytes] = []
     for lease in list_leases(store.backend, now=facts.now):
         record = lease.record
         if lease.expired:
@@ -70,10 +79,13 @@ def _leases(store: Store, facts: Facts) -> None:
             facts.expired.append((layout.LEASES + lease.id, facts.now - lease.age + term))
         elif record is None:
             facts.holders.append(Holder("somebody", "something that can't be read", lease.begun))
+        elif lease.reads is not None:
+            held += lease.reads
         elif record.kind != KIND:
             # Another collection stores nothing that this one would not find again: see ``gc.sweep``.
             what = f"{record.kind} to {record.dataset}" if record.dataset else record.kind
             facts.holders.append(Holder(f"{record.user or 'somebody'} on {record.host}", what, lease.begun))
+    return held
 
 
 def _packs(store: Store, refs: Refs, facts: Facts, objects: Objects, live: LiveChunks, watcher: Watcher) -> None:

@@ -144,7 +144,13 @@ class Collector:
             due += outcome.records
         if due:
             outcome.swept = sweep(
-                self._store, self._refs, due, self._rules, self._watcher, needed=self._needed_again(plan)
+                self._store,
+                self._refs,
+                due,
+                self._rules,
+                self._watcher,
+                now=self.now,
+                needed=self._needed_again(plan),
             )
         self._store.index.tidy(self._facts.absent if self._facts else ())
         self._store.backend.delete(plan.leftovers)

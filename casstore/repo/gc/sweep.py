@@ -5,9 +5,9 @@ Decided here and only here: the order of the steps, and what each of them may re
 1. Each record becomes ``deleting`` by compare-and-swap; what the plan found needed again is taken off it. From now on
    no commit uses what it lists: see ``casstore.repo.trash``.
 2. Every head is fenced: a version that was put without a look at these records is void from now on.
-3. Packs, records, index, heads and versions are read anew. A needed chunk of a listed pack must be in a pack that
-   *stays*, by that pack's own table of contents: one that is on no record that is being deleted, whoever deletes it.
-   Otherwise it is copied, or, where most of the pack is needed, the pack is taken off the record.
+3. Packs, records, leases of readers, index, heads and versions are read anew. A needed chunk of a listed pack must be
+   in a pack that *stays*, by that pack's own table of contents: one that is on no record that is being deleted, whoever
+   deletes it. Otherwise it is copied, or, where most of the pack is needed, the pack is taken off the record.
 4. The copies are published, and the record is *sealed*: what it lists now goes, whatever happens to this process. Two
    collections at once can't rely on what the other one deletes: each looks at the records after its own step 1.
 5. The index forgets the packs, they are deleted, then manifests, version records and datasets; the record becomes
@@ -35,6 +35,7 @@ from casstore.repo.gc.live import Walker
 from casstore.repo.gc.plan import Rules
 from casstore.repo.gc.repack import Mover
 from casstore.repo.gc.watch import Watcher
+from casstore.repo.leases import read_manifests
 from casstore.repo.packs import read_footer
 from casstore.repo.refs import Refs, is_active
 from casstore.repo.store import Store
@@ -75,13 +76,23 @@ class _Work:
 
 
 def sweep(
-    store: Store, refs: Refs, ids: Sequence[str], rules: Rules, watcher: Watcher, *, needed: Collection[bytes] = ()
+    store: Store,
+    refs: Refs,
+    ids: Sequence[str],
+    rules: Rules,
+    watcher: Watcher,
+    *,
+    now: float | None = None,
+    needed: Collection[bytes] = (),
 ) -> Swept:
-    """Delete what these trash records list, and return what went. ``needed`` is known to be needed again."""
+    """Delete what these trash records list, and return what went. ``needed`` is known to be needed again.
+
+    ``now`` is the back end's clock, which is asked when it is not given.
+    """
     swept = Swept()
     listed = [taken for trash_id in ids if (taken := _take(store, trash_id, needed, swept)) is not None]
     if listed:
-        _Sweep(store, refs, rules, watcher, swept, listed).run()
+        _Sweep(store, refs, rules, watcher, swept, listed, now).run()
     return swept
 
 
@@ -105,7 +116,14 @@ def _take(store: Store, trash_id: str, needed: Collection[bytes], swept: Swept) 
 
 class _Sweep:
     def __init__(
-        self, store: Store, refs: Refs, rules: Rules, watcher: Watcher, swept: Swept, listed: list[Listed]
+        self,
+        store: Store,
+        refs: Refs,
+        rules: Rules,
+        watcher: Watcher,
+        swept: Swept,
+        listed: list[Listed],
+        now: float | None,
     ) -> None:
         self._store = store
         self._refs = refs
@@ -113,6 +131,7 @@ class _Sweep:
         self._watcher = watcher
         self._swept = swept
         self._listed = listed
+        self._now = now
         self._footers: OrderedDict[bytes, frozenset[bytes]] = OrderedDict()
         self._staying: set[bytes] = set()
         self._sizes: dict[bytes, int] = {}
@@ -155,8 +174,9 @@ class _Sweep:
         self._staying = objects.packs.keys() - going
         self._mover = Mover(self._store, going)
         self._store.index.load(again=True)
+        held = read_manifests(self._store.backend, now=self._now)
         found = find_versions(self._refs, purged=purged)
-        return walk(self._store, self._refs, found.live, self._watcher)
+        return walk(self._store, self._refs, found.live, self._watcher, held=held)
 
     # ---- deciding
 
