@@ -26,6 +26,7 @@ from casstore.errors import CancelledError, SourceError
 __all__ = [
     "CopyResult",
     "confined",
+    "copy_bytes",
     "copy_tree",
     "is_empty",
     "listing",
@@ -125,8 +126,8 @@ def copy_tree(
     """Copy what is in ``source`` into ``target`` (made when absent), sharing blocks where the disk can.
 
     ``regex`` selects files and links by ``re.match`` against their path relative to ``source``; then only
-    folders that hold some are made. ``replace``: files that are there already give way. ``CancelledError`` once
-    ``stop`` says so, ``SourceError`` where something can't be read.
+    folders that hold some are made. ``replace``: files that are there already give way, each at once
+    to a whole one. ``CancelledError`` once ``stop`` says so, ``SourceError`` where something can't be read.
     """
     pattern = re.compile(regex) if regex else None
     files = size = skipped = 0
@@ -147,17 +148,20 @@ def copy_tree(
             if not pattern.match(relative):
                 continue
             place.parent.mkdir(parents=True, exist_ok=True)
+        draft = place.with_name(f".{place.name[:200]}.casstore-new") if replace else place
         if replace:
-            place.unlink(missing_ok=True)
+            draft.unlink(missing_ok=True)  # left by a copy that was interrupted
         if stat.S_ISLNK(info.st_mode):
-            place.symlink_to(os.readlink(entry.path))
-            os.utime(place, ns=(info.st_atime_ns, info.st_mtime_ns), follow_symlinks=False)
+            draft.symlink_to(os.readlink(entry.path))
+            os.utime(draft, ns=(info.st_atime_ns, info.st_mtime_ns), follow_symlinks=False)
         elif stat.S_ISREG(info.st_mode):
-            _copy_file(entry.path, place, stop)
+            _copy_file(entry.path, draft, stop)
             size += info.st_size
         else:
             skipped += 1
             continue
+        if replace:
+            draft.replace(place)
         files += 1
     for place, info in reversed(times):
         place.chmod(stat.S_IMODE(info.st_mode) & 0o777 | 0o700)
@@ -192,7 +196,7 @@ def _copy_file(source: str, target: Path, stop: Callable[[], bool]) -> None:
         info = os.fstat(reader)
         writer = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
-            _copy_bytes(reader, writer, stop)
+            copy_bytes(reader, writer, stop)
             os.fchmod(writer, stat.S_IMODE(info.st_mode) & 0o777)
             os.utime(writer, ns=(info.st_atime_ns, info.st_mtime_ns))
         finally:
@@ -201,7 +205,8 @@ def _copy_file(source: str, target: Path, stop: Callable[[], bool]) -> None:
         os.close(reader)
 
 
-def _copy_bytes(reader: int, writer: int, stop: Callable[[], bool]) -> None:
+def copy_bytes(reader: int, writer: int, stop: Callable[[], bool]) -> None:
+    """Copy an open file from its start into an empty one, sharing blocks where the disk can. ``CancelledError``."""
     try:
         fcntl.ioctl(writer, _FICLONE, reader)
         return

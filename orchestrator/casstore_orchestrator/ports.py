@@ -167,6 +167,12 @@ class Executor(Protocol):
     def host(self, group_key: str, task: str) -> str:
         """What ``{{host:task}}`` expands to: a name that resolves inside the group."""
 
+    def place_of(self, launch_home: Path, path: str) -> tuple[Path, str]:
+        """Where on the host what the task sees at an absolute path lies: a folder of ours, and the path below it.
+
+        The latter is the task's: it may not be there, and links in it must not be followed.
+        """
+
     def why_no_layer(self, launch_home: Path, source: Path) -> str:
         """Why ``TaskLaunch.layers`` can't be laid over ``source`` in this home; empty when they can."""
 

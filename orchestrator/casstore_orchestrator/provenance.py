@@ -56,7 +56,7 @@ class OutputNote(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Producer(msgspec.Struct, frozen=True, kw_only=True):
-    """The attempt of a task that made an output."""
+    """The attempt of a task that made an output. ``exit_code`` is None while its command runs (checkpoints)."""
 
     workflow_id: str
     workflow_uuid: str
@@ -66,7 +66,7 @@ class Producer(msgspec.Struct, frozen=True, kw_only=True):
     user: str
     image: str
     command: tuple[str, ...]
-    exit_code: int
+    exit_code: int | None
     inputs: tuple[InputNote, ...]
 
     def metadata(self) -> dict[str, Any]:

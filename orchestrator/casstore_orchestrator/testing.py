@@ -216,6 +216,10 @@ class FakeExecutor:
         """The task's name."""
         return task
 
+    def place_of(self, launch_home: Path, path: str) -> tuple[Path, str]:
+        """The path itself."""
+        return Path("/"), path.lstrip("/")
+
     def why_no_layer(self, launch_home: Path, source: Path) -> str:
         """There are no mounts here."""
         return "a stand-in for tests"

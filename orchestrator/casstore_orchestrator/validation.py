@@ -37,7 +37,7 @@ def check_submission(
 
 
 def check_urls(spec: WorkflowSpec, *, file_urls: bool, storage: Storage | None = None) -> None:
-    """``SpecError`` for a URL that can't be read or written, and for checkpoints.
+    """``SpecError`` for a URL that can't be read or written.
 
     ``storage`` raises what is wrong with a URL of object storage, and is told whether it is read; without it there
     is none.
@@ -56,11 +56,10 @@ def check_urls(spec: WorkflowSpec, *, file_urls: bool, storage: Storage | None =
                     file_urls,
                     storage and partial(storage, reads=False),
                 )
-        if task.checkpoint:
-            msg = f"task {task.name}: checkpoint: {task.checkpoint[0].url}: checkpoints are not supported"
-            raise SpecError(
-                msg, hint="Write to {{output}} and name a dataset as output: it is stored when the task ends."
-            )
+        for index, checkpoint in enumerate(task.checkpoint):
+            if checkpoint.url is not None:
+                where = f"task {task.name}, checkpoint {index}"
+                _check_url(checkpoint.url, where, file_urls, storage and partial(storage, reads=False))
 
 
 def _check_url(url: str, where: str, file_urls: bool, storage: Callable[[str], None] | None) -> None:

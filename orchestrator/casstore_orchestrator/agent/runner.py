@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from casstore.errors import AccessError, CancelledError, CasstoreError, ConflictError, NotFoundError, UsageError
+from casstore_orchestrator.checkpoints import Checkpoints
 from casstore_orchestrator.credentials import task_credentials
 from casstore_orchestrator.events import (
     Attempt,
@@ -408,13 +409,18 @@ class GroupRunner:
         while not run.released:
             run.wake.wait(_POLL)
             run.stop.check()
-        code: int | None = None
-        while code is None:
-            code = run.task.wait(_POLL)
-            run.stop.check()
+        checkpoints = self._checkpoints(run, say)
+        checkpoints.start()
+        try:
+            code: int | None = None
+            while code is None:
+                code = run.task.wait(_POLL)
+                run.stop.check()
+        finally:
+            checkpoints.stop()
         self._report(CommandExited(attempt, code))
         say(f"The command ended with exit code {code}" + (": out of memory" if run.task.oom else ""))
-        if self._store(run, code, say):
+        if self._store(run, code, checkpoints, say):
             run.stop.check()
             self._report(TaskExited(attempt, code, oom=run.task.oom))
 
@@ -436,14 +442,29 @@ class GroupRunner:
         self._notes[run.attempt.task, run.attempt.retry_id] = notes
         return True
 
-    def _store(self, run: _Run, code: int, say: Say) -> bool:
-        if not run.spec.outputs and run.spec.name not in self._storer.kept:
-            return True
-        if not self._counts_as_done(run, code):
-            say("The outputs are not stored, because the task failed")
-            return True
+    def _store(self, run: _Run, code: int, checkpoints: Checkpoints, say: Say) -> bool:
+        producer = self._producer(run, code)
+        wanted = bool(run.spec.outputs) or run.spec.name in self._storer.kept
+        failed = not self._counts_as_done(run, code)
+        try:
+            checkpoints.last(run.stop, producer)
+            if wanted and failed and not run.spec.outputs_on_failure:
+                say("The outputs are not stored, because the task failed")
+            elif wanted:
+                self._storer.store(run.spec, run.home, producer, say, run.stop)
+        except CancelledError:
+            raise
+        except (CasstoreError, OSError) as error:
+            status = ExitCode.DATA_UNAUTHORIZED if isinstance(error, AccessError) else ExitCode.UPLOAD_FAILED
+            message = f"The outputs can't be stored: {_message(error)}"
+            say(message)
+            self._report(OutputsFailed(run.attempt, code, message, status))
+            return False
+        return True
+
+    def _producer(self, run: _Run, code: int | None) -> Producer:
         record, attempt = self._record, run.attempt
-        producer = Producer(
+        return Producer(
             workflow_id=record.id,
             workflow_uuid=record.uuid,
             group=self._group,
@@ -455,17 +476,19 @@ class GroupRunner:
             exit_code=code,
             inputs=self._notes.get((attempt.task, attempt.retry_id), ()),
         )
-        try:
-            self._storer.store(run.spec, run.home, producer, say, run.stop)
-        except CancelledError:
-            raise
-        except (CasstoreError, OSError) as error:
-            status = ExitCode.DATA_UNAUTHORIZED if isinstance(error, AccessError) else ExitCode.UPLOAD_FAILED
-            message = f"The outputs can't be stored: {_message(error)}"
-            say(message)
-            self._report(OutputsFailed(attempt, code, message, status))
-            return False
-        return True
+
+    def _checkpoints(self, run: _Run, say: Say) -> Checkpoints:
+        services = self._services
+        return Checkpoints(
+            items=run.spec.checkpoint,
+            folder=run.home / "checkpoints",
+            place=partial(services.executor.place_of, run.home),
+            producer=self._producer(run, None),
+            data=services.data,
+            urls=services.urls,
+            file_urls=services.file_urls,
+            say=say,
+        )
 
     def _counts_as_done(self, run: _Run, code: int) -> bool:
         if run.task.oom:

@@ -14,6 +14,7 @@ from casstore_orchestrator.executors import plain, sandbox
 from casstore_orchestrator.executors.isolated import SandboxGang
 from casstore_orchestrator.executors.launch import check_launches
 from casstore_orchestrator.executors.network import MAX_TASKS
+from casstore_orchestrator.executors.places import plain_place, sandbox_place
 from casstore_orchestrator.executors.probe import Machine, probe, why_no_layer
 from casstore_orchestrator.executors.running import ProcessGang
 from casstore_orchestrator.ports import Executor, Isolation, Layout, LogSink, TaskLaunch
@@ -68,6 +69,11 @@ class ProcessExecutor(Executor):
     def host(self, group_key: str, task: str) -> str:
         """A name that resolves to the task inside its group."""
         return "localhost" if self._machine() is None else task
+
+    def place_of(self, launch_home: Path, path: str) -> tuple[Path, str]:
+        """Where on the host what the task sees at a path lies."""
+        place = plain_place if self._machine() is None else sandbox_place
+        return place(launch_home, path)
 
     def why_no_layer(self, launch_home: Path, source: Path) -> str:
         """Why inputs can't be laid over ``source``; empty when they can."""

@@ -23,6 +23,7 @@ from casstore_orchestrator.plan import make_plan, restart_spec
 from casstore_orchestrator.pools import Pool, PoolStatus
 from casstore_orchestrator.records import WorkflowRecord
 from casstore_orchestrator.spec import (
+    Checkpoint,
     DatasetInput,
     DatasetOutput,
     TaskSpec,
@@ -225,9 +226,8 @@ def _check_data(
                     f"task {task.name}, files[{index}]: localpath is read by the command that submits",
                     hint="Submit the file with 'osmo workflow submit', or write 'contents'.",
                 )
-        for output in task.outputs:
-            if isinstance(output, DatasetOutput | UpdateDatasetOutput):
-                _check_bucket(config, task, output.name, writes=True)
+        for name in _written(task):
+            _check_bucket(config, task, name, writes=True)
         for item in task.inputs:
             if not isinstance(item, DatasetInput):
                 continue
@@ -243,6 +243,12 @@ def _check_data(
                 raise problem
             warnings.append(f"task {task.name}: {problem.message}")
     return warnings
+
+
+def _written(task: TaskSpec) -> list[str]:
+    """The datasets of which a task makes versions."""
+    outputs = [item.name for item in task.outputs if isinstance(item, DatasetOutput | UpdateDatasetOutput)]
+    return [*outputs, *(item.dataset for item in task.checkpoint if item.dataset is not None)]
 
 
 def _check_bucket(config: ServerConfig, task: TaskSpec, name: str, *, writes: bool) -> None:
@@ -308,6 +314,8 @@ def _with_buckets(spec: WorkflowSpec, services: Services, caller: Caller) -> Wor
     def named(item: object) -> object:
         if isinstance(item, DatasetInput | DatasetOutput | UpdateDatasetOutput) and "/" not in item.name:
             return replace(item, name=f"{bucket}/{item.name}")
+        if isinstance(item, Checkpoint) and item.dataset is not None and "/" not in item.dataset:
+            return replace(item, dataset=f"{bucket}/{item.dataset}")
         return item
 
     groups = tuple(
@@ -318,6 +326,7 @@ def _with_buckets(spec: WorkflowSpec, services: Services, caller: Caller) -> Wor
                     task,
                     inputs=tuple(named(item) for item in task.inputs),
                     outputs=tuple(named(item) for item in task.outputs),
+                    checkpoint=tuple(named(item) for item in task.checkpoint),
                 )
                 for task in group.tasks
             ),
