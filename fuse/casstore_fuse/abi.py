@@ -15,7 +15,6 @@ from typing import NamedTuple
 __all__ = [
     "BACKING_CLOSE",
     "BACKING_OPEN",
-    "CLONE",
     "FOREVER",
     "Attributes",
     "InitFlag",
@@ -24,10 +23,12 @@ __all__ = [
     "OpenFlag",
     "attr_out",
     "backing_map",
+    "dirent_size",
     "direntplus_size",
     "entry_out",
     "init_out",
     "open_out",
+    "pack_dirent",
     "pack_direntplus",
     "parse_init",
     "reply_header",
@@ -48,24 +49,33 @@ class Op(IntEnum):
     GETATTR = 3
     SETATTR = 4
     READLINK = 5
+    SYMLINK = 6
+    MKNOD = 8
+    MKDIR = 9
+    UNLINK = 10
+    RMDIR = 11
+    RENAME = 12
+    LINK = 13
     OPEN = 14
     READ = 15
+    WRITE = 16
     STATFS = 17
     RELEASE = 18
+    SETXATTR = 21
     GETXATTR = 22
     LISTXATTR = 23
-    FLUSH = 25
+    REMOVEXATTR = 24
     INIT = 26
-    OPENDIR = 27
     READDIR = 28
     RELEASEDIR = 29
-    ACCESS = 34
+    CREATE = 35
     INTERRUPT = 36
     DESTROY = 38
     BATCH_FORGET = 42
+    FALLOCATE = 43
     READDIRPLUS = 44
-    LSEEK = 46
-    STATX = 52
+    RENAME2 = 45
+    TMPFILE = 51
 
 
 class InitFlag(IntFlag):
@@ -90,44 +100,42 @@ class OpenFlag(IntFlag):
     """What a reply to ``FUSE_OPEN`` asks for."""
 
     KEEP_CACHE = 1 << 1
-    CACHE_DIR = 1 << 3
     NOFLUSH = 1 << 5
     PASSTHROUGH = 1 << 7
 
 
-IN_HEADER = struct.Struct("<IIQQIIIHH")
+IN_HEADER = struct.Struct("=IIQQIIIHH")
 """Length, operation, number of the request, inode, user, group, process, extensions, padding."""
-OUT_HEADER = struct.Struct("<IiQ")
+OUT_HEADER = struct.Struct("=IiQ")
 """Length, negative error or zero, number of the request."""
-READ_IN = struct.Struct("<QQIIQII")
+READ_IN = struct.Struct("=QQIIQII")
 """File handle, offset, size, flags, owner of the lock, flags of the open file, padding. For folders too."""
-OPEN_IN = struct.Struct("<II")
-XATTR_IN = struct.Struct("<II")
-LSEEK_IN = struct.Struct("<QQII")
-LSEEK_OUT = struct.Struct("<Q")
+OPEN_IN = struct.Struct("=II")
+XATTR_IN = struct.Struct("=II")
+HANDLE = struct.Struct("=Q")
+"""What a request about an open file begins with."""
 
-_INIT_IN = struct.Struct("<IIIII")
-_INIT_OUT = struct.Struct("<IIIIHHIIHHII24x")
+_INIT_IN = struct.Struct("=IIIII")
+_INIT_OUT = struct.Struct("=IIIIHHIIHHII24x")
 _ATTR = "QQQQQQIIIIIIIIII"
-_ATTR_OUT = struct.Struct("<QII" + _ATTR)
-_ENTRY_OUT = struct.Struct("<QQQQII" + _ATTR)
-_DIRENT = struct.Struct("<QQII")
-_OPEN_OUT = struct.Struct("<QIi")
-_STATFS_OUT = struct.Struct("<QQQQQIIII24x")
-_BACKING_MAP = struct.Struct("<iIQ")
+_ATTR_OUT = struct.Struct("=QII" + _ATTR)
+_ENTRY_OUT = struct.Struct("=QQQQII" + _ATTR)
+_DIRENT = struct.Struct("=QQII")
+_OPEN_OUT = struct.Struct("=QIi")
+_STATFS_OUT = struct.Struct("=QQQQQIIII24x")
+_BACKING_MAP = struct.Struct("=iIQ")
 _NEGATIVE = _ENTRY_OUT.pack(0, 0, FOREVER, 0, *[0] * 18)
 
 _NOTIFY_RESEND = 7
-_IOC_WRITE, _IOC_READ, _MAGIC = 1, 2, 229
+_IOC_WRITE, _MAGIC = 1, 229
 
 
-def _ioc(direction: int, number: int, size: int) -> int:
-    return direction << 30 | size << 16 | _MAGIC << 8 | number
+def _iow(number: int, size: int) -> int:
+    return _IOC_WRITE << 30 | size << 16 | _MAGIC << 8 | number
 
 
-CLONE = _ioc(_IOC_READ, 0, 4)
-BACKING_OPEN = _ioc(_IOC_WRITE, 1, _BACKING_MAP.size)
-BACKING_CLOSE = _ioc(_IOC_WRITE, 2, 4)
+BACKING_OPEN = _iow(1, _BACKING_MAP.size)
+BACKING_CLOSE = _iow(2, 4)
 
 
 class Attributes(NamedTuple):
@@ -160,7 +168,7 @@ def parse_init(body: bytes | memoryview) -> InitIn:
         major, minor, readahead, low, high = _INIT_IN.unpack_from(body)
         flags = low | (high << 32 if low & InitFlag.INIT_EXT else 0)
         return InitIn(major, minor, readahead, flags)
-    major, minor, readahead, low = struct.unpack_from("<IIII", body)
+    major, minor, readahead, low = struct.unpack_from("=IIII", body)
     return InitIn(major, minor, readahead, low)
 
 
@@ -226,14 +234,7 @@ def pack_direntplus(buffer: bytearray, at: int, name: bytes, next_offset: int, a
     The buffer must have room: see ``direntplus_size``.
     """
     _ENTRY_OUT.pack_into(buffer, at, a.node, 0, FOREVER, FOREVER, 0, 0, *_attr(a))
-    at += _ENTRY_OUT.size
-    _DIRENT.pack_into(buffer, at, a.ino, next_offset, len(name), a.mode >> 12)
-    at += _DIRENT.size
-    end = at + len(name)
-    buffer[at:end] = name
-    padded = (end + 7) & ~7
-    buffer[end:padded] = bytes(padded - end)
-    return padded
+    return pack_dirent(buffer, at + _ENTRY_OUT.size, name, next_offset, a)
 
 
 def dirent_size(name: bytes) -> int:
@@ -252,9 +253,11 @@ def pack_dirent(buffer: bytearray, at: int, name: bytes, next_offset: int, a: At
     return padded
 
 
-def open_out(flags: int, backing_id: int = 0) -> bytes:
-    """The reply to ``FUSE_OPEN``; ``backing_id`` names the file that the kernel reads itself."""
-    return _OPEN_OUT.pack(0, flags, backing_id)
+def open_out(flags: int, backing_id: int = 0, handle: int = 0) -> bytes:
+    """The reply to ``FUSE_OPEN``; ``backing_id`` names the file that the kernel reads itself, and ``handle`` comes back
+    with what is asked about the open file.
+    """
+    return _OPEN_OUT.pack(handle, flags, backing_id)
 
 
 def statfs_out(files: int, size: int) -> bytes:

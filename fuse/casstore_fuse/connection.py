@@ -1,9 +1,10 @@
 """A conversation with the kernel about one mount.
 
 Decided here and only here: which requests are answered and how, what the kernel is allowed to keep, and what is done
-by whom: everything that needs no reading of the store is answered by the thread that took the request, the rest by a
-pool, so that a slow read holds up nobody else. A failed read is ``EIO`` with a line in the log, never short or wrong
-data; the next one tries again.
+by whom. A few threads take requests and answer what they took. The last of them that is free reads nothing from the
+store: it gives that to a pool, so that slow reads hold up nobody else. (A pool for every read would cost a third of
+the speed of small files.) A failed read is ``EIO`` with a line in the log, never short or wrong data; the next one
+tries again.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ import contextlib
 import errno
 import logging
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from casstore.cache.files import content_id
 from casstore.errors import CasstoreError, NotFoundError
 from casstore.model import Content
 from casstore_fuse import abi
@@ -32,10 +33,16 @@ _log = logging.getLogger("casstore.fuse")
 
 BUFFER = 1 << 17
 """Bytes of the longest request: nothing is written, so that names and headers are all there is."""
+LISTING = 1 << 20
+"""Bytes of the longest part of a folder that is handed out at once."""
 MAX_PAGES = 256
 READ_AHEAD = 1 << 20
+TAKERS = 2
+"""Threads that take requests: more of them only wait for each other, as one of them can compute at a time."""
 POOL = 16
-"""Reads that are under way at once."""
+"""Reads that are under way at once, besides."""
+KEEPERS = 2
+"""Files that are put into the cache at once: nobody waits for that."""
 _WANTED = (
     InitFlag.ASYNC_READ
     | InitFlag.EXPORT_SUPPORT
@@ -50,8 +57,30 @@ _WANTED = (
     | InitFlag.INIT_EXT
     | InitFlag.HAS_RESEND
 )
-_READ_ONLY = frozenset({4, 6, 8, 9, 10, 11, 12, 13, 16, 21, 24, 35, 43, 45, 51})
+_READ_ONLY = frozenset(
+    {
+        Op.SETATTR,
+        Op.SYMLINK,
+        Op.MKNOD,
+        Op.MKDIR,
+        Op.UNLINK,
+        Op.RMDIR,
+        Op.RENAME,
+        Op.LINK,
+        Op.WRITE,
+        Op.SETXATTR,
+        Op.REMOVEXATTR,
+        Op.CREATE,
+        Op.FALLOCATE,
+        Op.RENAME2,
+        Op.TMPFILE,
+    }
+)
 """Requests that would change something."""
+_UNANSWERED = frozenset({Op.FORGET, Op.BATCH_FORGET, Op.INTERRUPT})
+_COUNTED = 1
+"""The handle of an open file whose closing matters; that of all others is 0."""
+_CACHED_OPEN = abi.open_out(OpenFlag.KEEP_CACHE | OpenFlag.NOFLUSH)
 
 
 class Connection:
@@ -77,8 +106,9 @@ class Connection:
         self._vfs = vfs
         self._contents = contents
         self._pool = ThreadPoolExecutor(POOL, thread_name_prefix="casstore-fuse")
-        self._buffer = bytearray(BUFFER)
-        self._listing = bytearray(1 << 20)
+        self._keepers = ThreadPoolExecutor(KEEPERS, thread_name_prefix="casstore-fuse-keep")
+        self._lock = threading.Lock()
+        self._reading = 0
         self.flags = InitFlag(self._state.flags)
         self._through = Passthrough(descriptor, contents.files, self._state, first=first)
         self._handlers: dict[int, Callable[[int, int, memoryview], None]] = {
@@ -101,31 +131,40 @@ class Connection:
         """Answer requests until the file system is unmounted."""
         if not self._first and InitFlag.HAS_RESEND in self.flags:
             os.write(self._fd, abi.resend())  # what the last server had taken and not answered comes again
-        view = memoryview(self._buffer)
+        others = [threading.Thread(target=self._take, name="casstore-fuse-take") for _ in range(TAKERS - 1)]
+        try:
+            for other in others:
+                other.start()
+            self._take()
+        finally:
+            for other in others:
+                other.join()
+            for pool in (self._pool, self._keepers):
+                pool.shutdown(wait=True, cancel_futures=True)
+
+    def _take(self) -> None:
+        buffer = memoryview(bytearray(BUFFER))
+        into = [buffer]
         header = abi.IN_HEADER
         handlers = self._handlers
-        try:
-            while True:
-                try:
-                    length = os.readv(self._fd, [view])
-                except OSError as error:
-                    # A request that was interrupted before it was taken; the mount is gone.
-                    if error.errno in {errno.ENOENT, errno.EINTR, errno.EAGAIN}:
-                        continue
-                    if error.errno == errno.ENODEV:
-                        return
-                    raise
-                _, op, unique, node, _, _, _, extensions, _ = header.unpack_from(view)
-                body = view[header.size : length - 8 * extensions]
-                handler = handlers.get(op)
-                if handler is not None:
-                    self._answer(handler, op, unique, node, body)
-                elif op == Op.DESTROY:
+        while True:
+            try:
+                length = os.readv(self._fd, into)
+            except OSError as error:
+                # A request that was interrupted before it was taken; the mount is gone.
+                if error.errno in {errno.ENOENT, errno.EINTR, errno.EAGAIN}:
+                    continue
+                if error.errno == errno.ENODEV:
                     return
-                elif op not in {Op.FORGET, Op.BATCH_FORGET, Op.INTERRUPT}:
-                    self._error(unique, errno.EROFS if op in _READ_ONLY else errno.ENOSYS)
-        finally:
-            self._pool.shutdown(wait=True, cancel_futures=True)
+                raise
+            _, op, unique, node, _, _, _, extensions, _ = header.unpack_from(buffer)
+            handler = handlers.get(op)
+            if handler is not None:
+                self._answer(handler, op, unique, node, buffer[header.size : length - 8 * extensions])
+            elif op == Op.DESTROY:
+                return
+            elif op not in _UNANSWERED:
+                self._error(unique, errno.EROFS if op in _READ_ONLY else errno.ENOSYS)
 
     def _answer(
         self, handler: Callable[[int, int, memoryview], None], op: int, unique: int, node: int, body: memoryview
@@ -150,9 +189,13 @@ class Connection:
             return f"inode {node}"
 
     def _reply(self, unique: int, *body: bytes | memoryview) -> None:
-        size = sum(len(part) for part in body)
-        with contextlib.suppress(FileNotFoundError):  # whoever asked has gone
-            os.writev(self._fd, [abi.reply_header(unique, size), *body])
+        size = 0
+        for part in body:
+            size += len(part)
+        try:  # noqa: SIM105 - once for each request, and half as long
+            os.writev(self._fd, (abi.reply_header(unique, size), *body))
+        except FileNotFoundError:
+            pass  # whoever asked has gone
 
     def _error(self, unique: int, number: int) -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -192,22 +235,22 @@ class Connection:
             self._open_file(unique, node)
 
     def _open_file(self, unique: int, node: int) -> None:
-        identity = None
+        self._state.count("opened")
         if InitFlag.PASSTHROUGH in self.flags:
             size, content = self._vfs.content(node)
-            identity = content_id(size, content)
-        else:
-            size = 0
-        backing = self._through.open(node, identity, size)
-        self._state.count("opened")
-        if backing:
-            self._state.count("passed")
-            self._reply(unique, abi.open_out(OpenFlag.PASSTHROUGH | OpenFlag.NOFLUSH, backing))
-        else:
-            self._reply(unique, abi.open_out(OpenFlag.KEEP_CACHE | OpenFlag.NOFLUSH))
+            if size >= LEAST:
+                backing = self._through.open(node, size, content)
+                if backing:
+                    self._state.count("passed")
+                    self._reply(unique, abi.open_out(OpenFlag.PASSTHROUGH | OpenFlag.NOFLUSH, backing, _COUNTED))
+                else:
+                    self._reply(unique, abi.open_out(OpenFlag.KEEP_CACHE | OpenFlag.NOFLUSH, handle=_COUNTED))
+                return
+        self._reply(unique, _CACHED_OPEN)
 
-    def _release(self, unique: int, node: int, _: memoryview) -> None:
-        self._through.release(node)
+    def _release(self, unique: int, node: int, body: memoryview) -> None:
+        if abi.HANDLE.unpack_from(body)[0]:
+            self._through.release(node)
         self._reply(unique)
 
     def _release_folder(self, unique: int, _: int, __: memoryview) -> None:
@@ -219,19 +262,32 @@ class Connection:
         layout = self._contents.layout(node, length, content)
         pieces = self._contents.cached(layout, offset, size)
         self._state.count("reads")
+
+        def worth(node: int) -> None:
+            if length >= LEAST and self._contents.is_worth_keeping(node, layout, size):
+                self._keepers.submit(self._keep, length, content, layout)
+
         if pieces is not None:
             self._state.count("hits")
             self._reply(unique, *pieces)
-            if length >= LEAST and self._contents.is_worth_keeping(node, layout, size):
-                self._pool.submit(self._keep, length, content, layout)
+            worth(node)
             return
 
         def work(unique: int, node: int, _: memoryview) -> None:
             self._reply(unique, *self._contents.fetch(node, layout, offset, size))
-            if length >= LEAST and self._contents.is_worth_keeping(node, layout, size):
-                self._keep(length, content, layout)
+            worth(node)
 
-        self._pool.submit(self._answer, work, Op.READ, unique, node, memoryview(b""))
+        with self._lock:
+            mine = self._reading < TAKERS - 1
+            self._reading += mine
+        if not mine:
+            self._pool.submit(self._answer, work, Op.READ, unique, node, memoryview(b""))
+            return
+        try:
+            work(unique, node, body)
+        finally:
+            with self._lock:
+                self._reading -= 1
 
     def _keep(self, size: int, content: Content, layout: Layout) -> None:
         try:
@@ -249,8 +305,8 @@ class Connection:
         self, unique: int, node: int, body: memoryview, size_of: Callable[[bytes], int], pack: abi.Packer
     ) -> None:
         _, offset, size, *_rest = abi.READ_IN.unpack_from(body)
-        buffer, at = self._listing, 0
-        size = min(size, len(buffer))
+        size = min(size, LISTING)
+        buffer, at = bytearray(size), 0
         for name, after, attributes in self._vfs.listing(node, offset):
             if at + size_of(name) > size:
                 break

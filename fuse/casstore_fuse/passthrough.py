@@ -11,8 +11,10 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
+from threading import Lock
 
-from casstore.cache.files import FileCache
+from casstore.cache.files import FileCache, content_id
+from casstore.model import Content
 from casstore_fuse import abi
 from casstore_fuse.state import State
 
@@ -20,44 +22,42 @@ __all__ = ["LEAST", "Passthrough"]
 
 LEAST = 128 << 10
 """Bytes of a file from which on it is worth the two calls at each open."""
-_ID = struct.Struct("<I")
+_ID = struct.Struct("=I")
 
 
 class Passthrough:
-    """The open files of one mount. For the one thread that takes requests."""
+    """The open files of one mount that have at least ``LEAST`` bytes. Thread-safe."""
 
     def __init__(self, descriptor: int, files: FileCache | None, state: State, *, first: bool) -> None:
         """``first``: nothing is open yet. A later server can't know what is open the other way, and begins nothing."""
         self._fd = descriptor
         self._files = files
         self._state = state
+        self._lock = Lock()
         self._cached: dict[int, int] = {}
         self._may = first and files is not None
 
-    def open(self, node: int, identity: bytes | None, size: int) -> int:
-        """Note that an inode was opened, and return the id of its backing file; 0: it is read through us.
-
-        ``identity`` is that of its content; None for a file that is not to be handed over.
-        """
-        backing = self._state.reopen(node)
-        if backing:
+    def open(self, node: int, size: int, content: Content) -> int:
+        """Note that an inode was opened, and return the id of its backing file; 0: it is read through us."""
+        with self._lock:
+            backing = self._state.reopen(node)
+            if not backing and self._may and node not in self._cached:
+                backing = self._hand_over(node, content_id(size, content), size)
+            if not backing:
+                self._cached[node] = self._cached.get(node, 0) + 1
             return backing
-        if self._may and identity is not None and size >= LEAST and node not in self._cached:
-            backing = self._hand_over(node, identity, size)
-        if not backing:
-            self._cached[node] = self._cached.get(node, 0) + 1
-        return backing
 
     def release(self, node: int) -> None:
         """Note that an inode was closed once."""
-        if node in self._cached:
-            self._cached[node] -= 1
-            if not self._cached[node]:
-                del self._cached[node]
-            return
-        backing = self._state.release(node)
-        if backing:
-            self._close(backing)
+        with self._lock:
+            opens = self._cached.pop(node, 0)
+            if opens > 1:
+                self._cached[node] = opens - 1
+            if opens:
+                return
+            backing = self._state.release(node)
+            if backing:
+                self._close(backing)
 
     def _hand_over(self, node: int, identity: bytes, size: int) -> int:
         if self._files is None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import mmap
 import os
 import struct
+from threading import Lock
 from typing import Self
 
 from casstore.errors import FormatError
@@ -18,9 +19,10 @@ __all__ = ["COUNTERS", "State"]
 
 _MAGIC = b"CASMNT01"
 _U64 = struct.Struct("<Q")
-COUNTERS = ("opened", "passed", "reads", "hits", "fetched", "errors", "restarts", "cached")
+COUNTERS = ("opened", "passed", "reads", "hits", "fetched", "errors", "restarts", "cached", "guarded")
 """Files opened, those that the kernel reads by itself, reads that came to us, those that memory answered, bytes read
-from the store, failed requests, servers that died, reads that the cache on the disk answered."""
+from the store, failed requests, servers that died, reads that the cache on the disk answered; 1 once the mount had a
+lease."""
 _OPEN = struct.Struct("<QII")
 """An inode that the kernel reads by itself: its number, the id of its backing file, and how often it is open."""
 _TABLE = 4096
@@ -34,6 +36,7 @@ class State:
 
     def __init__(self, memory: mmap.mmap) -> None:
         self._memory = memory
+        self._lock = Lock()
         self._slots: tuple[dict[int, int], list[int]] | None = None
 
     @classmethod
@@ -85,7 +88,8 @@ class State:
     def count(self, name: str, more: int = 1) -> None:
         """Add to a counter."""
         place = _PLACES[name]
-        _U64.pack_into(self._memory, place, _U64.unpack_from(self._memory, place)[0] + more)
+        with self._lock:
+            _U64.pack_into(self._memory, place, _U64.unpack_from(self._memory, place)[0] + more)
 
     def counters(self) -> dict[str, int]:
         """Return all counters by name."""
