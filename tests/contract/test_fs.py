@@ -7,6 +7,7 @@ import io
 import os
 import pickle
 import random
+import struct
 import subprocess
 import sys
 import threading
@@ -407,6 +408,29 @@ def test_a_file_is_a_file(fs: OsmoFileSystem, robots: Path) -> None:
     assert fs.head("robots/data/large.bin", 9) == CONTENT[:9] and fs.tail("robots/data/large.bin", 9) == CONTENT[-9:]
 
 
+@given(data=st.data())
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_reads_of_a_few_bytes_and_of_lines(fs: OsmoFileSystem, robots: Path, data: st.DataObject) -> None:
+    """As a file in memory does it, wherever a chunk or what is at hand of it ends."""
+    size = len(CONTENT)
+    lengths = st.integers(0, 50) | st.integers(16_000, 17_000) | st.sampled_from([-1, None, 100_000])
+    steps = st.lists(st.tuples(st.sampled_from(["read", "readline", "seek", "readinto"]), lengths), max_size=30)
+    with fs.open("robots/data/large.bin") as file, io.BytesIO(CONTENT) as same:
+        for what, length in data.draw(steps):
+            if what == "seek":
+                offset = data.draw(st.integers(0, size + 10))
+                file.seek(offset)
+                same.seek(offset)
+            elif what == "readinto":
+                ours, theirs = bytearray(max(1, length or 1)), bytearray(max(1, length or 1))
+                assert (file.readinto(ours), ours) == (same.readinto(theirs), theirs)
+            else:
+                assert getattr(file, what)(length) == getattr(same, what)(length)
+            assert file.tell() == same.tell()
+    with pytest.raises(ValueError, match="closed"):
+        file.read(1)
+
+
 def test_many_files_at_once(fs: OsmoFileSystem, robots: Path) -> None:
     found = fs.cat("robots/data/**", recursive=True, on_error="omit")
     assert found["robots/data/deep/er/x"] == b"x" and found["robots/data/large.bin"] == CONTENT
@@ -574,6 +598,80 @@ def test_the_directory_of_a_zip_file_costs_few_requests(far: Far, tmp_path: Path
             assert len(archive.namelist()) == 500
 
     assert far.data_reads(directory) <= 3
+
+    def member() -> None:
+        with fs.open("osmo://z/z.zip") as file, zipfile.ZipFile(file) as archive:
+            assert len(archive.read("f77")) == 20_000
+
+    assert far.data_reads(member) <= 2
+
+
+def test_columns_of_a_parquet_file_cost_few_requests(far: Far, tmp_path: Path) -> None:
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = {f"c{number}": np.random.default_rng(number).random(100_000) for number in range(10)}
+    (tmp_path / "in").mkdir()
+    pq.write_table(pa.table(columns), tmp_path / "in" / "t.parquet", row_group_size=50_000, compression="none")
+    far.upload("t", tmp_path / "in")
+    fs = OsmoFileSystem()
+    fs.info("osmo://t/t.parquet")
+
+    def two_columns() -> None:
+        found = pq.read_table("t/t.parquet", columns=["c3", "c4"], filesystem=fs)
+        assert found["c4"].to_numpy().tolist() == columns["c4"].tolist()
+
+    assert far.data_reads(two_columns) <= 6  # the end of the file, and two of two neighbours
+
+
+def write_recording(path: Path, topics: int, chunk_size: int) -> None:
+    """An MCAP file as robots write them: at 100 moments a camera and small topics, indexed."""
+    from mcap.writer import CompressionType, Writer
+
+    rng = random.Random(6)
+    with path.open("wb") as out:
+        writer = Writer(out, chunk_size=chunk_size, compression=CompressionType.NONE)
+        writer.start()
+        schema = writer.register_schema("raw", "raw", b"")
+        channels = [writer.register_channel(f"/robot/{number}", "raw", schema) for number in range(topics)]
+        for moment in range(100):
+            for number, channel in enumerate(channels):
+                frame = rng.randbytes(200_000 if number == 0 else 200)
+                writer.add_message(channel, log_time=moment, data=frame, publish_time=moment)
+        writer.finish()
+
+
+@pytest.mark.parametrize(("topics", "chunk_size"), [(20, 1 << 20), (60, 256)], ids=["short", "long"])
+def test_the_summary_of_an_mcap_file_costs_few_requests(far: Far, tmp_path: Path, topics: int, chunk_size: int) -> None:
+    """Also where it is longer than what is fetched of the end."""
+    from mcap.reader import make_reader
+
+    from casstore.fs.file import TAIL
+
+    recording = tmp_path / "in" / "drive.mcap"
+    recording.parent.mkdir()
+    write_recording(recording, topics, chunk_size)
+    (begin,) = struct.unpack("<Q", recording.read_bytes()[-28:-20])  # as its footer says
+    assert (recording.stat().st_size - begin > TAIL) == (topics > 20)
+    far.upload("drive", tmp_path / "in")
+    fs = OsmoFileSystem()
+    fs.info("osmo://drive/drive.mcap")
+
+    def summary() -> None:
+        with fs.open("osmo://drive/drive.mcap") as file:
+            found = make_reader(file).get_summary()
+            assert found is not None and found.statistics is not None
+            assert found.statistics.message_count == 100 * topics
+
+    def one_moment() -> None:
+        with fs.open("osmo://drive/drive.mcap") as file:
+            (message,) = make_reader(file).iter_messages(topics=["/robot/3"], starting_at=50, ending_before=51)
+            assert len(message[2].data) == 200
+
+    assert far.data_reads(summary) <= 3
+    assert far.data_reads(summary) == 0  # from memory
+    assert far.data_reads(one_moment) <= 4
 
 
 def test_ranges_of_neighbours_are_fetched_together(far: Far, tmp_path: Path) -> None:

@@ -16,10 +16,12 @@ from pathlib import Path
 import pytest
 
 PAGE = Path(__file__).parents[2] / "docs" / "guide" / "python.md"
-_RECIPE = re.compile(
-    r"^## ([^\n]+)\n(?:(?!^## ).)*?^```python\n(.*?)^```\n\n```text\n(.*?)^```$", re.MULTILINE | re.DOTALL
-)
-RECIPES = {title: (code, shown) for title, code, shown in _RECIPE.findall(PAGE.read_text())}
+_RECIPE = re.compile(r"^```python\n(.*?)^```\n\n```text\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+RECIPES = {
+    f"{title}{number or ''}": recipe
+    for title, section in re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    for number, recipe in enumerate(_RECIPE.findall(section))
+}
 
 
 def write_drives(root: Path) -> None:
@@ -28,6 +30,7 @@ def write_drives(root: Path) -> None:
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
+    from mcap.writer import Writer
 
     for name in ("tables", "shards", "frames"):
         (root / name).mkdir(parents=True)
@@ -54,6 +57,15 @@ def write_drives(root: Path) -> None:
                     member = tarfile.TarInfo(f"{shard:04}-{number:04}.{suffix}")
                     member.size = len(content)
                     tar.addfile(member, io.BytesIO(content))
+    with (root / "lidar.mcap").open("wb") as out:
+        recording = Writer(out, chunk_size=100_000)
+        recording.start()
+        schema = recording.register_schema("raw", "raw", b"")
+        for topic, size, count in (("/imu", 48, 1000), ("/lidar", 20_000, 200)):
+            channel = recording.register_channel(topic, "raw", schema)
+            for moment in range(count):
+                recording.add_message(channel, log_time=moment, data=rng.randbytes(size), publish_time=moment)
+        recording.finish()
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +94,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def test_every_recipe_is_found() -> None:
-    assert len(RECIPES) == PAGE.read_text().count("```python\n") == 7
+    assert len(RECIPES) == PAGE.read_text().count("```python\n") == 9
 
 
 @pytest.mark.slow
