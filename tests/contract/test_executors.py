@@ -34,6 +34,7 @@ from casstore_orchestrator.ports import PlacedFile, TaskLaunch
 
 PATIENCE = 60.0
 NOBODY = 65534
+SUITE = [__file__, str(Path(__file__).with_name("test_entering.py"))]
 
 
 class Lines:
@@ -850,7 +851,7 @@ def test_the_whole_suite_as_a_user_without_privileges() -> None:
     with tempfile.TemporaryDirectory(prefix="casstore-nobody-") as home:
         os.chown(home, NOBODY, NOBODY)
         done = subprocess.run(
-            [python, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", f"--basetemp={home}/t", __file__],
+            [python, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", f"--basetemp={home}/t", *SUITE],
             env=nobody_environment() | {"HOME": home, "TMPDIR": home},
             user=NOBODY,
             group=NOBODY,

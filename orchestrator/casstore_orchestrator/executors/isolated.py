@@ -6,6 +6,7 @@ Decided here and only here: how the server talks to a group's supervisor, and th
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import socket
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from casstore.errors import ServiceError
@@ -28,7 +30,17 @@ from casstore_orchestrator.ports import Isolation, LogSink, TaskLaunch
 __all__ = ["SandboxGang"]
 
 _SETUP_SECONDS = 60.0
+_SOCKET_SECONDS = 10.0
 _PACKET = 1 << 20
+
+
+@dataclass(slots=True)
+class _Asked:
+    """A socket that the supervisor was asked for."""
+
+    done: threading.Event = field(default_factory=threading.Event)
+    fd: int = -1
+    error: str = ""
 
 
 class SandboxGang(ProcessGang):
@@ -44,14 +56,18 @@ class SandboxGang(ProcessGang):
         view: sandbox.View,
         isolation: Isolation,
         strict_cpu: bool,
+        hold: Sequence[int] = (),
     ) -> None:
         super().__init__(group_key, log)
+        self._hold = tuple(hold)
         self._machine = machine
         self._view = view
         self._isolation = isolation
         self._strict_cpu = strict_cpu
         self._slots = {launch.name: slot for slot, launch in enumerate(launches)}
         self._numbers: dict[int, Attempt] = {}
+        self._asked: dict[int, _Asked] = {}
+        self._asks = itertools.count(1)
         self._counter = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
@@ -68,7 +84,7 @@ class SandboxGang(ProcessGang):
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
+                pass_fds=[theirs.fileno(), *self._hold],
                 cwd="/",
                 env={},
                 start_new_session=True,
@@ -108,9 +124,9 @@ class SandboxGang(ProcessGang):
         if self._socket is None:
             return
         try:
-            packet = self._socket.recv(_PACKET)
+            packet, fds, _, _ = socket.recv_fds(self._socket, _PACKET, 1, socket.MSG_CMSG_CLOEXEC)
         except OSError:
-            packet = b""
+            packet, fds = b"", []
         if not packet:
             self._loop.unwatch(self._socket.fileno())
             self._supervisor_ended()
@@ -125,11 +141,34 @@ class SandboxGang(ProcessGang):
             if attempt is not None:
                 attempt.fail(str(message["error"]))
                 attempt.mark_gone()
+        elif "socket" in message:
+            self._answer(message, fds)
         elif "broken" in message:
             self._broken = str(message["broken"])
             self._answered.set()
         elif "ready" in message:
             self._answered.set()
+
+    def _answer(self, message: dict[str, object], fds: list[int]) -> None:
+        asked = self._asked.pop(int(str(message["socket"])), None)
+        if asked is None:
+            close_all(*fds)
+            return
+        asked.fd = fds[0] if fds else -1
+        asked.error = str(message.get("error", ""))
+        asked.done.set()
+
+    def _open_socket(self, number: int, family: int, kind: int) -> socket.socket:
+        ask, asked = next(self._asks), _Asked()
+        self._asked[ask] = asked
+        self._tell({"op": "socket", "ask": ask, "id": number, "family": family, "kind": kind})
+        if not asked.done.wait(_SOCKET_SECONDS):
+            self._asked.pop(ask, None)
+            if not asked.done.is_set():
+                raise ServiceError("the supervisor of the group does not answer")
+        if asked.fd < 0:
+            raise ServiceError(f"the network of the task can't be reached: {asked.error}")
+        return socket.socket(fileno=asked.fd)
 
     def _supervisor_ended(self) -> None:
         """Regular, or killed: the kernel then ends the sandboxes, and what it can't remove is removed here."""
@@ -144,6 +183,8 @@ class SandboxGang(ProcessGang):
             attempt.fail("the supervisor of the group ended")
             attempt.mark_gone()
         self._numbers.clear()
+        for ask in list(self._asked):
+            self._answer({"socket": ask, "error": "the supervisor of the group ended"}, [])
         self._ended.set()
 
     def _hosts(self, folder: Path) -> Path:
@@ -179,7 +220,11 @@ class SandboxGang(ProcessGang):
         self._counter += 1
         number = self._counter
         attempt = Attempt(self._loop, launch, self._log, log_read, ours)
-        attempt.attach(kill_hard=lambda: self._kill(number), on_control_end=lambda: None)
+        attempt.attach(
+            kill_hard=lambda: self._kill(number),
+            on_control_end=lambda: None,
+            open_socket=lambda family, kind: self._open_socket(number, family, kind),
+        )
         self._numbers[number] = attempt
         order: dict[str, object] = {
             "op": "start",

@@ -160,6 +160,16 @@ class GroupNetwork:
             setns(self._own, CLONE_NEWNET)
         return fd
 
+    def open(self, namespace: int | None, family: int, kind: int) -> socket.socket:
+        """A socket in the network namespace of a task (None: the group's), where it stays whoever uses it."""
+        if namespace is not None:
+            setns(namespace, CLONE_NEWNET)
+        try:
+            return socket.socket(family, kind)
+        finally:
+            if namespace is not None:
+                setns(self._own, CLONE_NEWNET)
+
     def leave(self, number: int) -> None:
         """Take an ended attempt off the bridge at once, instead of when the kernel gets round to it."""
         if self.bridged:

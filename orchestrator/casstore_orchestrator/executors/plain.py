@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -65,11 +66,19 @@ def rewrite_paths(launch: TaskLaunch) -> TaskLaunch:
     )
 
 
+def _real_path(home: Path, path: str) -> str:
+    for at, real in (("/osmo/data", home / "data"), ("/osmo/run/workspace", home / "run/workspace")):
+        if path == at or path.startswith(f"{at}/"):
+            return f"{real}{path[len(at) :]}"
+    return path
+
+
 class PlainGang(ProcessGang):
     """One group of unsandboxed tasks."""
 
-    def __init__(self, group_key: str, log: LogSink, *, isolation: Isolation) -> None:
+    def __init__(self, group_key: str, log: LogSink, *, isolation: Isolation, hold: Sequence[int] = ()) -> None:
         super().__init__(group_key, log)
+        self._hold = tuple(hold)
         self._isolation = isolation
 
     def _open(self) -> None:
@@ -101,11 +110,11 @@ class PlainGang(ProcessGang):
         fds = [theirs.fileno(), handed_over.fileno()]
         try:
             process = subprocess.Popen(
-                [os.path.realpath(sys.executable), "-I", "-S", script, *map(str, fds)],
+                [os.path.realpath(sys.executable), "-I", "-S", script, *map(str, (*fds, *self._hold))],
                 stdin=subprocess.DEVNULL,
                 stdout=log_write,
                 stderr=log_write,
-                pass_fds=fds,
+                pass_fds=[*fds, *self._hold],
                 cwd="/",
                 env={},
                 start_new_session=True,
@@ -121,7 +130,12 @@ class PlainGang(ProcessGang):
             process.wait()
             attempt.mark_gone()
 
-        attempt.attach(kill_hard=attempt.order_kill, on_control_end=ended)
+        attempt.attach(
+            kill_hard=attempt.order_kill,
+            on_control_end=ended,
+            open_socket=socket.socket,
+            seen_path=lambda path: _real_path(home, path),
+        )
         return attempt
 
     def _introduce(self, attempt: Attempt) -> None:

@@ -7,12 +7,9 @@ becomes lines, and how a group is prepared all or nothing, whatever isolates its
 from __future__ import annotations
 
 import contextlib
-import heapq
-import itertools
 import json
 import logging
 import os
-import selectors
 import signal
 import socket
 import threading
@@ -23,6 +20,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import BinaryIO
 
 from casstore.errors import ConflictError, NotFoundError, ServiceError, UsageError
+from casstore_orchestrator.executors.entering import Entered, Programs
+from casstore_orchestrator.executors.loop import Loop
 from casstore_orchestrator.ports import Gang, LogSink, RunningTask, TaskLaunch
 
 __all__ = ["Attempt", "Loop", "ProcessGang", "close_all", "open_channel"]
@@ -33,83 +32,8 @@ _KILLED = 128 + signal.SIGKILL
 # An orphan that escaped from an unsandboxed task can keep its output open for ever; nobody waits longer than this.
 _LOG_LINGER_SECONDS = 5.0
 _PREPARE_SECONDS = 120.0
+_CONNECT_SECONDS = 10.0
 _log = logging.getLogger(__name__)
-
-
-class Loop(threading.Thread):
-    """Callbacks for descriptors and times, all run in this one thread."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(name=name, daemon=True)
-        self._selector = selectors.DefaultSelector()
-        self._calls: deque[Callable[[], None]] = deque()
-        self._timers: list[tuple[float, int, Callable[[], None]]] = []
-        self._order = itertools.count()
-        self._wake_read, self._wake_write = os.pipe()
-        os.set_blocking(self._wake_read, False)
-        os.set_blocking(self._wake_write, False)
-        self._selector.register(self._wake_read, selectors.EVENT_READ, self._drain)
-        self._stopped = False
-        self._closed = threading.Lock()
-
-    def call(self, function: Callable[[], None]) -> None:
-        """Run ``function`` in the loop's thread, soon; dropped when the loop has stopped."""
-        self._calls.append(function)
-        with self._closed, contextlib.suppress(BlockingIOError):
-            if self._wake_write >= 0:
-                os.write(self._wake_write, b"w")
-
-    def call_later(self, seconds: float, function: Callable[[], None]) -> None:
-        """Only from the loop's thread."""
-        heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._order), function))
-
-    def watch(self, fd: int, function: Callable[[], None]) -> None:
-        """Only from the loop's thread: call ``function`` whenever ``fd`` can be read."""
-        self._selector.register(fd, selectors.EVENT_READ, function)
-
-    def unwatch(self, fd: int) -> None:
-        """Only from the loop's thread."""
-        self._selector.unregister(fd)
-
-    def stop(self) -> None:
-        """End the loop and wait for it."""
-
-        def halt() -> None:
-            self._stopped = True
-
-        self.call(halt)
-        if self.is_alive() and threading.current_thread() is not self:
-            self.join()
-
-    def _drain(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            os.read(self._wake_read, 4096)
-
-    def run(self) -> None:
-        try:
-            while not self._stopped:
-                timeout = None
-                if self._timers:
-                    timeout = max(0.0, self._timers[0][0] - time.monotonic())
-                for key, _ in self._selector.select(timeout):
-                    self._guard(key.data)
-                while self._timers and self._timers[0][0] <= time.monotonic():
-                    self._guard(heapq.heappop(self._timers)[2])
-                while self._calls:
-                    self._guard(self._calls.popleft())
-        finally:
-            self._selector.close()
-            with self._closed:
-                os.close(self._wake_read)
-                os.close(self._wake_write)
-                self._wake_write = -1
-
-    @staticmethod
-    def _guard(function: Callable[[], None]) -> None:
-        try:
-            function()
-        except Exception:  # noqa: BLE001  one damaged event must not stop the logs of a whole group
-            _log.exception("an event of a running group could not be handled")
 
 
 class Attempt(RunningTask):
@@ -136,12 +60,26 @@ class Attempt(RunningTask):
         self._oom = False
         self._kill_hard: Callable[[], None] = self.order_kill
         self._on_control_end: Callable[[], None] = lambda: None
+        self._open_socket: Callable[[int, int], socket.socket] = self._no_socket
+        self._seen_path: Callable[[str], str] = lambda path: path
+        self._programs = Programs(launch.name, self._hand_over)
         os.set_blocking(output, False)
 
-    def attach(self, *, kill_hard: Callable[[], None], on_control_end: Callable[[], None]) -> None:
-        """Say how its whole tree is ended, and what to do when its first process lets go of the control socket."""
+    def attach(
+        self,
+        *,
+        kill_hard: Callable[[], None],
+        on_control_end: Callable[[], None],
+        open_socket: Callable[[int, int], socket.socket] | None = None,
+        seen_path: Callable[[str], str] | None = None,
+    ) -> None:
+        """Say how its whole tree is ended, what to do when its first process lets go of the control socket, how a
+        socket (family, kind) is made in its network, and where it finds what is at a path in a sandbox.
+        """
         self._kill_hard = kill_hard
         self._on_control_end = on_control_end
+        self._open_socket = open_socket or self._open_socket
+        self._seen_path = seen_path or self._seen_path
         self._loop.call(self._begin)
 
     def _begin(self) -> None:
@@ -191,6 +129,62 @@ class Attempt(RunningTask):
         with self._control_lock, contextlib.suppress(OSError):  # it has ended
             self._control.send(what)
 
+    def _hand_over(self, fds: Sequence[int]) -> None:
+        with self._control_lock, contextlib.suppress(OSError):  # it has ended
+            socket.send_fds(self._control, [b"e"], fds)
+
+    def enter(
+        self,
+        argv: Sequence[str],
+        *,
+        environment: Mapping[str, str] | None = None,
+        terminal: tuple[int, int] | None = None,
+        as_user: bool = False,
+    ) -> Entered:
+        """Run a program beside the task's command: where it runs, as it runs, until the task ends.
+
+        Its environment is the command's and ``environment``. ``terminal`` (rows, columns) gives it a terminal of its
+        own, else it has three pipes. ``as_user``: not as the number 0, where that is possible. Raises ``ConflictError``
+        when the command does not run, ``ServiceError``.
+        """
+        self._check_running()
+        return self._programs.enter(argv, environment or {}, terminal, as_user=as_user)
+
+    def hang_up(self, entered: Entered) -> None:
+        """Tell a program that nobody is at its other side any more; it may go on, but not beyond its task."""
+        self._programs.hang_up(entered)
+
+    def connect(self, port: int, *, udp: bool = False) -> socket.socket:
+        """A socket connected to a port of the task's own (loopback) addresses. Raises as ``enter``, and
+        ``NotFoundError`` when nothing listens there (which for UDP is not known).
+        """
+        self._check_running()
+        kind = socket.SOCK_DGRAM if udp else socket.SOCK_STREAM
+        for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+            made = self._open_socket(family, kind)
+            try:
+                made.settimeout(_CONNECT_SECONDS)
+                made.connect((address, port))
+            except OSError:
+                made.close()
+                continue
+            return made
+        raise NotFoundError(f"nothing listens on port {port} of task {self.name}")
+
+    def seen_path(self, path: str) -> str:
+        """Where the task finds what is at ``path`` in a sandbox."""
+        return self._seen_path(path)
+
+    def _check_running(self) -> None:
+        if self._gone or self._reported is not None:
+            raise ConflictError(f"task {self.name} has ended")
+        if self.started_ns is None:
+            raise ConflictError(f"the command of task {self.name} has not been started")
+
+    def _no_socket(self, family: int, kind: int) -> socket.socket:
+        del family, kind
+        raise ServiceError(f"the ports of task {self.name} can't be reached with this executor")
+
     def wait_ready(self, deadline: float) -> None:
         """Wait until everything is in place; raises ``ServiceError`` when it can't be."""
         if not self._ready.wait(max(0.0, deadline - time.monotonic())):
@@ -207,7 +201,7 @@ class Attempt(RunningTask):
     def mark_gone(self, *, oom: bool = False) -> None:
         """In the loop: every process of the attempt has ended."""
         self._gone = True
-        self._oom = oom
+        self._oom = self._oom or oom
         self._loop.call_later(_LOG_LINGER_SECONDS, self._close_output)
         self._finish_if_over()
 
@@ -257,15 +251,17 @@ class Attempt(RunningTask):
 
     def _read_control(self) -> None:
         try:
-            data = self._control.recv(_READ_SIZE)
+            data, fds, _, _ = socket.recv_fds(self._control, _READ_SIZE, 4, socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
             return
         except OSError:
-            data = b""
+            data, fds = b"", []
+        self._programs.take(fds)
         if not data:
             self._loop.unwatch(self._control.fileno())
             with self._control_lock:
                 self._control.close()
+            self._programs.end()
             self._on_control_end()
             self._finish_if_over()
             return
@@ -274,7 +270,9 @@ class Attempt(RunningTask):
             self._hear(json.loads(line))
 
     def _hear(self, message: Mapping[str, object]) -> None:
-        if "ready" in message:
+        if "entered" in message:
+            self._programs.hear(message)
+        elif "ready" in message:
             self._prepared = True
             self._ready.set()
         elif "error" in message:
@@ -285,6 +283,7 @@ class Attempt(RunningTask):
             self.note(str(message["note"]))
         elif "exit" in message:
             self._reported = int(str(message["exit"]))
+            self._oom = self._oom or message.get("oom") is True
 
     def _finish_if_over(self) -> None:
         if self._done.is_set() or not self._gone or self._output >= 0 or self._control.fileno() >= 0:

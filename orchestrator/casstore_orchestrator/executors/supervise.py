@@ -8,7 +8,8 @@ is killed the kernel does it (parent-death signals down to process 1 of each san
 interface, mount or process outlives them.
 
 Single-threaded and with the standard library alone, because namespaces belong to threads. Messages are JSON in packets
-on descriptor 3: ``setup``, ``start``, ``kill`` in; ``ready``, ``gone``, ``failed`` out.
+on descriptor 3: ``setup``, ``start``, ``kill``, ``socket`` in; ``ready``, ``gone``, ``failed``, ``socket`` out, the
+last with a socket that was made in the network of a task: what is sent over it never passes through here.
 """
 
 from __future__ import annotations
@@ -93,6 +94,7 @@ class _Sandbox:
     layers: str
     info: int
     group: Group | None
+    network: int | None
     told: bytearray = field(default_factory=bytearray)
     inner: int = -1  # pidfd of process 1 of the sandbox
 
@@ -130,6 +132,8 @@ class _Sandbox:
                 signal.pidfd_send_signal(self.inner, signal.SIGKILL)
             select.select([self.inner], [], [])
             os.close(self.inner)
+        if self.network is not None:
+            os.close(self.network)
 
 
 class _Supervisor:
@@ -180,8 +184,9 @@ class _Supervisor:
             pid = os.fork()
             if pid == 0:
                 self._become_sandbox(parent, order, group, namespace, [*fds, writing])
-            sandbox = _Sandbox(number, pid, str(order["layers"]), reading, group)
+            sandbox = _Sandbox(number, pid, str(order["layers"]), reading, group, namespace)
             self._sandboxes[pid] = sandbox
+            namespace = None
         except OSError as error:
             os.close(reading)
             self.say(failed=number, error=str(error))
@@ -254,6 +259,20 @@ class _Supervisor:
             _clear_work_folders(sandbox.layers)
             self.say(gone=sandbox.number, status=os.waitstatus_to_exitcode(status), oom=kills > 0)
 
+    def open_socket(self, order: dict[str, object]) -> None:
+        """Answer with a socket in the network of a sandbox, or with why there is none."""
+        answer: dict[str, object] = {"socket": order["ask"]}
+        try:
+            sandbox = next((found for found in self._sandboxes.values() if found.number == order["id"]), None)
+            if sandbox is None or self._network is None:
+                raise OSError("it has ended")
+            made = self._network.open(sandbox.network, int(str(order["family"])), int(str(order["kind"])))
+        except OSError as error:
+            self.say(**answer, error=str(error))
+            return
+        with made, contextlib.suppress(OSError):
+            socket.send_fds(self._control, [json.dumps(answer).encode()], [made.fileno()])
+
     def obey(self, packet: bytes, fds: list[int]) -> None:
         order = json.loads(packet)
         kind = order["op"]
@@ -263,6 +282,8 @@ class _Supervisor:
             for sandbox in self._sandboxes.values():
                 if sandbox.number == order["id"]:
                     sandbox.kill()
+        elif kind == "socket":
+            self.open_socket(order)
         elif kind == "setup":
             self.setup(order)
 

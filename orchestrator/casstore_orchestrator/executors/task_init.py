@@ -8,6 +8,11 @@ of JSON (``argv``, ``environment``, ``cwd``, ``files``: path, mode, size) and th
 commands are single bytes: ``g`` go, ``t`` terminate, ``k`` kill; its end means kill. Replies are lines of JSON:
 ``ready``, ``error``, ``started`` (monotonic ns), ``note`` (a line for the log), ``exit``.
 
+``e`` comes with descriptors: a request in the form of a launch (``op``: ``enter`` or ``hangup``, ``id``), and for a
+program without a terminal its three streams. The program runs beside the command, as a child of this process: so it
+has the same namespaces, user, limits, environment and folder, and ends with the task. Replies name it as ``entered``:
+``running`` (with the terminal's other side as a descriptor), ``error``, ``exit``.
+
 As process 1 of its namespace its own end takes every other process with it. Without a namespace it is a subreaper and
 hunts its descendants down.
 """
@@ -16,16 +21,20 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import select
 import signal
 import socket
 import stat
+import struct
 import sys
+import termios
 import time
 
-_DEFAULTED = ("SIGPIPE", "SIGXFSZ", "SIGINT", "SIGTERM", "SIGCHLD")
+_DEFAULTED = ("SIGPIPE", "SIGXFSZ", "SIGINT", "SIGTERM", "SIGHUP", "SIGCHLD")
+_CLONE_NEWUSER = 0x10000000
 
 
 class _Refused(Exception):  # noqa: N818  the message is for the user; nothing here is an error of ours
@@ -91,6 +100,7 @@ class _Init:
         self._argv: list[str] = []
         self._environment: dict[str, str] = {}
         self._cwd = "/"
+        self._entered: dict[int, int] = {}  # process -> id of the request
 
     def say(self, **what: object) -> None:
         with contextlib.suppress(OSError):
@@ -125,18 +135,90 @@ class _Init:
     def _become_command(self, writing: int) -> None:
         code = 126
         try:
-            os.setsid()
-            for name in _DEFAULTED:
-                signal.signal(getattr(signal, name), signal.SIG_DFL)
-            signal.set_wakeup_fd(-1)
-            with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as stream:
-                stream.write("500")  # when memory runs out the command goes first, not what looks after it
+            self._detach()
             os.chdir(self._cwd)
             code, reason = _execute(self._argv, self._environment)
         except Exception as error:  # noqa: BLE001  whatever it is must be told before this child ends
             reason = f"the command can't be started: {error}"
         os.write(writing, reason.encode(errors="replace"))
         os._exit(code)
+
+    @staticmethod
+    def _detach() -> None:
+        """In a child: a session of its own, and nothing of how this process treats signals."""
+        os.setsid()
+        for name in _DEFAULTED:
+            signal.signal(getattr(signal, name), signal.SIG_DFL)
+        signal.set_wakeup_fd(-1)
+        with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as stream:
+            stream.write("500")  # when memory runs out the command goes first, not what looks after it
+
+    def obey(self, fds: list[int]) -> None:
+        """Carry out a request that came with descriptors; all of them are closed."""
+        number = 0
+        try:
+            header, _ = _read_launch(fds.pop(0))
+            number = int(str(header["id"]))
+            if header["op"] == "hangup":
+                self._hang_up(number)
+            else:
+                self._enter(number, header, fds)
+        except Exception as error:  # noqa: BLE001  whatever it is, only this request fails
+            self.say(entered=number, error=str(error))
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _enter(self, number: int, header: dict[str, object], fds: list[int]) -> None:
+        if not self._command:
+            raise _Refused("its command has not been started")
+        size, master = header.get("terminal"), -1
+        if isinstance(size, list):
+            master, slave = os.openpty()
+            fds.append(slave)
+            fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
+        try:
+            child = os.fork()
+            if child == 0:
+                self._become_entered(header, fds, terminal=master >= 0)
+            self._entered[child] = number
+            if master >= 0:
+                said = json.dumps({"entered": number, "running": True}).encode() + b"\n"
+                with contextlib.suppress(OSError):
+                    socket.send_fds(self._control, [said], [master])
+            else:
+                self.say(entered=number, running=True)
+        finally:
+            if master >= 0:
+                os.close(master)
+
+    def _become_entered(self, header: dict[str, object], fds: list[int], *, terminal: bool) -> None:
+        code, reason = 126, ""
+        try:
+            self._detach()
+            if terminal:
+                fcntl.ioctl(fds[0], termios.TIOCSCTTY, 0)
+            for target, source in enumerate(fds * 3 if terminal else fds):
+                os.dup2(source, target)
+            argv, extra = header["argv"], header["environment"]
+            if not isinstance(argv, list) or not isinstance(extra, dict):
+                raise _Refused("the request is damaged")
+            if header.get("as_user"):
+                _stop_being_root()
+            os.chdir(self._cwd)
+            code, reason = _execute(argv, {**self._environment, **extra})
+        except Exception as error:  # noqa: BLE001  whatever it is must be told before this child ends
+            reason = f"it can't be started: {error}"
+        with contextlib.suppress(OSError):
+            os.write(2, f"{reason}\r\n".encode(errors="replace"))
+        os._exit(code)
+
+    def _hang_up(self, number: int) -> None:
+        for child, entered in self._entered.items():
+            if entered == number:
+                for what in (signal.SIGHUP, signal.SIGCONT):
+                    with contextlib.suppress(OSError):
+                        os.killpg(child, what)
 
     def reap(self) -> int | None:
         """Collect ended processes; the exit code of the command when it is among them."""
@@ -147,9 +229,12 @@ class _Init:
                 return None
             if pid == 0:
                 return None
+            code = os.waitstatus_to_exitcode(status)
+            code = code if code >= 0 else 128 - code
+            if pid in self._entered:
+                self.say(entered=self._entered.pop(pid), exit=code)
             if pid == self._command:
-                code = os.waitstatus_to_exitcode(status)
-                return code if code >= 0 else 128 - code
+                return code
 
     def run(self) -> int:
         reading, writing = os.pipe()
@@ -164,7 +249,9 @@ class _Init:
                 if (code := self.reap()) is not None:
                     return code
             if self._control in ready:
-                orders = self._control.recv(64)
+                orders, fds, _, _ = socket.recv_fds(self._control, 64, 4, socket.MSG_CMSG_CLOEXEC)
+                if fds:
+                    self.obey(fds)
                 if not orders or b"k" in orders or (b"t" in orders and not self._command):
                     return 128 + signal.SIGKILL
                 if b"g" in orders and not self._command:
@@ -210,16 +297,32 @@ def _descendants() -> list[int]:
     return found
 
 
+def _stop_being_root() -> None:
+    """Have another number than 0 for the same user: programs that give up root's rights can't where root is alone."""
+    uid, gid = os.geteuid(), os.getegid()
+    if _call("unshare", _CLONE_NEWUSER) != 0:
+        return
+    for name, text in (("setgroups", "deny"), ("uid_map", f"1000 {uid} 1"), ("gid_map", f"1000 {gid} 1")):
+        with open(f"/proc/self/{name}", "w", encoding="ascii") as stream:
+            stream.write(text)
+
+
+def _call(name: str, *numbers: int) -> int:
+    import ctypes  # noqa: PLC0415  only needed without a namespace, and by few
+
+    return int(getattr(ctypes.CDLL(None), name)(*numbers))
+
+
 def _become_subreaper() -> None:
     if sys.platform == "linux" and os.getpid() != 1:
-        import ctypes  # noqa: PLC0415  only needed without a namespace
-
-        ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
+        _call("prctl", 36, 1, 0, 0, 0)
 
 
 def main() -> None:
     control = socket.socket(fileno=int(sys.argv[1]))
     control.set_inheritable(False)
+    for held in sys.argv[3:]:  # by the end of which others see that we have ended: not for the command
+        os.set_inheritable(int(held), False)
     init = _Init(control, int(sys.argv[2]))
     _become_subreaper()
     os.umask(0o022)
