@@ -19,7 +19,7 @@ from typing import BinaryIO
 from casstore.errors import UsageError
 from casstore_orchestrator.ports import PlacedFile, TaskLaunch
 
-__all__ = ["check_launches", "open_launch", "task_environment", "write_commands"]
+__all__ = ["check_launches", "open_document", "open_launch", "task_environment", "write_commands"]
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,62})")
 # Linux refuses a single argument or variable of 128 KiB or more; the whole block is bounded by the stack limit.
@@ -101,20 +101,19 @@ def open_launch(
     argv: Sequence[str], environment: Mapping[str, str], cwd: str, files: Sequence[PlacedFile], folder: Path
 ) -> BinaryIO:
     """The launch in the form that ``task_init`` reads, as an unnamed file."""
-    header = json.dumps(
-        {
-            "argv": list(argv),
-            "environment": dict(environment),
-            "cwd": cwd,
-            "files": [(file.path, file.mode & 0o7777, len(file.data)) for file in files],
-        }
-    ).encode()
+    return open_document({"argv": list(argv), "environment": dict(environment), "cwd": cwd}, files, folder)
+
+
+def open_document(header: Mapping[str, object], files: Sequence[PlacedFile], folder: Path) -> BinaryIO:
+    """A header in JSON, with the files listed in it, and their bodies, as an unnamed file."""
+    listed = [(file.path, file.mode & 0o7777, len(file.data)) for file in files]
+    head = json.dumps({**header, "files": listed}).encode()
     stream: BinaryIO
     if sys.platform == "linux":
         stream = os.fdopen(os.memfd_create("launch", os.MFD_CLOEXEC), "w+b")
     else:
         stream = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  the caller closes it
-    stream.write(len(header).to_bytes(8, "big") + header)
+    stream.write(len(head).to_bytes(8, "big") + head)
     for file in files:
         stream.write(file.data)
     stream.flush()
