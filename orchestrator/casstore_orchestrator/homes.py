@@ -8,12 +8,14 @@ that read it.
     <workflow id>/<task>/<retry id>/data/...    the home of one attempt, removed when its group ends
     <workflow id>/<task>/output/                the output that other tasks read, also of later workflows
     <workflow id>/<task>/output.json            its ``OutputNote``
+    _results/...                                what tasks left for equal ones, see ``reuse``
 """
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 import stat
 from pathlib import Path
 
@@ -26,7 +28,7 @@ from .folders import remove_tree
 from .provenance import InputNote, OutputNote
 from .transfers import Stop
 
-__all__ = ["Homes"]
+__all__ = ["Homes", "tree_checksum"]
 
 _NAME = re.compile(r"[A-Za-z]([A-Za-z0-9_-]*[A-Za-z0-9])?")
 _READ = 1 << 20
@@ -82,10 +84,35 @@ class Homes:
         folder = self.task(workflow_id, task)
         remove_tree(folder / "output")
         source.rename(folder / "output")
+        self._write_note(folder, note)
+        return note
+
+    def adopt_output(
+        self,
+        source_id: str,
+        source_task: str,
+        workflow_id: str,
+        task: str,
+        retry_id: int,
+        inputs: tuple[InputNote, ...],
+    ) -> OutputNote:
+        """Make the kept output of an equal task that of this one, too, without a copy: nobody changes either."""
+        source, note = self.kept_output(source_id, source_task)
+        note = msgspec.structs.replace(note, workflow_id=workflow_id, task=task, retry_id=retry_id, inputs=inputs)
+        folder = self.task(workflow_id, task)
+        draft = folder / "output.new"
+        remove_tree(draft)
+        remove_tree(folder / "output")
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(source, draft, symlinks=True, copy_function=_link)
+        draft.rename(folder / "output")
+        self._write_note(folder, note)
+        return note
+
+    def _write_note(self, folder: Path, note: OutputNote) -> None:
         draft = folder / "output.json.new"
         draft.write_bytes(msgspec.json.encode(note))
         draft.replace(folder / "output.json")
-        return note
 
     def kept_output(self, workflow_id: str, task: str) -> tuple[Path, OutputNote]:
         """The kept output of a task; ``NotFoundError`` when it left none."""
@@ -112,6 +139,10 @@ class Homes:
     def remove_workflow(self, workflow_id: str) -> None:
         """Remove everything of a workflow, logs and kept outputs included."""
         remove_tree(self.workflow(workflow_id))
+
+
+def _link(source: str, target: str) -> None:
+    os.link(source, target, follow_symlinks=False)
 
 
 def _checked(name: str) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from casstore.errors import CasstoreError, NotFoundError, SourceError, UsageError
 
 from .folders import copy_tree, is_empty, listing, local_path, remove_tree, size_text
-from .homes import Homes
+from .homes import Homes, tree_checksum
 from .ports import DatasetVersion, DataStore, InputLayer, UrlStore
 from .provenance import InputNote
 from .spec import DatasetInput, Input, TaskInput, TaskSpec, UrlInput
@@ -214,7 +214,8 @@ class InputFetcher:
         say(f"Copying {item.url} to {place}")
         copied = self._copy(source, target, f"Copying {item.url}", regex=item.regex, say=say, stop=stop)
         say(f"Copied {item.url} to {place}: {copied}")
-        return InputNote(kind="url", ref=item.url, regex=item.regex or None)
+        checksum, files, size = tree_checksum(target, stop)
+        return InputNote(kind="url", ref=item.url, regex=item.regex or None, checksum=checksum, files=files, size=size)
 
     def _fetch_storage(
         self, urls: UrlStore, item: UrlInput, place: str, target: Path, say: Say, stop: Stop

@@ -134,7 +134,7 @@ class WorkflowRecord(msgspec.Struct, frozen=True, kw_only=True):
     after templates, ``template_text`` as submitted when it had any. ``parent`` is the id of the workflow that
     this one restarts. ``exec_timeout_s`` and ``queue_timeout_s`` are those of groups without their own;
     ``start_timeout_s`` is how long a placed task may take to begin. ``pool_exit_actions`` apply after a task's own.
-    ``revision`` grows by every change that the scheduler makes.
+    ``reuse``: results of equal tasks may be taken. ``revision`` grows by every change that the scheduler makes.
     """
 
     name: str
@@ -163,6 +163,7 @@ class WorkflowRecord(msgspec.Struct, frozen=True, kw_only=True):
     failure_message: str | None = None
     cancelled_by: str | None = None
     cancel_message: str | None = None
+    reuse: bool = False
     revision: int = 0
 
     def group(self, name: str) -> GroupRecord:

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from casstore.errors import AccessError, CancelledError, CasstoreError, ConflictError, NotFoundError, UsageError
-from casstore_orchestrator.checkpoints import Checkpoints
+from casstore_orchestrator.agent.storing import Made, Storing, error_text
 from casstore_orchestrator.credentials import task_credentials
 from casstore_orchestrator.events import (
     Attempt,
@@ -30,7 +30,6 @@ from casstore_orchestrator.events import (
     InputsReady,
     KillTask,
     NewAttempt,
-    OutputsFailed,
     ReleaseTasks,
     RestartInPlace,
     StartGroup,
@@ -38,12 +37,10 @@ from casstore_orchestrator.events import (
     TaskFailed,
     TaskRunning,
 )
-from casstore_orchestrator.exit_actions import ExitAction, find_action
 from casstore_orchestrator.folders import remove_tree
 from casstore_orchestrator.homes import Homes
 from casstore_orchestrator.inputs import InputFetcher
 from casstore_orchestrator.logs import LogStore, TaskLog
-from casstore_orchestrator.outputs import OutputStorer
 from casstore_orchestrator.pools import Resources
 from casstore_orchestrator.ports import (
     Credentials,
@@ -56,9 +53,9 @@ from casstore_orchestrator.ports import (
     UrlStore,
     VersionMounts,
 )
-from casstore_orchestrator.provenance import InputNote, Producer
+from casstore_orchestrator.provenance import InputNote
 from casstore_orchestrator.records import WorkflowRecord
-from casstore_orchestrator.spec import TaskInput, TaskSpec
+from casstore_orchestrator.spec import TaskSpec
 from casstore_orchestrator.status import ExitCode, TaskStatus
 from casstore_orchestrator.tokens import TokenValues, expand_vars, names_in, resolve
 from casstore_orchestrator.transfers import Say, Stop
@@ -147,8 +144,14 @@ class GroupRunner:
             urls=services.urls,
             views=self._views,
         )
-        self._storer = OutputStorer(
-            services.data, services.homes, _kept_tasks(record), services.file_urls, services.urls
+        self._storing = Storing(
+            record,
+            group,
+            data=services.data,
+            homes=services.homes,
+            executor=services.executor,
+            urls=services.urls,
+            file_urls=services.file_urls,
         )
         self._orders: queue.SimpleQueue[Effect] = queue.SimpleQueue()
         self._lock = threading.Lock()
@@ -209,7 +212,7 @@ class GroupRunner:
                     break
                 self._carry_out(effect)
             except CasstoreError as error:
-                self._failed(effect, _message(error), TaskStatus.FAILED_START_ERROR)
+                self._failed(effect, error_text(error), TaskStatus.FAILED_START_ERROR)
             except Exception as error:  # noqa: BLE001 - becomes the end of the group
                 _log.exception("an order of group %s of %s failed", self._group, self._record.id)
                 self._failed(effect, f"{type(error).__name__}: {error}", TaskStatus.FAILED_SERVER_ERROR)
@@ -403,13 +406,19 @@ class GroupRunner:
             self._report(TaskRunning(attempt))
             if not self._fetch(run, say):
                 return
+        made = Made(attempt, run.spec, run.home, self._notes.get((attempt.task, attempt.retry_id), ()))
+        reused = self._storing.reused(made, say) if fetch else None
+        if reused is not None:
+            run.task.kill()  # it waits for a release that will not come
+            self._report(TaskExited(attempt, reused))
+            return
         if self._spec.barrier and len(self._spec.tasks) > 1:
             say("Waiting for group ready")
         self._report(InputsReady(attempt))
         while not run.released:
             run.wake.wait(_POLL)
             run.stop.check()
-        checkpoints = self._checkpoints(run, say)
+        checkpoints = self._storing.checkpoints(made, say)
         checkpoints.start()
         try:
             code: int | None = None
@@ -420,9 +429,10 @@ class GroupRunner:
             checkpoints.stop()
         self._report(CommandExited(attempt, code))
         say(f"The command ended with exit code {code}" + (": out of memory" if run.task.oom else ""))
-        if self._store(run, code, checkpoints, say):
+        problem = self._storing.store(made, code, checkpoints, say, run.stop, oom=run.task.oom)
+        if problem is None:
             run.stop.check()
-            self._report(TaskExited(attempt, code, oom=run.task.oom))
+        self._report(problem or TaskExited(attempt, code, oom=run.task.oom))
 
     def _sayer(self, run: _Run) -> Say:
         return partial(self._services.logs.say, self._record.id, run.attempt.task, run.attempt.retry_id)
@@ -434,77 +444,10 @@ class GroupRunner:
             raise
         except (CasstoreError, OSError) as error:
             code = ExitCode.DATA_UNAUTHORIZED if isinstance(error, AccessError) else ExitCode.DOWNLOAD_FAILED
-            message = f"The inputs can't be had: {_message(error)}"
+            message = f"The inputs can't be had: {error_text(error)}"
             say(message)
             run.task.kill()  # it waits for a release that must not come
             self._report(InputsFailed(run.attempt, message, code))
             return False
         self._notes[run.attempt.task, run.attempt.retry_id] = notes
         return True
-
-    def _store(self, run: _Run, code: int, checkpoints: Checkpoints, say: Say) -> bool:
-        producer = self._producer(run, code)
-        wanted = bool(run.spec.outputs) or run.spec.name in self._storer.kept
-        failed = not self._counts_as_done(run, code)
-        try:
-            checkpoints.last(run.stop, producer)
-            if wanted and failed and not run.spec.outputs_on_failure:
-                say("The outputs are not stored, because the task failed")
-            elif wanted:
-                self._storer.store(run.spec, run.home, producer, say, run.stop)
-        except CancelledError:
-            raise
-        except (CasstoreError, OSError) as error:
-            status = ExitCode.DATA_UNAUTHORIZED if isinstance(error, AccessError) else ExitCode.UPLOAD_FAILED
-            message = f"The outputs can't be stored: {_message(error)}"
-            say(message)
-            self._report(OutputsFailed(run.attempt, code, message, status))
-            return False
-        return True
-
-    def _producer(self, run: _Run, code: int | None) -> Producer:
-        record, attempt = self._record, run.attempt
-        return Producer(
-            workflow_id=record.id,
-            workflow_uuid=record.uuid,
-            group=self._group,
-            task=attempt.task,
-            retry_id=attempt.retry_id,
-            user=record.user,
-            image=run.spec.image,
-            command=(*run.spec.command, *run.spec.args),
-            exit_code=code,
-            inputs=self._notes.get((attempt.task, attempt.retry_id), ()),
-        )
-
-    def _checkpoints(self, run: _Run, say: Say) -> Checkpoints:
-        services = self._services
-        return Checkpoints(
-            items=run.spec.checkpoint,
-            folder=run.home / "checkpoints",
-            place=partial(services.executor.place_of, run.home),
-            producer=self._producer(run, None),
-            data=services.data,
-            urls=services.urls,
-            file_urls=services.file_urls,
-            say=say,
-        )
-
-    def _counts_as_done(self, run: _Run, code: int) -> bool:
-        if run.task.oom:
-            return False
-        action = find_action(code, run.spec.exit_actions, self._record.pool_exit_actions)
-        return action is ExitAction.COMPLETE or (action is None and code == 0)
-
-
-def _kept_tasks(record: WorkflowRecord) -> frozenset[str]:
-    """Tasks whose output folder is kept: other tasks read it, or it would be lost."""
-    tasks = record.spec.tasks
-    read = {item.task for task in tasks for item in task.inputs if isinstance(item, TaskInput) and not item.external}
-    return frozenset(read | {task.name for task in tasks if not task.outputs})
-
-
-def _message(error: CasstoreError | OSError) -> str:
-    if isinstance(error, CasstoreError):
-        return f"{error.message} {error.hint}" if error.hint else error.message
-    return str(error)

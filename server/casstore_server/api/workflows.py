@@ -49,10 +49,13 @@ def submit(  # FastAPI passes parameters by name
     validation_only: bool = False,
     priority: str | None = None,
     env_vars: Annotated[list[str], Query()] = [],  # noqa: B006  # FastAPI copies defaults
+    cache: bool = False,
 ) -> Response:
     """Submit, validate or render a specification, or submit a stored one again."""
     if workflow_id is not None:
-        done = submission.resubmit(services, caller, pool, workflow_id, priority=priority, environment=env_vars)
+        done = submission.resubmit(
+            services, caller, pool, workflow_id, priority=priority, environment=env_vars, reuse=cache
+        )
     else:
         request = decode(body, SubmitRequest)
         if dry_run:
@@ -66,6 +69,7 @@ def submit(  # FastAPI passes parameters by name
                 priority=priority,
                 environment=[*env_vars, *request.env_vars],
                 check_only=validation_only,
+                reuse=cache,
             )
     return reply(done.reply, warnings=done.warnings)
 

@@ -67,8 +67,9 @@ def submit(
     priority: str | None,
     environment: Sequence[str],
     check_only: bool,
+    reuse: bool = False,
 ) -> Done:
-    """Check a specification completely, and unless ``check_only`` run it.
+    """Check a specification completely, and unless ``check_only`` run it. ``reuse``: take results of equal tasks.
 
     Raises ``SpecError``, ``UsageError`` or ``NotFoundError`` with what is wrong.
     """
@@ -93,7 +94,7 @@ def submit(
     record = _record(
         spec, pool, caller, rank, spec_text=loaded.rendered, template_text=template, warnings=loaded.warnings
     )
-    return _run(services, caller, record, warnings)
+    return _run(services, caller, replace(record, reuse=reuse), warnings)
 
 
 def resubmit(
@@ -104,6 +105,7 @@ def resubmit(
     *,
     priority: str | None,
     environment: Sequence[str],
+    reuse: bool = False,
 ) -> Done:
     """Run a stored workflow once more, whole."""
     if environment:
@@ -117,7 +119,9 @@ def resubmit(
     record = _record(
         spec, pool, caller, rank, spec_text=old.spec_text, template_text=old.template_text, warnings=old.warnings
     )
-    return _run(services, caller, record, [*warnings, *([_LOW_WARNING] if rank is Priority.LOW else [])])
+    return _run(
+        services, caller, replace(record, reuse=reuse), [*warnings, *([_LOW_WARNING] if rank is Priority.LOW else [])]
+    )
 
 
 def restart(services: Services, caller: Caller, pool_name: str, workflow_id: str) -> Done:

@@ -83,6 +83,7 @@ _SUBMISSION: Final = (
     click.option(
         "--priority", type=click.Choice(_PRIORITIES, case_sensitive=False), help="How it competes for the pool."
     ),
+    click.option("--cache", is_flag=True, help="Take the results of equal tasks that completed before."),
     click.option("-f", "--follow", is_flag=True, help="Follow the log to the end; fail when the workflow does."),
     _render_option,
     _outside_option,
@@ -130,7 +131,7 @@ def submit_source(
             sys.stdout.write(reply.spec or "")
         return 0
     route = _route(client, pool)
-    query: dict[str, Value] = {"priority": options["priority"], **(extra or {})}
+    query: dict[str, Value] = {"priority": options["priority"], **_cache(options), **(extra or {})}
     # In the body where they are too long for a URL; only a server of ours reads them there.
     long = sum(map(len, set_env)) > _MAX_QUERY
     if not long:
@@ -154,9 +155,14 @@ def _submit_again(config: Config, workflow_id: str, options: Mapping[str, Any]) 
     if any(options[name] for name in ("set_values", "set_strings", "set_env", "dry_run")):
         raise UsageError("A workflow is submitted again as it was: --set and --dry-run need a file")
     client = connect(config)
-    again: dict[str, Value] = {"workflow_id": workflow_id, "priority": options["priority"]}
+    again: dict[str, Value] = {"workflow_id": workflow_id, "priority": options["priority"], **_cache(options)}
     reply = client.post(_route(client, options["pool"]), SubmitReply, again)
     return _sent(client, reply, as_json, options["follow"])
+
+
+def _cache(options: Mapping[str, Any]) -> dict[str, Value]:
+    """Only where it was asked for: OSMO's own server does not know it."""
+    return {"cache": True} if options["cache"] else {}
 
 
 def _check_options(options: Mapping[str, Any]) -> bool:
