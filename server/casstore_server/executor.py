@@ -21,9 +21,11 @@ __all__ = ["LocalExecutor"]
 class LocalExecutor(Executor):
     """Implements ``ports.Executor``; what is hidden follows the configuration."""
 
-    def __init__(self, settings: Settings, config: Watched) -> None:
+    def __init__(self, settings: Settings, config: Watched, *, hold: int | None = None) -> None:
+        """``hold``: see ``ProcessExecutor``."""
         self._settings = settings
         self._config = config
+        self._hold = hold
 
     def describe(self) -> Isolation:
         """The isolation that tasks get here, and why."""
@@ -36,6 +38,10 @@ class LocalExecutor(Executor):
     def host(self, group_key: str, task: str) -> str:
         """A name that resolves to the task inside its group."""
         return self._now().host(group_key, task)
+
+    def place_of(self, launch_home: Path, path: str) -> tuple[Path, str]:
+        """Where on the host what the task sees at a path lies."""
+        return self._now().place_of(launch_home, path)
 
     def why_no_layer(self, launch_home: Path, source: Path) -> str:
         """Why inputs can't be laid over ``source``; empty when they can."""
@@ -56,4 +62,4 @@ class LocalExecutor(Executor):
         ]
         folders = (local_folder(bucket.url) for bucket in self._config.last_good().buckets.values())
         hidden += [Path(folder) for folder in folders if folder]
-        return ProcessExecutor(hidden=hidden)
+        return ProcessExecutor(hidden=hidden, hold=self._hold)

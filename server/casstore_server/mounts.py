@@ -1,8 +1,9 @@
 """Versions of datasets as folders, for tasks: ``ports.VersionMounts`` over ``casstore_fuse``.
 
 Decided here and only here: that each mount has processes of its own (the server's threads allow no fork), how these are
-told what to mount and that the server has ended, however it did, how long a mount may take, and where the mounts of a
-server are written down: in its state folder, apart from those of the user's commands.
+told what to mount and that whoever mounted has ended, however it did, how long a mount may take, and where mounts are
+written down: in the server's state folder, apart from those of the user's commands. Mounts belong to the agent of the
+group that reads them: they outlive the server, and not the agent.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from casstore.errors import CancelledError, CasstoreError, StorageError
-from casstore.model import Totals
 from casstore_fuse import mounted, session
 from casstore_fuse.mounting import unmount, why_not
 from casstore_fuse.records import Registry, take_away
@@ -63,7 +63,7 @@ class _Order(msgspec.Struct, frozen=True):
 
 
 class ServerMounts(VersionMounts):
-    """The mounts of one server. Thread-safe."""
+    """The mounts of one process (but for ``clear``). Thread-safe."""
 
     def __init__(self, settings: server_settings.Settings) -> None:
         self._settings = settings
@@ -93,7 +93,7 @@ class ServerMounts(VersionMounts):
             self.unmount(path)
         self._registry.make()
         reader, writer = os.pipe()
-        theirs, tie = os.pipe()  # its end is the end of this server
+        theirs, tie = os.pipe()  # its end is the end of this process
         try:
             process = self._start(self._order(version, where), writer, theirs)
             with self._lock:
@@ -140,9 +140,12 @@ class ServerMounts(VersionMounts):
                 os.unlink(file)
         return problems
 
-    def clear(self) -> None:
+    def clear(self, folder: Path) -> None:
         """See ``ports.VersionMounts``."""
+        above = os.path.join(os.path.realpath(folder), "")
         for record in self._registry.all():
+            if not record.path.startswith(above):
+                continue
             alive = record.alive
             self._take_away(record.path)
             if alive:
@@ -163,7 +166,6 @@ class ServerMounts(VersionMounts):
     def _order(self, version: DatasetVersion, where: str) -> _Order:
         settings = self._settings
         cache = str(settings.cache_dir / "data")
-        totals = Totals(files=version.files, size=version.size)
         return _Order(
             socket_path=str(settings.socket_path),
             state_dir=str(settings.state_dir),
@@ -179,7 +181,6 @@ class ServerMounts(VersionMounts):
                 manifest=version.manifest,
                 runtime=self._registry.runtime,
                 state=self._registry.state_dir,
-                no_open=session.prefers_no_open(totals, cached=True),
                 below=True,
                 cache=cache,
                 limit=session.default_limit(cache),
@@ -270,7 +271,7 @@ def _end(process: subprocess.Popen[bytes], *, patient: bool) -> None:
 
 
 def main(args: Sequence[str]) -> int:
-    """What the process of a mount runs: ``ORDER``, a descriptor for the answer, and one that ends with the server."""
+    """What the process of a mount runs: ``ORDER``, a descriptor for the answer, and one that ends with who ordered it."""
     order = msgspec.json.decode(args[0], type=_Order)
     descriptor = int(args[1])
     os.set_inheritable(descriptor, False)

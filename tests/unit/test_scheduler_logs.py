@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from casstore_orchestrator import logs
+from casstore_orchestrator import logwriter as logs
 from casstore_orchestrator.logs import LogStore, TaskLog
 
 

@@ -40,7 +40,8 @@ from casstore_orchestrator.events import (
 from casstore_orchestrator.folders import remove_tree
 from casstore_orchestrator.homes import Homes
 from casstore_orchestrator.inputs import InputFetcher
-from casstore_orchestrator.logs import LogStore, TaskLog
+from casstore_orchestrator.logs import TaskLog
+from casstore_orchestrator.logwriter import LogWriter
 from casstore_orchestrator.pools import Resources
 from casstore_orchestrator.ports import (
     Credentials,
@@ -77,7 +78,7 @@ class Services:
     executor: Executor
     data: DataStore
     homes: Homes
-    logs: LogStore
+    logs: LogWriter
     credentials: Credentials
     file_urls: bool
     urls: UrlStore | None = None

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import time
 from dataclasses import dataclass
 
-__all__ = ["MAX_PROCESSES", "Bases", "find_bases", "make_group", "remove_group"]
+__all__ = ["MAX_PROCESSES", "Bases", "find_bases", "make_group", "remove_group", "sweep_groups"]
 
 _PREFIX = "casstore-"
 
@@ -113,6 +114,26 @@ def remove_group(bases: Bases, name: str) -> None:
                 time.sleep(0.02)  # the last process is dead but not yet gone from the group's count
             else:
                 break
+
+
+def sweep_groups(bases: Bases) -> None:
+    """Remove the groups ``casstore-<pid>-<n>`` whose supervisor, the process ``pid``, is gone; what is in one is ended.
+
+    The kernel ends the tasks of a supervisor that was killed, but nobody is left who could remove their groups.
+    """
+    found: set[str] = set()
+    for base in {bases.memory, bases.cpu, bases.pids} - {""}:
+        with contextlib.suppress(OSError):
+            found.update(name for name in os.listdir(base) if name.startswith(_PREFIX))
+    for name in found:
+        pid = name.removeprefix(_PREFIX).partition("-")[0]
+        if not pid.isdigit() or os.path.exists(f"/proc/{pid}"):
+            continue
+        for path in bases.group_paths(name):
+            with contextlib.suppress(OSError, ValueError), open(os.path.join(path, "cgroup.procs"), "rb") as lines:
+                for line in lines:
+                    os.kill(int(line), signal.SIGKILL)
+        remove_group(bases, name)
 
 
 def _own_groups() -> dict[str, str]:

@@ -27,7 +27,8 @@ class ProcessExecutor(Executor):
 
     ``mode``: "auto" takes bubblewrap where it works. ``hidden``: folders that tasks must not see (stores, homes of
     other tasks, sockets); the user's home and its configuration are hidden anyway. ``exposed``: folders in the hidden
-    ones that tasks may read after all. ``strict_cpu`` makes the CPU share a limit even on an idle machine.
+    ones that tasks may read after all. ``strict_cpu`` makes the CPU share a limit even on an idle machine. ``hold`` is
+    a descriptor that is kept open by whatever is started for a group, but not by its tasks.
     """
 
     def __init__(
@@ -37,11 +38,13 @@ class ProcessExecutor(Executor):
         hidden: Iterable[Path] = (),
         exposed: Iterable[Path] = (),
         strict_cpu: bool = False,
+        hold: int | None = None,
     ) -> None:
         self._mode = mode
         self._hidden = tuple(hidden)
         self._exposed = tuple(exposed)
         self._strict_cpu = strict_cpu
+        self._hold = () if hold is None else (hold,)
 
     def _machine(self) -> Machine | None:
         """None: plain mode."""
@@ -90,7 +93,7 @@ class ProcessExecutor(Executor):
         machine = self._machine()
         gang: ProcessGang
         if machine is None:
-            gang = plain.PlainGang(group_key, log, isolation=self.describe())
+            gang = plain.PlainGang(group_key, log, isolation=self.describe(), hold=self._hold)
         else:
             gang = SandboxGang(
                 group_key,
@@ -100,6 +103,7 @@ class ProcessExecutor(Executor):
                 view=sandbox.machine_view(self._hidden, self._exposed),
                 isolation=self.describe(),
                 strict_cpu=self._strict_cpu,
+                hold=self._hold,
             )
         gang.prepare(launches)
         return gang
