@@ -31,6 +31,9 @@ def main() -> None:
     shown.add_argument("--data", nargs="+", choices=mounts.PARTS, default=list(mounts.PARTS))
     shown.add_argument("--rounds", type=int, default=3)
     shown.add_argument("--scale", type=float, default=0.2, help="1 for the full sizes")
+    shown.add_argument(
+        "--only", nargs="+", default=[], help="these contenders (casstore and the disk are always there)"
+    )
     shown.add_argument("--quick", action="store_true", help="only try that it works")
     shown.add_argument("--output", type=Path, help="append the report to this file")
     commands.add_parser("kernels", help="the cost of each kernel")
@@ -58,7 +61,7 @@ def main() -> None:
         for name in arguments.data:
             if arguments.command == "mount":
                 rounds, scale = (1, mounts.QUICK) if arguments.quick else (arguments.rounds, arguments.scale)
-                report = mounts.compare(name, arguments.folder, rounds, scale)
+                report = mounts.compare(name, arguments.folder, rounds, scale, arguments.only)
             elif arguments.command == "remote":
                 report = remote.compare(name, arguments.folder, arguments.rounds, arguments.scale, arguments.steps)
             else:

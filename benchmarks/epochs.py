@@ -7,6 +7,7 @@ import random
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -104,16 +105,13 @@ def mounted_epoch(who: Mounter, names: Path, number: int) -> Sample:
         return Sample(waited + found.wall, found.cpu, who.cpu(), waited + (found.first or 0.0))
 
 
-def streamed(folder: Path, rounds: int, scale: float) -> str:
-    """First epochs from moto's S3 server."""
-    return "\n\n".join(_streamed(name, folder / name, rounds, scale) for name in ("video", "mixed"))
-
-
-def _streamed(name: str, work: Path, rounds: int, scale: float) -> str:
+def streamed(name: str, folder: Path, rounds: int, scale: float, only: Sequence[str]) -> str:
+    """First epochs of a data set from moto's S3 server."""
+    work = folder / "stream"
     source = work / "source"
     generate.make(name, source, scale)
     names, size = listed(source, work / "names")
-    results = Results(Download.name)
+    results = Results(Download.name, only)
     for variable in [name for name in os.environ if name.startswith("AWS_")]:
         del os.environ[variable]  # of whoever runs this
     os.environ["MOTO_S3_DEFAULT_KEY_BUFFER_SIZE"] = str(1 << 30)  # what is larger goes to a file
@@ -158,13 +156,13 @@ def frames(root: Path, scale: float) -> None:
         (folder / f"{number:06d}.jpg").write_bytes(rng.randbytes(rng.randrange(20 << 10, 200 << 10)))
 
 
-def loaded(folder: Path, rounds: int, scale: float) -> str:
+def loaded(folder: Path, rounds: int, scale: float, only: Sequence[str]) -> str:
     """Epochs of a ``DataLoader``: with nothing in any cache, again, and by a mount that was made anew."""
     work = folder / "loader"
     source = work / "files"
     frames(source, scale)
     names, size = listed(source, work / "names")
-    results = Results("local disk")
+    results = Results("local disk", only)
     ours = Osmo(work / "osmo")
     ours.prepare(source)
     mounters: list[Mounter] = [Folder(source), ours]

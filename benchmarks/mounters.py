@@ -201,6 +201,10 @@ class WithoutPassthrough(Osmo):
         self.holder.stdout.readline()
         self.enter = ("nsenter", "--preserve-credentials", "--user", "--mount", "-t", str(self.holder.pid))
 
+    @classmethod
+    def missing(cls) -> bool:
+        return bool(subprocess.run(["unshare", "--user", "--map-root-user", "--mount", "true"], check=False).returncode)
+
     def end(self) -> None:
         """Give the namespace up."""
         self.holder.communicate()

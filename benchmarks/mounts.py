@@ -13,9 +13,10 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 from benchmarks import epochs, generate
 from benchmarks.measure import run
@@ -30,11 +31,11 @@ QUICK = 0.0002
 """The scale at which everything is only tried."""
 
 
-def wide(folder: Path, rounds: int, scale: float) -> str:
+def wide(folder: Path, rounds: int, scale: float, only: Sequence[str]) -> str:
     """From the start of the mount to the end of the first `ls`, of a version of very many files."""
     count = max(2000, int(FILES * scale))
     work = folder / "wide"
-    ours, results = Osmo(work / "osmo"), Results("rclone")
+    ours, results = Osmo(work / "osmo"), Results("rclone", only)
     env = {**os.environ, **ours.env()}
     subprocess.run([sys.executable, "-m", "benchmarks.wide", ours.dataset, str(count)], env=env, check=True)
     plain = work / "plain"  # the same folders, without their files: rclone looks at the top alone
@@ -65,14 +66,14 @@ def _first_ls(who: Mounter) -> Sample:
     return Sample(time.perf_counter() - begun, cost.cpu, who.cpu(), None, who.memory())
 
 
-def large(folder: Path, rounds: int, scale: float) -> str:
+def large(folder: Path, rounds: int, scale: float, only: Sequence[str]) -> str:
     """One large file: read for the first time, and from the caches by mounts that were just made."""
     work = folder / "large"
     source = work / "source"
     source.mkdir(parents=True)
     size = max(4 << 20, int(LARGE * scale))
     generate.noise(source / "camera.mp4", size, 5)
-    results = Results("local disk")
+    results = Results("local disk", only)
     ours = Osmo(work / "osmo")
     ours.prepare(source)
     other = WithoutPassthrough(work / "plain", home=work / "osmo")
@@ -98,7 +99,7 @@ def large(folder: Path, rounds: int, scale: float) -> str:
     return f"### large: one file of {size >> 20:,} MiB, {rounds} rounds\n\n{results.table()}"
 
 
-def tree(name: str, folder: Path, rounds: int, scale: float) -> str:
+def tree(name: str, folder: Path, rounds: int, scale: float, only: Sequence[str]) -> str:
     """Find and read all files of a data set: by mounts without and with something in their caches, and again."""
     work = folder / name
     source, tar = work / "source", work / "tar" / "source.tar"
@@ -107,7 +108,7 @@ def tree(name: str, folder: Path, rounds: int, scale: float) -> str:
     with tarfile.open(tar, "w") as out:
         out.add(source, arcname=".")
     names, size = listed(source, work / "names")
-    results = Results("local disk")
+    results = Results("local disk", only)
     ours = Osmo(work / "osmo")
     ours.prepare(source)
     mounters = results.chosen(
@@ -129,21 +130,24 @@ def tree(name: str, folder: Path, rounds: int, scale: float) -> str:
     return f"{head}\n\n{results.table()}"
 
 
-PARTS: dict[str, Callable[[Path, int, float], str]] = {
+Part: TypeAlias = Callable[[Path, int, float, Sequence[str]], str]
+
+PARTS: dict[str, Part] = {
     "wide": wide,
     "large": large,
     "small": partial(tree, "small"),
     "mixed": partial(tree, "mixed"),
-    "stream": epochs.streamed,
+    "stream": partial(epochs.streamed, "video"),
+    "stream-mixed": partial(epochs.streamed, "mixed"),
     "loader": epochs.loaded,
 }
 
 
-def compare(name: str, folder: Path, rounds: int, scale: float) -> str:
+def compare(name: str, folder: Path, rounds: int, scale: float, only: Sequence[str]) -> str:
     """Do one part; returns a report in Markdown."""
     own = folder / "mounts"
     shutil.rmtree(own, ignore_errors=True)
     try:
-        return PARTS[name](own, rounds, scale)
+        return PARTS[name](own, rounds, scale, only)
     finally:
         shutil.rmtree(own, ignore_errors=True)

@@ -33,14 +33,19 @@ class Sample:
 
 @dataclass(slots=True)
 class Results:
-    """What was found, by step and contender. ``base`` is the one that all are compared with."""
+    """What was found, by step and contender. ``base`` is the one that all are compared with; it and casstore take part
+    whatever ``only`` says.
+    """
 
     base: str
+    only: Sequence[str] = ()
     samples: dict[tuple[str, str], list[Sample]] = field(default_factory=lambda: defaultdict(list))
     notes: list[str] = field(default_factory=list)
 
     def chosen(self, mounters: Sequence[Mounter]) -> list[Mounter]:
-        """Those that are installed; the others are named in the notes."""
+        """Those that are wanted and installed; what is not installed is named in the notes."""
+        always = (self.base, Osmo.name)
+        mounters = [one for one in mounters if not self.only or one.name in self.only or one.name in always]
         absent = [one.name for one in mounters if one.missing()]
         if absent:
             self.notes.append(f"not installed: {', '.join(absent)}")

@@ -1,4 +1,4 @@
-"""Cached files become clones where the file system has them: on Btrfs or XFS in a file, mounted for the test."""
+"""Cached files become clones where the file system has them: on Btrfs and XFS in a file, mounted for the test."""
 
 from __future__ import annotations
 
@@ -23,25 +23,26 @@ from casstore.transfer.place import clone
 
 _FIEMAP = 0xC020660B
 _SHARED = 0x2000
-_SIZES = {"mkfs.xfs": 400 << 20, "mkfs.btrfs": 128 << 20}
+_SIZES = {"xfs": 400 << 20, "btrfs": 128 << 20}
 
 
-@pytest.fixture(scope="module")
-def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+@pytest.fixture(scope="module", params=_SIZES)
+def disk(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Path]:
     """A folder on a file system with reflinks."""
+    kind = request.param
     folder = tmp_path_factory.mktemp("reflink")
-    path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
-    maker = next((found for name in _SIZES if (found := shutil.which(name, path=path))), None)
+    maker = shutil.which(f"mkfs.{kind}", path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
     if maker is None or os.geteuid() != 0:
-        pytest.skip("this needs root, and mkfs.xfs or mkfs.btrfs")
+        pytest.skip(f"this needs root, and mkfs.{kind}")
     image, point = folder / "image", folder / "disk"
     point.mkdir()
     with open(image, "wb") as file:
-        file.truncate(_SIZES[Path(maker).name])
-    subprocess.run([maker, "-q", str(image)], check=True)
-    done = subprocess.run(["mount", "-o", "loop", str(image), str(point)], check=False, capture_output=True, text=True)
+        file.truncate(_SIZES[kind])
+    subprocess.run([maker, "-q", str(image)], check=True, capture_output=True)
+    mount = ["mount", "-t", kind, "-o", "loop", str(image), str(point)]
+    done = subprocess.run(mount, check=False, capture_output=True, text=True)
     if done.returncode:
-        pytest.skip(f"no loop mount is possible here: {done.stderr.strip()}")
+        pytest.skip(f"no loop mount of {kind} is possible here: {done.stderr.strip()}")
     yield point
     subprocess.run(["umount", str(point)], check=True)
 
