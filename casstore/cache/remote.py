@@ -19,12 +19,14 @@ from collections.abc import Iterable
 from casstore import hashing
 from casstore.cache.files import FileCache
 from casstore.cache.frames import FrameCache
-from casstore.cache.space import Space
+from casstore.cache.space import Space, default_limit
 from casstore.errors import StorageError
 from casstore.model import DIGEST_SIZE, Buffer
 
-__all__ = ["RemoteCache"]
+__all__ = ["FOLDER", "RemoteCache"]
 
+FOLDER = "data"
+"""The folder of the cache, in that of all that is cached for a user."""
 _MOST_SEGMENTS = 1 << 16
 
 
@@ -45,6 +47,12 @@ class RemoteCache:
             return cls(Space(folder, limit))
         except StorageError:
             return None
+
+    @classmethod
+    def default(cls, folder: str) -> RemoteCache | None:
+        """The cache of a user whose cached things are in ``folder``, as large as ``default_limit`` says."""
+        place = os.path.join(folder, FOLDER)
+        return cls.at(place, default_limit(place))
 
     def object(self, identity: bytes, most: int) -> bytes | None:
         """Return an object of at most ``most`` bytes, verified, if it is there."""

@@ -2,7 +2,8 @@
 
 Decided here and only here: that all instances of a process share open stores, the chunks in memory, and what each tag
 meant when it was first asked for; and that a process which was forked off opens everything anew but keeps that meaning,
-so that all workers see the same versions. Buckets and credentials are those of the user's ``config.yaml``.
+so that all workers see the same versions. Buckets and credentials are those of the user's ``config.yaml``. What was
+read from far away stays on the disk, in the user's cache.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
+from casstore.cache.remote import RemoteCache
 from casstore.config import DEFAULT_BUCKET, BucketConfig, Config, find_paths, load_config
 from casstore.dataset.bucket import Bucket
 from casstore.dataset.opening import open_store
@@ -51,6 +53,7 @@ class Source:
             store = self._stack.enter_context(open_store(declared, config=config))
         except NotFoundError as error:  # not a file that is missing, but all of them
             raise StorageError(error.message, hint=error.hint) from None
+        store.use(RemoteCache.default(config.paths.cache), recall=True)
         far = not store.backend.capabilities.local
         pool = self._threads(PARALLEL) if far else None
         self.bucket = Bucket(store, name=declared.name, user=config.user)

@@ -12,14 +12,17 @@ from casstore.config import find_paths
 
 if TYPE_CHECKING:
     from casstore.cache.files import FileCache
+    from casstore.cache.remote import RemoteCache
     from casstore.cache.space import Space
 
-__all__ = ["cache_dir", "open_files", "open_space"]
+__all__ = ["cache_dir", "open_cache", "open_files", "open_space"]
 
 
 def cache_dir() -> str:
     """Where it is kept what was read from stores."""
-    return os.path.join(find_paths().cache, "data")
+    from casstore.cache.remote import FOLDER
+
+    return os.path.join(find_paths().cache, FOLDER)
 
 
 def open_space() -> Space:
@@ -37,3 +40,10 @@ def open_files(*, make: bool = False) -> FileCache | None:
     if not make and not os.path.isdir(os.path.join(cache_dir(), "files")):
         return None
     return FileCache(open_space())
+
+
+def open_cache() -> RemoteCache | None:
+    """What is kept of stores that are far away; None where nothing is."""
+    from casstore.cache.remote import RemoteCache
+
+    return RemoteCache(open_space()) if os.path.isdir(cache_dir()) else None

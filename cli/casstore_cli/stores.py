@@ -52,6 +52,11 @@ def open_bucket(name: str | None = None, *, write: bool = False, config: Config 
         )
 
 
+def is_writable(name: str) -> bool:
+    """Whether a declared bucket may be written to, by its declaration."""
+    return load_config().bucket(name).mode != "read-only"
+
+
 @contextlib.contextmanager
 def open_store(bucket: BucketConfig, *, create: bool = False, config: Config | None = None) -> Iterator[Store]:
     """The store of a bucket, with the credentials of ``config``. ``create`` makes the folder and the store where there

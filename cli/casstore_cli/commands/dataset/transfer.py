@@ -217,7 +217,7 @@ def download(
     """
     from casstore.dataset import checkout, parse_ref
     from casstore.transfer.download import Cached
-    from casstore_cli.caching import open_files
+    from casstore_cli.caching import open_cache, open_files
     from casstore_cli.stores import open_bucket
 
     ref = parse_ref(name)
@@ -225,6 +225,7 @@ def download(
     writable_folder(benchmark_out)
     with open_bucket(ref.bucket) as bucket:
         files = open_files(make=cache or link)
+        bucket.store.use(open_cache())
         again = "" if os.path.isdir(os.path.join(path, ref.name)) and not resume else " with --resume"
         with working("Downloading", f"download again{again} to continue from here") as meter:
             result = checkout.download(
