@@ -299,8 +299,10 @@ def _descendants() -> list[int]:
 
 def _stop_being_root() -> None:
     """Have another number than 0 for the same user: programs that give up root's rights can't where root is alone."""
+    with open("/proc/self/uid_map", encoding="ascii") as lines:
+        alone = lines.read().split()[2:] == ["1"]
     uid, gid = os.geteuid(), os.getegid()
-    if _call("unshare", _CLONE_NEWUSER) != 0:
+    if not alone or _call("unshare", _CLONE_NEWUSER) != 0:
         return
     for name, text in (("setgroups", "deny"), ("uid_map", f"1000 {uid} 1"), ("gid_map", f"1000 {gid} 1")):
         with open(f"/proc/self/{name}", "w", encoding="ascii") as stream:
