@@ -66,6 +66,7 @@ class Op(IntEnum):
     LISTXATTR = 23
     REMOVEXATTR = 24
     INIT = 26
+    OPENDIR = 27
     READDIR = 28
     RELEASEDIR = 29
     CREATE = 35
@@ -100,6 +101,7 @@ class OpenFlag(IntFlag):
     """What a reply to ``FUSE_OPEN`` asks for."""
 
     KEEP_CACHE = 1 << 1
+    CACHE_DIR = 1 << 3
     NOFLUSH = 1 << 5
     PASSTHROUGH = 1 << 7
 

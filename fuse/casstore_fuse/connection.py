@@ -81,6 +81,7 @@ _UNANSWERED = frozenset({Op.FORGET, Op.BATCH_FORGET, Op.INTERRUPT})
 _COUNTED = 1
 """The handle of an open file whose closing matters; that of all others is 0."""
 _CACHED_OPEN = abi.open_out(OpenFlag.KEEP_CACHE | OpenFlag.NOFLUSH)
+_FOLDER_OPEN = abi.open_out(OpenFlag.KEEP_CACHE | OpenFlag.CACHE_DIR)
 
 
 class Connection:
@@ -123,6 +124,7 @@ class Connection:
             Op.GETXATTR: self._getxattr,
             Op.LISTXATTR: self._listxattr,
             Op.RELEASE: self._release,
+            Op.OPENDIR: self._open_folder,
             Op.RELEASEDIR: self._release_folder,
             Op.INIT: self._init,
         }
@@ -252,6 +254,12 @@ class Connection:
         if abi.HANDLE.unpack_from(body)[0]:
             self._through.release(node)
         self._reply(unique)
+
+    def _open_folder(self, unique: int, _: int, __: memoryview) -> None:
+        if InitFlag.NO_OPENDIR_SUPPORT in self.flags:
+            self._error(unique, errno.ENOSYS)  # from now on they are opened without asking
+        else:
+            self._reply(unique, _FOLDER_OPEN)
 
     def _release_folder(self, unique: int, _: int, __: memoryview) -> None:
         self._reply(unique)

@@ -83,6 +83,11 @@ class Members:
             for node, path, size in vfs.files():
                 yield self._begins[number] + node - FIRST, name + b"/" + path, size
 
+    def sample(self) -> Iterator[int]:
+        """Yield the sizes of some of the files."""
+        for vfs in self._trees:
+            yield from vfs.sample()
+
     def target(self, node: int) -> bytes:
         """Return what a symbolic link points to."""
         number, own = self._split(node)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import OrderedDict
+from collections.abc import Iterator
 from itertools import accumulate
 from threading import Lock
 from typing import NamedTuple
@@ -21,6 +22,9 @@ __all__ = ["Leaf", "Positions"]
 
 LEAVES = 256
 """Parsed leaves that are kept: about half a KiB for an entry, so some 64 MiB at most."""
+
+SAMPLE = 4
+"""Leaves that stand for all of them, or a few more."""
 
 
 class Leaf(NamedTuple):
@@ -90,6 +94,13 @@ class Positions:
         at = bisect_right(leaf.starts, number) - 1
         group = leaf.groups[at]
         return number, group.rows[number - leaf.starts[at] :] if group.directory == directory else []
+
+    def some_rows(self) -> Iterator[Row]:
+        """Yield the rows of a few leaves, taken from all over the version."""
+        step = max(1, len(self._refs) // SAMPLE)
+        for which in range(step // 2, len(self._refs), step):
+            for group in self.leaf(which).groups:
+                yield from group.rows
 
     def leaf(self, which: int) -> Leaf:
         """Return a parsed leaf."""

@@ -3,14 +3,16 @@
 Decided here and only here: what happens when the process that answers the kernel dies. The supervisor does nothing
 but hold the mount's descriptor and wait: while it is held, the kernel keeps the mount and the requests in it, and a
 new server goes on where the other one stopped; on kernels that can send again what was taken and not answered (6.9),
-no reader notices. A server that dies again and again, one that says that it can't serve, and the end of the supervisor
-itself take the mount away, so that none is left that answers nobody.
+no reader notices. On others, whoever had asked would wait for ever, where not even SIGKILL ends that: there the mount
+goes with its server, and so does one that libfuse made. A server that dies again and again, one that says that it
+can't serve, and the end of the supervisor itself take the mount away, so that none is left that answers nobody.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
 import os
 import signal
 import time
@@ -18,10 +20,13 @@ from collections.abc import Callable
 from types import FrameType
 
 from casstore.errors import CasstoreError
+from casstore_fuse.abi import InitFlag
 from casstore_fuse.mounting import unmount
 from casstore_fuse.state import State
 
 __all__ = ["RefusedError", "supervise"]
+
+_log = logging.getLogger("casstore.fuse")
 
 PATIENCE = 5
 """Deaths of servers within ``WINDOW`` seconds after which the mount is given up."""
@@ -39,9 +44,10 @@ class RefusedError(Exception):
 
 
 def supervise(
-    descriptor: int, path: str, state: State, serve: Serve, *, release: Callable[[], None] | None = None
+    descriptor: int | None, path: str, state: State, serve: Serve, *, release: Callable[[], None] | None = None
 ) -> int:
-    """Run ``serve`` in child processes until the mount is gone; returns the exit code of the last one.
+    """Run ``serve`` in child processes until the mount is gone; returns the exit code of the last one. Without a
+    ``descriptor`` of the mount there is only one of them.
 
     SIGTERM, SIGINT and SIGHUP unmount, lazily where the mount is in use: what is open then stays readable until it is
     closed. ``release`` unmounts, where that takes more than unmounting ``path``. To be called by a process without
@@ -72,6 +78,9 @@ def supervise(
                 return 0
             if stopping or code == REFUSED:
                 return code
+            if descriptor is None or (state.flags and InitFlag.HAS_RESEND not in InitFlag(state.flags)):
+                _log.error("the server of %s died, and nobody can take over: the mount is gone", path)
+                return code
             state.count("restarts")
             deaths.append(time.monotonic())
             if len(deaths) >= PATIENCE and deaths[-1] - deaths[-PATIENCE] < WINDOW:
@@ -80,7 +89,8 @@ def supervise(
         if not gone:
             with contextlib.suppress(CasstoreError):
                 take_away()
-        os.close(descriptor)
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def _wait(child: int) -> int:
@@ -102,9 +112,7 @@ def _child(serve: Serve, deaths: int) -> None:
         code = 0
     except RefusedError:
         code = REFUSED
-    except BaseException:
-        import logging  # noqa: PLC0415 - seldom needed
-
-        logging.getLogger("casstore.fuse").exception("the server of a mount failed")
+    except BaseException:  # noqa: BLE001 - whatever it was, the process ends here
+        _log.exception("the server of a mount failed")
     finally:
         os._exit(code)

@@ -96,6 +96,10 @@ class Vfs:
             if entry.kind == Kind.FILE:
                 yield number + FIRST, entry.path, entry.size
 
+    def sample(self) -> Iterator[int]:
+        """Yield the sizes of some of the files, from all over the version."""
+        return (row.size for row in self._entries.some_rows() if row.kind == Kind.FILE)
+
     def target(self, node: int) -> bytes:
         """Return what a symbolic link points to."""
         return self._entries.row(node - FIRST)[1].target

@@ -7,6 +7,7 @@ import hashlib
 import mmap
 import os
 import random
+import shutil
 import signal
 import stat
 import subprocess
@@ -27,9 +28,11 @@ from casstore.dataset import Bucket
 from casstore.errors import CasstoreError, ConflictError, NotFoundError, UsageError
 from casstore.repo.store import Store
 from casstore.testing.faults import Fault, FaultBackend, FaultPlan
+from casstore_fuse import abi, connection
 from casstore_fuse.abi import InitFlag
 from casstore_fuse.connection import Connection
-from casstore_fuse.contents import Contents
+from casstore_fuse.contents import Contents, Layout
+from casstore_fuse.library import Library
 from casstore_fuse.mounting import mount, unmount
 from casstore_fuse.state import State
 from casstore_fuse.vfs import Vfs
@@ -47,18 +50,34 @@ pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
 
 class Mounted:
-    """A mount that is served by a thread of this process."""
+    """A mount that is served by threads of this process."""
 
-    def __init__(self, bucket: Bucket, path: Path, *, no_open: bool = False, files: FileCache | None = None) -> None:
+    connection: Connection | None = None
+    descriptor: int | None = None
+
+    def __init__(
+        self,
+        bucket: Bucket,
+        path: Path,
+        *,
+        no_open: bool = False,
+        files: FileCache | None = None,
+        library: bool = False,
+    ) -> None:
         self.path = path
         self.state = State.anonymous()
         tree = bucket.tree(bucket.resolve("ds"))
         self.contents = Contents(bucket.store, tree, files=files, state=self.state)
-        descriptor = mount(str(path), "osmo:ds")
-        self.connection = Connection(
-            descriptor, Vfs(tree, uid=0, gid=0), self.contents, state=self.state, no_open=no_open
-        )
-        self.descriptor = descriptor
+        vfs = Vfs(tree, uid=0, gid=0)
+        if library:
+            ready = threading.Event()
+            serve = Library(vfs, self.contents, state=self.state, ready=ready.set).serve
+            self.thread = threading.Thread(target=serve, args=(str(path), "osmo:ds"))
+            self.thread.start()
+            assert ready.wait(60)
+            return
+        self.descriptor = mount(str(path), "osmo:ds")
+        self.connection = Connection(self.descriptor, vfs, self.contents, state=self.state, no_open=no_open)
         self.thread = threading.Thread(target=self.connection.serve)
         self.thread.start()
 
@@ -69,7 +88,8 @@ class Mounted:
         except NotFoundError as error:
             with_errors.append(error)
         self.thread.join()
-        os.close(self.descriptor)
+        if self.descriptor is not None:
+            os.close(self.descriptor)
         self.contents.close()
 
 
@@ -84,6 +104,7 @@ def source(tmp_path: Path) -> Path:
     (root / "large").write_bytes(rng.randbytes(5 << 20))
     (root / "run").write_bytes(b"#!/bin/sh\necho works\n")
     (root / "run").chmod(0o755)
+    shutil.copy(shutil.which("ls") or sys.executable, root / "program")
     (root / "link").symlink_to("d0/f0")
     (root / "empty").mkdir()
     os.utime(root / "large", ns=(0, -5_000_000_001))
@@ -103,12 +124,12 @@ def bucket(source: Path, faults: FaultBackend) -> Iterator[Bucket]:
         yield found
 
 
-@pytest.fixture(params=["open", "no-open", "passthrough"])
+@pytest.fixture(params=["open", "no-open", "passthrough", "library"])
 def mounted(bucket: Bucket, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Mounted]:
     path = tmp_path / "mnt"
     path.mkdir()
     files = FileCache(Space(str(tmp_path / "cache"), 1 << 30)) if request.param == "passthrough" else None
-    found = Mounted(bucket, path, no_open=request.param == "no-open", files=files)
+    found = Mounted(bucket, path, no_open=request.param == "no-open", files=files, library=request.param == "library")
     yield found
     found.end()
 
@@ -140,6 +161,9 @@ def test_tools_see_no_difference(mounted: Mounted, source: Path) -> None:
     assert len(done.stdout) > 5 << 20
     run = subprocess.run(["sh", "-c", '"$0"', str(mounted.path / "run")], capture_output=True, check=True)
     assert run.stdout == b"works\n"
+    for _ in range(2):  # the second time perhaps from the cache, by the kernel itself
+        run = subprocess.run(["sh", "-c", '"$0" --version', mounted.path / "program"], capture_output=True, check=True)
+        assert run.stdout
 
 
 def test_random_ranges_and_maps(mounted: Mounted, source: Path) -> None:
@@ -181,6 +205,7 @@ def test_nothing_can_be_changed(mounted: Mounted) -> None:
 def test_what_was_read_as_a_whole_is_read_by_the_kernel(mounted: Mounted, source: Path) -> None:
     if mounted.contents.files is None:
         return  # what the other mounts do is tested above
+    assert mounted.connection is not None
     data = (source / "large").read_bytes()
     assert (mounted.path / "large").read_bytes() == data
     if InitFlag.PASSTHROUGH not in mounted.connection.flags:
@@ -208,6 +233,83 @@ def test_a_read_that_fails_is_an_error_and_the_next_one_is_whole(
     assert (mounted.path / "large").read_bytes() == (source / "large").read_bytes()
 
 
+def test_reads_that_hang_hold_up_nobody_else(
+    mounted: Mounted, source: Path, faults: FaultBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"d{number % 7}/f{number}" for number in range(300)]
+    slow = [name for name in names if (source / name).stat().st_size == 100_000][:6]
+    (mounted.path / "run").read_bytes()
+    fetch, going, go_on = mounted.contents.fetch, threading.Semaphore(0), threading.Event()
+
+    def hang(node: int, layout: Layout, offset: int, size: int) -> list[memoryview]:
+        going.release()
+        assert go_on.wait(60)
+        return fetch(node, layout, offset, size)
+
+    with monkeypatch.context() as patch, ThreadPoolExecutor(len(slow)) as pool:
+        patch.setattr(mounted.contents, "fetch", hang)
+        readers = [pool.submit((mounted.path / name).read_bytes) for name in slow]
+        for _ in slow:
+            assert going.acquire(timeout=60)
+        try:
+            assert len(list(mounted.path.iterdir())) == len(list(source.iterdir()))
+            assert (mounted.path / "empty").stat().st_nlink == 2
+            assert (mounted.path / "run").read_bytes() == (source / "run").read_bytes()
+            assert not any(reader.done() for reader in readers)
+        finally:
+            go_on.set()
+        assert [reader.result() for reader in readers] == [(source / name).read_bytes() for name in slow]
+
+
+def test_readers_of_many_processes(mounted: Mounted, source: Path) -> None:
+    script = 'cd "$0" && find . -type f -exec sha256sum {} + | LC_ALL=C sort'
+    readers = [subprocess.Popen(["sh", "-c", script, mounted.path], stdout=subprocess.PIPE) for _ in range(4)]
+    wanted = subprocess.run(["sh", "-c", script, source], stdout=subprocess.PIPE, check=True).stdout
+    assert wanted.count(b"\n") > 300
+    assert [reader.communicate()[0] for reader in readers] == [wanted] * 4
+    assert [reader.returncode for reader in readers] == [0] * 4
+
+
+OPTIONAL = [flag for flag in InitFlag if flag in connection._WANTED | InitFlag.PASSTHROUGH]
+
+
+@pytest.mark.parametrize("no_open", [False, True], ids=["open", "no-open"])
+@pytest.mark.parametrize("missing", [*OPTIONAL, sum(OPTIONAL)], ids=[*(str(flag.name) for flag in OPTIONAL), "ALL"])
+def test_a_kernel_that_offers_less(
+    bucket: Bucket, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: int, no_open: bool
+) -> None:
+    parse, opened = abi.parse_init, Connection._open_folder
+
+    def offer(body: memoryview) -> abi.InitIn:
+        flags = parse(body).flags & ~missing
+        if missing & InitFlag.INIT_EXT:
+            flags &= 0xFFFFFFFF  # there was no second half then
+        return parse(body)._replace(flags=flags, minor=31 if missing & InitFlag.INIT_EXT else parse(body).minor)
+
+    folders: list[int] = []
+
+    def open_folder(self: Connection, unique: int, node: int, body: memoryview) -> None:
+        folders.append(node)
+        opened(self, unique, node, body)
+
+    monkeypatch.setattr(abi, "parse_init", offer)
+    monkeypatch.setattr(Connection, "_open_folder", open_folder)
+    (tmp_path / "mnt").mkdir()
+    files = FileCache(Space(str(tmp_path / "cache"), 1 << 30))
+    found = Mounted(bucket, tmp_path / "mnt", no_open=no_open, files=files)
+    try:
+        before = tree_of(source)
+        assert tree_of(found.path) == before
+        assert tree_of(found.path) == before
+        assert found.connection is not None
+        assert not found.connection.flags & missing
+        assert (found.state.get("opened") == 0) == (no_open and InitFlag.NO_OPEN_SUPPORT in found.connection.flags)
+        assert (len(folders) > 1) == (InitFlag.NO_OPENDIR_SUPPORT not in found.connection.flags)
+        assert found.state.get("errors") == 0
+    finally:
+        found.end()
+
+
 def test_a_mount_in_use_is_not_taken_away(mounted: Mounted) -> None:
     with open(mounted.path / "large", "rb"), pytest.raises(ConflictError):
         unmount(str(mounted.path))
@@ -222,12 +324,13 @@ def test_wrong_places(tmp_path: Path) -> None:
 
 
 SERVER = """
-import sys, threading
+import os, sys, threading
 from casstore.backend.registry import open_backend
 from casstore.cache.files import FileCache
 from casstore.cache.space import Space
 from casstore.dataset import Bucket
 from casstore.repo.store import Store
+from casstore_fuse import abi
 from casstore_fuse.connection import Connection
 from casstore_fuse.contents import Contents
 from casstore_fuse.mounting import mount
@@ -235,7 +338,10 @@ from casstore_fuse.state import State
 from casstore_fuse.supervisor import supervise
 from casstore_fuse.vfs import Vfs
 
-url, path, page = sys.argv[1:]
+url, path, page, old = sys.argv[1:]
+if old:
+    parse = abi.parse_init
+    abi.parse_init = lambda body: parse(body)._replace(flags=parse(body).flags & ~abi.InitFlag.HAS_RESEND)
 state = State.create(page)
 descriptor = mount(path, "osmo:ds")
 
@@ -244,6 +350,8 @@ def serve(deaths):
     bucket = Bucket(store, name="b", user="u")
     tree = bucket.tree(bucket.resolve("ds"))
     contents = Contents(store, tree, files=FileCache(Space(page + ".cache", 1 << 30)))
+    if old:
+        contents.fetch = lambda *_: threading.Event().wait()
     connection = Connection(descriptor, Vfs(tree, uid=0, gid=0), contents, state=state, first=not deaths)
     connection.serve()
 
@@ -251,14 +359,16 @@ sys.exit(supervise(descriptor, path, state, serve))
 """
 
 
-@pytest.fixture
-def supervised(source: Path, tmp_path: Path) -> Iterator[tuple[Path, subprocess.Popen[bytes], State]]:
+@pytest.fixture(params=[""])
+def supervised(
+    source: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[tuple[Path, subprocess.Popen[bytes], State]]:
     url = f"file://{tmp_path}/store"
     with Store.open(open_backend(url, create=True), create=True) as store:
         Bucket(store, name="b", user="u").upload("ds", [f"{source}/*"])
     path, page = tmp_path / "mnt", tmp_path / "page"
     path.mkdir()
-    process = subprocess.Popen([sys.executable, "-c", SERVER, url, str(path), str(page)])
+    process = subprocess.Popen([sys.executable, "-c", SERVER, url, str(path), str(page), request.param])
     while not os.path.ismount(path):
         assert process.poll() is None
         time.sleep(0.01)
@@ -304,6 +414,25 @@ def test_a_server_killed_under_load_is_replaced_and_no_reader_notices(
         stop.set()
         assert [reader.result() > 0 for reader in readers] == [True] * len(readers)
     assert tree_of(path) == tree_of(source)
+
+
+@pytest.mark.parametrize("supervised", ["old"], indirect=True)
+def test_nobody_waits_for_ever_where_the_kernel_can_not_send_again(
+    supervised: tuple[Path, subprocess.Popen[bytes], State],
+) -> None:
+    path, process, state = supervised
+    with ThreadPoolExecutor(1) as pool, open(path / "large", "rb") as file:
+        reader = pool.submit(file.read)
+        while not state.get("reads"):
+            time.sleep(0.01)
+        assert not reader.done()
+        server = server_of(process)
+        assert server is not None
+        os.kill(server, signal.SIGKILL)
+        with pytest.raises(OSError, match=r"(?i)connect"):
+            reader.result()
+    assert process.wait(60)
+    assert not os.path.ismount(path)
 
 
 def test_a_supervisor_that_is_ended_takes_the_mount_away(
