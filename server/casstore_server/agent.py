@@ -42,7 +42,7 @@ def local_agents(settings: Settings) -> ProcessAgents:
     # ``-P`` keeps the current folder out of the module path.
     told = msgspec.json.encode(settings, enc_hook=str).decode()
     command = [sys.executable, "-P", "-m", "casstore_server.agent", told]
-    cleaner = Cleaner(Homes(settings.workflows), ServerMounts(settings), lambda: sweep_groups(probe().bases))
+    cleaner = Cleaner(Homes(settings.workflows), ServerMounts(settings), lambda _: sweep_groups(probe().bases))
     return ProcessAgents(_runs(settings), Nursery(command), cleaner)
 
 

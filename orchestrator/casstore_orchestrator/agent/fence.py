@@ -24,17 +24,17 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Cleaner:
-    """Removes the traces of dead runs. ``sweep`` removes what killed supervisors left of control groups."""
+    """Removes the traces of dead runs. ``sweep`` removes what their executor can have left on the machine."""
 
     homes: Homes
     mounts: VersionMounts | None = None
-    sweep: Callable[[], None] = lambda: None
+    sweep: Callable[[RunKey], None] = lambda _: None
 
     def clean(self, run: RunKey, past: Past) -> None:
         """Remove mounts, homes and control groups. What can't be removed is told in the server's log."""
         folder = self.homes.mounts(run.workflow_id, run.group, run.placement)
         with _told(run):
-            self.sweep()
+            self.sweep(run)
         with _told(run):
             if self.mounts is not None:
                 self.mounts.clear(folder)

@@ -189,7 +189,10 @@ class Link:
         folder, look = self._folder, _FIRST_LOOK
         tries, process, since = 0, 0, time.monotonic()
         if self._start is not None and not folder.closed:
-            folder.put(self._start)
+            if self._seen and not folder.path.exists():
+                self._start = None  # it was there, and must not begin again
+            else:
+                folder.put(self._start)
         while True:
             self._check()
             if not folder.closed:
@@ -395,7 +398,7 @@ class Link:
                 past, why = Past(), error.message if isinstance(error, CasstoreError) else str(error)
             folder.close()
             if past is None:
-                past, why = Past(), why or "The group was over before its agent could begin."
+                past, why = Past(), why or "No trace of the group's agent is left."
             self._host.cleaner.clean(run, past)
             if not self._silent:
                 self._tell_end(past, why)
