@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import threading
 import time
 from collections.abc import Callable
@@ -19,17 +18,20 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from casstore.cache.files import FileCache
-from casstore.cache.space import Space, default_limit
+from casstore.cache.remote import RemoteCache
+from casstore.cache.space import default_limit
+from casstore.dataset.sources import matcher
 from casstore.errors import CasstoreError, StorageError
-from casstore.model import Totals
+from casstore.repo.part import part_of
 from casstore.repo.store import Store
 from casstore.repo.tree import Tree
-from casstore_fuse import layers
+from casstore_fuse import layers, modes
 from casstore_fuse.ahead import Ahead
 from casstore_fuse.connection import READ_AHEAD, Connection
 from casstore_fuse.contents import Contents
+from casstore_fuse.guard import Guard
 from casstore_fuse.layers import Layer
+from casstore_fuse.library import Library
 from casstore_fuse.members import Members
 from casstore_fuse.mounting import mount, read_ahead, unmount
 from casstore_fuse.records import Record, Registry, namespace, started_at, take_away
@@ -37,17 +39,13 @@ from casstore_fuse.state import State
 from casstore_fuse.supervisor import RefusedError, supervise
 from casstore_fuse.vfs import Vfs
 
-__all__ = ["Member", "Settings", "default_limit", "prefers_no_open", "run"]
+__all__ = ["Member", "Settings", "default_limit", "run"]
 
 _log = logging.getLogger("casstore.fuse")
 
-SMALL = 64 << 10
-"""Bytes of an average file below which opening costs more than reading."""
 LOG_SIZE = 1 << 20
 """Bytes after which a log is begun anew; the one before is kept."""
 _LIMIT = 20 << 30
-_PASSTHROUGH = (6, 9)
-_CAP_SYS_ADMIN = 1 << 21
 _PATIENCE = 600.0
 _PAUSE = 30.0
 
@@ -70,8 +68,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     A collection has ``members``, each for a folder of its name, and no version and manifest of its own (0 and "").
 
     ``runtime`` and ``state`` are the folders of the ``Registry``; ``cache`` is where what was read is kept, None for
-    nowhere; ``prefetch`` is a pattern, empty for all files and None for none. ``below``: somebody else lays something
-    over it that can be written to.
+    nowhere; ``prefetch`` is a pattern, empty for all files and None for none; ``regex`` is one for what is shown at all. ``below``: somebody else lays something
+    over it that can be written to. ``hold``: with a lease, see ``Guard``; not where nothing may be written.
     """
 
     path: str
@@ -81,13 +79,14 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     manifest: str
     runtime: str
     state: str
-    no_open: bool = False
     members: tuple[Member, ...] = ()
     writable: bool = False
     below: bool = False
     cache: str | None = None
     limit: int = _LIMIT
     prefetch: str | None = None
+    regex: str = ""
+    hold: bool = True
 
     @property
     def title(self) -> str:
@@ -98,22 +97,6 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     def source(self) -> str:
         """What ``mount`` and ``df`` show."""
         return f"osmo:{self.bucket}/{self.title}"
-
-
-def prefers_no_open(totals: Totals, *, cached: bool) -> bool:
-    """Whether the kernel should open files without asking: where most are small, and where none could be handed to it
-    whole.
-    """
-    return totals.size < SMALL * totals.files or not (cached and _may_pass_through())
-
-
-def _may_pass_through() -> bool:
-    release = [int(part) for part in re.findall(r"\d+", os.uname().release)[:2]]
-    with contextlib.suppress(OSError), open("/proc/self/status", encoding="ascii", errors="replace") as file:
-        for line in file:
-            if line.startswith("CapEff:"):
-                return tuple(release) >= _PASSTHROUGH and bool(int(line.split()[1], 16) & _CAP_SYS_ADMIN)
-    return False
 
 
 def run(settings: Settings, open_store: OpenStore, ready: Ready, *, verbose: bool = False) -> int:
@@ -158,7 +141,7 @@ def run(settings: Settings, open_store: OpenStore, ready: Ready, *, verbose: boo
     state = State.create(page)
     try:
         registry.put(record)
-        descriptor = mount(target, settings.source)
+        descriptor = None if modes.by_library() else mount(target, settings.source)
         server = _Server(settings, registry, record, state, open_store, ready)
         return supervise(
             descriptor,
@@ -198,8 +181,8 @@ class _Server:
         self._open_store = open_store
         self._ready = ready
 
-    def serve(self, descriptor: int, deaths: int) -> None:
-        """Answer until the mount is gone. ``deaths``: servers that died before."""
+    def serve(self, descriptor: int | None, deaths: int) -> None:
+        """Answer until the mount is gone. No ``descriptor``: libfuse mounts. ``deaths``: servers that died before."""
         if deaths:
             _log.error("a server of %s died (%d so far): another one goes on", self._settings.path, deaths)
             record = self._registry.get(self._settings.path)
@@ -208,33 +191,52 @@ class _Server:
                 raise RefusedError
         with contextlib.ExitStack() as stack:
             try:
-                store, trees = self._open(stack, again=deaths > 0)
-                files = None
-                if self._settings.cache is not None:
-                    files = FileCache(Space(self._settings.cache, self._settings.limit))
+                cache = self._cache()
+                store, trees = self._open(stack, cache, again=deaths > 0)
                 vfs = self._vfs(trees)
-                contents = Contents(store, trees[0], files=files, state=self._state)
+                files = None if cache is None else cache.files
+                unasked = descriptor is None or modes.opens_unasked(vfs, cached=files is not None)
+                contents = Contents(store, trees[0], files=files, state=self._state, whole=not unasked)
             except CasstoreError as error:
                 _log.error("can't serve %s: %s", self._settings.path, error.message)
                 if deaths:
                     raise
                 self._ready(error)
                 raise RefusedError from None
-            connection = Connection(
-                descriptor, vfs, contents, state=self._state, no_open=self._settings.no_open, first=not deaths
-            )
-            if not deaths:
-                threading.Thread(target=self._settle, daemon=True).start()
             ahead = None
             if self._settings.prefetch is not None:
                 ahead = Ahead(vfs, contents, self._settings.prefetch, self._settings.limit)
                 ahead.start()
+            guard = Guard(store.backend, self._settings.title, [tree.id for tree in trees], self._state)
+            if self._settings.hold:
+                guard.start()
             try:
-                connection.serve()
+                if descriptor is None:
+                    self._by_library(vfs, contents)
+                else:
+                    connection = Connection(
+                        descriptor, vfs, contents, state=self._state, no_open=unasked, first=not deaths
+                    )
+                    if not deaths:
+                        self._settling()
+                    connection.serve()
             finally:
                 if ahead is not None:
                     ahead.stop()
                 contents.close()
+                guard.stop()
+
+    def _by_library(self, vfs: Vfs | Members, contents: Contents) -> None:
+        target = self._record.lower or self._settings.path
+        try:
+            Library(vfs, contents, state=self._state, ready=self._settling).serve(target, self._settings.source)
+        except CasstoreError as error:
+            _log.error("%s", error.message)
+            self._ready(error)
+            raise RefusedError from None
+
+    def _settling(self) -> None:
+        threading.Thread(target=self._settle, daemon=True).start()
 
     def _vfs(self, trees: list[Tree]) -> Vfs | Members:
         settings, uid, gid = self._settings, os.getuid(), os.getgid()
@@ -244,20 +246,33 @@ class _Server:
         names = [member.dataset.encode() for member in settings.members]
         return Members(list(zip(names, found, strict=True)), uid=uid, gid=gid)
 
-    def _open(self, stack: contextlib.ExitStack, *, again: bool) -> tuple[Store, list[Tree]]:
+    def _cache(self) -> RemoteCache | None:
+        if self._settings.cache is None:
+            return None
+        cache = RemoteCache.at(self._settings.cache, self._settings.limit)
+        if cache is None:
+            _log.warning("nothing that is read is kept: can't make the cache %s", self._settings.cache)
+        return cache
+
+    def _open(self, stack: contextlib.ExitStack, cache: RemoteCache | None, *, again: bool) -> tuple[Store, list[Tree]]:
         """Open the store; where a server was before, wait for a service that doesn't answer."""
         manifests = [member.manifest for member in self._settings.members] or [self._settings.manifest]
         pause, waited = 1.0, 0.0
         while True:
             try:
                 store = stack.enter_context(self._open_store())
-                return store, [store.tree(bytes.fromhex(manifest)) for manifest in manifests]
+                store.use(cache, recall=True)
+                return store, [self._tree(store, bytes.fromhex(manifest)) for manifest in manifests]
             except StorageError as error:
                 if not again or waited >= _PATIENCE:
                     raise
                 _log.error("can't open the store of %s: %s", self._settings.path, error.message)
             time.sleep(pause)
             waited, pause = waited + pause, min(_PAUSE, 2 * pause)
+
+    def _tree(self, store: Store, manifest: bytes) -> Tree:
+        tree, select = store.tree(manifest), matcher(self._settings.regex)
+        return tree if select is None else part_of(tree, store, select)
 
     def _settle(self) -> None:
         """What can only be done once the kernel gets answers."""

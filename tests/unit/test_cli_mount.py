@@ -12,14 +12,13 @@ import pytest
 
 from casstore.dataset.pick import find_version
 from casstore.errors import ConflictError, NotFoundError, UsageError
-from casstore.model import Totals
 from casstore_cli import main
 from casstore_cli.mounts import find_registry
 from casstore_cli.stores import open_bucket
 from casstore_fuse import layers, mounted, session
 from casstore_fuse.layers import Layer
 from casstore_fuse.records import Record, Registry, started_at
-from casstore_fuse.session import Settings, default_limit, prefers_no_open
+from casstore_fuse.session import Settings, default_limit
 from casstore_fuse.state import State
 from casstore_fuse.vfs import shown
 
@@ -270,16 +269,6 @@ def test_one_command_at_a_time(registry: Registry) -> None:
         pass
     with registry.locked("/mnt"), registry.locked("/other"):
         pass
-
-
-def test_when_files_are_opened_without_asking(monkeypatch: pytest.MonkeyPatch) -> None:
-    small, large = Totals(files=1000, size=8 << 20), Totals(files=10, size=1 << 30)
-    monkeypatch.setattr(session, "_may_pass_through", lambda: True)
-    assert prefers_no_open(small, cached=True)
-    assert not prefers_no_open(large, cached=True)
-    assert prefers_no_open(large, cached=False)
-    monkeypatch.setattr(session, "_may_pass_through", lambda: False)
-    assert prefers_no_open(large, cached=True)
 
 
 def test_a_cache_takes_a_share_of_its_disk(tmp_path: Path) -> None:

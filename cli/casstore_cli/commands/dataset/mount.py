@@ -69,7 +69,7 @@ def mount(
         _list(registry, format_type)
         return
     from casstore.cache.space import parse_limit
-    from casstore_fuse.session import Settings, default_limit, prefers_no_open
+    from casstore_fuse.session import Settings, default_limit
 
     if no_cache and cache_size:
         raise UsageError("--no-cache and --cache-size: give one of them")
@@ -88,13 +88,14 @@ def mount(
             bucket=bucket,
             runtime=registry.runtime,
             state=registry.state_dir,
-            no_open=prefers_no_open(totals, cached=not no_cache),
             writable=writable,
             cache=None if no_cache else mounts.cache_dir(),
             limit=limit,
             prefetch=_pattern(prefetch),
             **facts,
         )
+        if prefetch is not None and not no_cache:
+            _warn_of_room(totals, limit)
         if foreground:
             mounts.hold(settings)
         mounts.start(settings)
@@ -153,16 +154,17 @@ def _target(name: str) -> tuple[str, dict[str, Any], Totals]:
     """The name of the bucket, what its ``Settings`` say of a version or of a collection, and the sums of its files."""
     from casstore.dataset.pick import find_version, parse_pick
     from casstore.model import DatasetType, Totals
-    from casstore_cli.stores import open_bucket
+    from casstore_cli.stores import is_writable, open_bucket
     from casstore_fuse.session import Member
 
     ref, digest = parse_pick(name)
     with open_bucket(ref.bucket) as bucket:
+        hold = {"hold": is_writable(bucket.name)}
         if bucket.refs.find(ref.name).type == DatasetType.DATASET:
             found = find_version(bucket, ref.name, ref.tag, digest)
             record = found.record
             facts = {"dataset": found.dataset, "version": found.number, "manifest": record.manifest}
-            return bucket.name, facts, record.totals
+            return bucket.name, facts | hold, record.totals
         if digest is not None:
             raise UsageError(f"{ref.name!r} is a collection: it has no digest", hint=f"mount {ref.name}")
         versions = bucket.resolve_all(ref.name, ref.tag)
@@ -171,7 +173,7 @@ def _target(name: str) -> tuple[str, dict[str, Any], Totals]:
         raise UsageError(f"{ref.name!r} has several versions of one dataset", hint="mount them one by one")
     totals = [version.record.totals for version in versions]
     sums = Totals(files=sum(one.files for one in totals), size=sum(one.size for one in totals))
-    return bucket.name, {"dataset": ref.name, "version": 0, "manifest": "", "members": members}, sums
+    return bucket.name, {"dataset": ref.name, "version": 0, "manifest": "", "members": members} | hold, sums
 
 
 def _pattern(prefetch: str | None) -> str | None:
@@ -179,6 +181,16 @@ def _pattern(prefetch: str | None) -> str | None:
 
     matcher(prefetch)  # refuses a wrong one
     return prefetch
+
+
+def _warn_of_room(totals: Totals, limit: int) -> None:
+    from casstore.cache.space import KEEP
+
+    if totals.size > KEEP * limit:
+        output.warn(
+            f"the version has {output.size(totals.size)}, and the cache may get {output.size(limit)} large: fetching "
+            "ahead ends when it is full. --cache-size makes it larger"
+        )
 
 
 def _tell_kept(layer: str, path: str) -> None:
@@ -213,9 +225,16 @@ def _shape(registry: Registry, record: Record) -> dict[str, object]:
         "state": ("alive" if record.alive else "dead") if record.here else "elsewhere",
         "pid": record.pid,
         "log": record.log,
+        "guarded": bool(counters.pop("guarded", 0)),
         **counters,
-        "hit_rate": round(counters["hits"] / counters["reads"], 4) if counters.get("reads") else None,
+        "hit_rate": _rate(counters),
     }
+
+
+def _rate(counters: dict[str, int]) -> float | None:
+    """The share of the reads that memory or the cache on the disk answered. Reads are counted before their answers."""
+    reads = counters.get("reads", 0)
+    return round(min(1.0, (counters["hits"] + counters["cached"]) / reads), 4) if reads else None
 
 
 def _list(registry: Registry, format_type: str) -> None:
