@@ -309,7 +309,8 @@ def test_frames_that_are_too_long_end_the_connection(group: Group) -> None:
 
 
 def rsync(group: Group, *words: str) -> subprocess.CompletedProcess[str]:
-    """Run rsync with a connection to the task's daemon."""
+    """Run rsync with a connection to the task's daemon, whose complaints are added to its own."""
+    said: list[bytes] = []
     listener = socket.create_server(("127.0.0.1", 0))
 
     def bridge() -> None:
@@ -334,6 +335,9 @@ def rsync(group: Group, *words: str) -> subprocess.CompletedProcess[str]:
             while frame := connection.read():
                 if frame[0] is Kind.DATA:
                     peer.sendall(frame[1])
+                elif frame[0] is Kind.ERRORS:
+                    said.append(frame[1])
+            peer.shutdown(socket.SHUT_RDWR)
 
     with listener:
         threading.Thread(target=bridge, daemon=True).start()
@@ -342,6 +346,7 @@ def rsync(group: Group, *words: str) -> subprocess.CompletedProcess[str]:
             ["rsync", *[word.replace("TASK", at) for word in words]], capture_output=True, text=True, check=False
         )
         listener.shutdown(socket.SHUT_RDWR)
+    done.stderr += b"".join(said).decode()
     return done
 
 
