@@ -22,6 +22,7 @@ from .checks import (
     check_dataset,
     check_files,
     check_inside,
+    check_labels,
     check_mounts,
     check_name,
     check_regex,
@@ -90,6 +91,7 @@ def build_workflow(raw: Any, environment: Mapping[str, str] | None = None) -> Wo
     spec = convert({**reduced, "groups": []}, WorkflowSpec, path)
     spec = replace(spec, groups=built, resources=resources, timeout=timeout)
     check_name(spec.name, f"{path}.name")
+    check_labels(spec.labels, f"{path}.labels")
     if len(spec.tasks) > MAX_TASKS:
         raise SpecError(f"{path}: {len(spec.tasks)} tasks are more than the {MAX_TASKS} that a workflow may have")
     _check_names(spec, by_task=bool(tasks))

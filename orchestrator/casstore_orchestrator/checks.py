@@ -25,6 +25,7 @@ __all__ = [
     "check_dataset",
     "check_files",
     "check_inside",
+    "check_labels",
     "check_mounts",
     "check_name",
     "check_regex",
@@ -33,6 +34,7 @@ __all__ = [
 ]
 
 MAX_NAME: Final = 64
+MAX_LABELS: Final = 16
 MAX_STRING: Final = 128 * 1024 - 1
 """Bytes of one argument, or of one variable with its name: what Linux passes to a program."""
 _SYSTEM_FOLDERS: Final = ("/dev", "/proc", "/sys")
@@ -40,6 +42,8 @@ _NAME: Final = re.compile(r"[a-zA-Z](?:[a-zA-Z0-9_-]*[a-zA-Z0-9])?", re.ASCII)
 TASK_REFERENCE: Final = re.compile(r"(?:[a-zA-Z0-9][a-zA-Z0-9_-]*:)?[a-zA-Z](?:[a-zA-Z0-9_-]*[a-zA-Z0-9])?", re.ASCII)
 _DATASET: Final = re.compile(r"(?:[A-Za-z0-9_{}-]+/)?[A-Za-z0-9_{}-]+(?::[A-Za-z0-9_{}-]*)?", re.ASCII)
 _URL: Final = re.compile(r"(?:s3|gs|azure|tos|swift|file)://\S+")
+_LABEL: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?", re.ASCII)
+_DOMAIN: Final = re.compile(r"[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?", re.ASCII)
 VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*", re.ASCII)
 
 
@@ -136,6 +140,21 @@ def check_url(url: str, path: str) -> None:
             f"{path}: {url!r} is not a storage URL",
             hint="it begins with one of s3:// gs:// azure:// tos:// swift:// file://",
         )
+
+
+def check_labels(labels: Mapping[str, str], path: str) -> None:
+    """Labels of a workflow: at most 16, in the syntax of Kubernetes."""
+    if len(labels) > MAX_LABELS:
+        raise SpecError(f"{path}: {len(labels)} labels are more than {MAX_LABELS}")
+    for key, value in labels.items():
+        prefix, slash, name = key.rpartition("/")
+        if not _LABEL.fullmatch(name) or (slash and not (len(prefix) <= 253 and _DOMAIN.fullmatch(prefix))):
+            raise SpecError(f"{path}: {key!r} is not the name of a label", hint="for example team, or example.com/team")
+        if not _LABEL.fullmatch(value):
+            raise SpecError(
+                f"{path}.{key}: {value!r} is not a label",
+                hint="1 to 63 letters, digits, '-', '_' and '.', of which the first and last are letters or digits",
+            )
 
 
 def check_inside(path_text: str, where: str) -> None:
