@@ -293,8 +293,8 @@ def test_datagrams_find_their_way_back(group: Group) -> None:
     ],
 )
 def test_what_can_not_be_had_is_told(group: Group, header: dict[str, object], told: str) -> None:
-    kind = str(header.pop("attach"))
-    with group.attach(kind, **header) as connection:
+    more = {key: value for key, value in header.items() if key != "attach"}
+    with group.attach(str(header["attach"]), **more) as connection:
         assert told in str(connection.answer()["error"])
 
 
