@@ -221,6 +221,42 @@ def test_a_server_that_is_killed_is_replaced(run: Run, mnt: Path, source: Path) 
     assert "died" in Path(shape["log"]).read_text()
 
 
+def test_by_libfuse(run: Run, mnt: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CASSTORE_MOUNT_ADAPTER", "library")
+    run("mount", "DS", "mnt", err="DS:1 is mounted at mnt")
+    assert tree_of(mnt) == tree_of(source)
+    (shape,) = listed(run)
+    assert (shape["state"], shape["passed"]) == ("alive", 0) and shape["opened"] > 40
+    run("umount", "mnt")
+    gone(shape["pid"])
+    assert list(mnt.iterdir()) == [] and listed(run) == []
+    run("mount", "DS", "mnt", "--writable")
+    (mnt / "new").write_text("new")
+    run("commit", "mnt")
+    run("umount", "mnt")
+    run("mount", "DS", "mnt")
+    assert (mnt / "new").read_text() == "new"
+
+
+def test_libfuse_takes_its_mount_along(run: Run, mnt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CASSTORE_MOUNT_ADAPTER", "library")
+    run("mount", "DS", "mnt")
+    (shape,) = listed(run)
+    os.kill(server_of(shape["pid"]), signal.SIGKILL)
+    gone(shape["pid"])
+    assert list(mnt.iterdir()) == [] and listed(run) == []
+    assert "the mount is gone" in Path(shape["log"]).read_text()
+
+
+def test_libfuse_that_is_not_there_is_one_line(run: Run, mnt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CASSTORE_MOUNT_ADAPTER", "library")
+    monkeypatch.setenv("FUSE_LIBRARY_NAME", "no-such-library")
+    assert "can't mount by libfuse: Unable to find libfuse\n" in run("mount", "DS", "mnt", code=10)
+    assert list(mnt.iterdir()) == [] and listed(run) == []
+    monkeypatch.setenv("CASSTORE_MOUNT_ADAPTER", "both")
+    assert "CASSTORE_MOUNT_ADAPTER is 'both'\n" in run("mount", "DS", "mnt", code=2)
+
+
 def kill_all(pid: int) -> None:
     server = server_of(pid)
     watched = os.pidfd_open(server)
