@@ -50,6 +50,7 @@ class Ahead:
         self._limit = limit
         self._stopped = threading.Event()
         self._full = False
+        self._left_out = 0
 
     def start(self) -> None:
         """Begin, in threads that end with the process."""
@@ -73,6 +74,8 @@ class Ahead:
                 _log.exception("fetching ahead ended: %s", error)
             return
         _log.info("%d files were fetched ahead, %d could not be", done, failed)
+        if self._left_out:
+            _log.warning("%d files are larger than the cache, and were not fetched ahead", self._left_out)
         if self._full:
             _log.warning("no more was fetched ahead: the cache may get %d MiB large, and is full", self._limit >> 20)
 
@@ -100,8 +103,11 @@ class Ahead:
         for node, path, size in self._vfs.files():
             if self._stopped.is_set():
                 return
-            if 0 < size <= self._limit and (self._select is None or self._select(path)):
-                yield _File(node, path, size)
+            if size and (self._select is None or self._select(path)):
+                if size <= self._limit:
+                    yield _File(node, path, size)
+                else:
+                    self._left_out += 1
 
     def _fetch(self, group: list[_File]) -> tuple[int, int]:
         """Fetch some files; returns how many of them, and how many could not be."""
