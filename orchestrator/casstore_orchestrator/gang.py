@@ -1,18 +1,19 @@
 """Where the tasks of a group go: all of them at once, or none.
 
-Decided here and only here: what a task asks of a node, which nodes may take it, in which order the search
-goes, and how it is said what is missing. Everything is pure: nodes come in with what is in use, and a
-placement comes out.
+Decided here and only here: what a task asks of a pool, what is refused at submission because it could never run,
+and how it is said what is missing. Everything is pure. How nodes are found is decided in ``fitting``, who comes first
+in ``queueing``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
 
 from casstore.errors import SpecError
 
+from .capacity import Cluster, Kind, Layout, Vector
+from .fitting import Shape, fit, stuck
 from .pools import Node, Platform, Pool, Resources, describe
 from .spec import GroupSpec, TaskSpec, WorkflowSpec
 from .status import Priority
@@ -23,16 +24,12 @@ __all__ = [
     "Placement",
     "Shortage",
     "TaskRequest",
+    "amount_text",
     "group_requests",
     "place",
     "task_request",
     "validate_fit",
 ]
-
-_SEARCH_STEPS: Final = 5_000
-"""Nodes tried before the search for a better arrangement than the greedy one is given up."""
-_SMALL_GANG: Final = 64
-"""Larger groups are placed by first fit alone: a search among so many would rarely end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +46,10 @@ class TaskRequest:
     nodes_excluded: frozenset[str] = frozenset()
     required: tuple[tuple[str, str], ...] = ()
     preferred: tuple[tuple[str, str], ...] = ()
+
+    def kind(self, layout: Layout, pool: str) -> Kind | None:
+        """What it asks of a pool's nodes; None when no node at all has a resource of this name."""
+        return layout.kind(pool, self.amount, self.platforms, self.nodes_excluded, self.required, self.preferred)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,113 +142,43 @@ def group_requests(
 
 
 def place(requests: Sequence[TaskRequest], nodes: Sequence[Node]) -> Placement | Pending:
-    """Nodes for all requests, or why there are none.
+    """Nodes of one pool for all requests, or why there are none."""
+    keys = (key for request in requests for key, _ in (*request.required, *request.preferred))
+    layout = Layout(nodes, keys)
+    cluster = Cluster(layout)
+    for number, node in enumerate(nodes):
+        cluster.put(number, layout.vector(node.used) or layout.zero)
+    asked = [request.kind(layout, nodes[0].pool if nodes else "") for request in requests]
+    if None in asked:  # no node has a resource of this name: such a task alone is looked at
+        return _pending([requests[asked.index(None)]], 0, nodes)
+    shape, members = Shape.of(layout, [kind for kind in asked if kind is not None])
+    found = fit(cluster, shape)
+    if found is not None:
+        placed: dict[str, Node] = {}
+        for numbers, part in zip(members, found, strict=True):
+            spread = [node for node, times in part for _ in range(times)]
+            placed.update({requests[number].task: nodes[node] for number, node in zip(numbers, spread, strict=True)})
+        return Placement(nodes=placed)
+    last, done = stuck(cluster, shape)
+    order = [requests[number] for numbers in members for number in numbers]
+    before = sum(count for _, count in shape.parts[:last]) + done
+    state = [_with_use(layout, node, cluster.used(number)) for number, node in enumerate(nodes)]
+    return _pending(order, min(before, len(order) - 1), state)
 
-    The largest requests go first, each onto the first node that fits; when that fails, a small group tries other
-    arrangements (nodes that are alike count once) for a limited number of steps.
-    """
-    if not requests:
-        return Placement(nodes={})
-    order = sorted(requests, key=lambda request: _size(request, nodes), reverse=True)
-    search = _Search(order, nodes)
-    if search.run():
-        by_name = {node.name: node for node in nodes}
-        return Placement(nodes={task: by_name[name] for task, name in search.chosen.items()})
-    request = order[search.deepest]
-    shortages = tuple(_shortages(request, search.nodes_at_deepest))
+
+def _with_use(layout: Layout, node: Node, used: Vector) -> Node:
+    return replace(node, used=layout.amount(used))
+
+
+def _pending(order: Sequence[TaskRequest], number: int, nodes: Sequence[Node]) -> Pending:
+    request = order[number]
+    shortages = tuple(_shortages(request, nodes))
     return Pending(
-        reason=_reason(request, shortages, together=search.deepest),
+        reason=_reason(request, shortages, together=number),
         task=request.task,
         platforms=request.platforms,
         shortages=shortages,
     )
-
-
-class _Search:
-    """Depth-first search for an arrangement, the greedy one first."""
-
-    def __init__(self, order: Sequence[TaskRequest], nodes: Sequence[Node]) -> None:
-        self.order = order
-        self.nodes = list(nodes)
-        self.chosen: dict[str, str] = {}
-        self.steps = len(order) + (_SEARCH_STEPS if len(order) <= _SMALL_GANG else 0)
-        self.deepest = -1
-        self.nodes_at_deepest: list[Node] = list(nodes)
-        self.values: dict[tuple[str, str], list[str]] = {}
-
-    def run(self) -> bool:
-        """Whether every request found a node; ``chosen`` then says which."""
-        untried: list[list[int]] = [self._enter(0)]
-        placed: list[tuple[int, Node]] = []
-        while len(placed) < len(self.order):
-            if not untried[-1]:
-                untried.pop()
-                if not placed:
-                    return False
-                self._undo(self.order[len(placed) - 1], *placed.pop())
-                continue
-            if self.steps == 0:
-                return False
-            self.steps -= 1
-            index = untried[-1].pop()
-            placed.append((index, self.nodes[index]))
-            self._take(self.order[len(placed) - 1], index)
-            if len(placed) < len(self.order):
-                untried.append(self._enter(len(placed)))
-        return True
-
-    def _enter(self, depth: int) -> list[int]:
-        """The nodes to try for the request at this depth, the best one last."""
-        if depth > self.deepest:
-            self.deepest, self.nodes_at_deepest = depth, list(self.nodes)
-        alike: dict[tuple[object, ...], int] = {}
-        for index in self._candidates(self.order[depth]):
-            alike.setdefault(_likeness(self.nodes[index]), index)
-        return [*reversed(alike.values())]
-
-    def _take(self, request: TaskRequest, index: int) -> None:
-        node = self.nodes[index]
-        self.nodes[index] = node.taking(request.amount)
-        self.chosen[request.task] = node.name
-        for pair in (*request.required, *request.preferred):
-            self.values.setdefault(pair, []).append(node.topology.get(pair[0], node.name))
-
-    def _undo(self, request: TaskRequest, index: int, node: Node) -> None:
-        self.nodes[index] = node
-        del self.chosen[request.task]
-        for pair in (*request.required, *request.preferred):
-            self.values[pair].pop()
-
-    def _candidates(self, request: TaskRequest) -> list[int]:
-        found = []
-        for index, node in enumerate(self.nodes):
-            if next(_obstacles(request, node), None) is not None:
-                continue
-            if any(self._strays(pair, node) for pair in request.required):
-                continue
-            strays = sum(self._strays(pair, node) for pair in request.preferred)
-            found.append((request.platforms.index(node.platform), strays, index))
-        return [index for _, _, index in sorted(found)]
-
-    def _strays(self, pair: tuple[str, str], node: Node) -> bool:
-        """Whether the node has another value of a topology key than the tasks placed so far."""
-        taken = self.values.get(pair)
-        return taken is not None and len(taken) > 0 and node.topology.get(pair[0], node.name) != taken[0]
-
-
-def _likeness(node: Node) -> tuple[object, ...]:
-    """Equal for nodes that can stand in for each other."""
-    return node.platform, tuple(node.capacity.items()), tuple(node.used.items()), tuple(sorted(node.topology.items()))
-
-
-def _size(request: TaskRequest, nodes: Sequence[Node]) -> tuple[float, ...]:
-    """How hard a request is to place: few nodes first, then the largest share of what a node has."""
-    own = [node for node in nodes if node.platform in request.platforms]
-    largest = 0.0
-    for name, amount in request.amount.items():
-        most = max((node.capacity.amount(name) for node in own), default=0)
-        largest = max(largest, amount / most if most else float(amount > 0))
-    return -len(own), largest
 
 
 def _obstacles(request: TaskRequest, node: Node) -> Iterator[tuple[str | None, float]]:
@@ -260,7 +191,7 @@ def _obstacles(request: TaskRequest, node: Node) -> Iterator[tuple[str | None, f
         left = free.amount(name)
         if amount > left + 1e-9:
             yield name, amount - left
-        elif name == "storage" and amount >= node.capacity.storage:
+        elif name == "storage" and amount and amount >= node.capacity.storage:
             # Storage of a node is never given away whole: the system on it needs some.
             yield name, amount - node.capacity.storage + 1
 
@@ -270,7 +201,7 @@ def _shortages(request: TaskRequest, nodes: Iterable[Node]) -> Iterator[Shortage
         if node.platform not in request.platforms:
             continue
         for resource, missing in _obstacles(request, node):
-            reason = "excluded by nodesExcluded" if resource is None else f"{_amount(resource, missing)} missing"
+            reason = "excluded by nodesExcluded" if resource is None else f"{amount_text(resource, missing)} missing"
             yield Shortage(node.name, resource, missing, reason)
 
 
@@ -297,7 +228,7 @@ def _reason(request: TaskRequest, shortages: Sequence[Shortage], *, together: in
         ),
     )
     lacks = ", ".join(
-        _amount(shortage.resource or "", shortage.missing) for shortage in counted if shortage.node == best
+        amount_text(shortage.resource or "", shortage.missing) for shortage in counted if shortage.node == best
     )
     many = f" (the closest of {len(nodes)})" if len(nodes) > 1 else ""
     return f"{start}: platform {platforms} has no node free; '{best}'{many} lacks {lacks}"
@@ -308,7 +239,8 @@ def _share(shortage: Shortage, request: TaskRequest) -> float:
     return shortage.missing / asked if asked else 0.0
 
 
-def _amount(resource: str, value: float) -> str:
+def amount_text(resource: str, value: float) -> str:
+    """An amount of one resource for people."""
     return f"{resource} {format_quantity(value) if resource in {'memory', 'storage'} else f'{value:g}'}"
 
 

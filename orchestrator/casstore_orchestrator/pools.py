@@ -13,6 +13,8 @@ The mapping (``casstore.pools`` in the configuration)::
       platforms:
         ovx-a40: {gpu: 1, nodes: 2}
         agx-orin-jp6: {cpu: 4, memory: 8Gi, nodes: [orin-left, orin-right]}
+
+A node that is named in several pools is one node, which these pools share; numbered nodes are each pool's own.
 """
 
 from __future__ import annotations
@@ -107,7 +109,10 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One node of a platform. ``topology`` maps a pool's topology keys to this node's values."""
+    """One node of a platform. ``topology`` maps a pool's topology keys to this node's values.
+
+    A pool may declare a shared node smaller than another one does: it then uses the node only up to that size.
+    """
 
     name: str
     pool: str
@@ -115,6 +120,12 @@ class Node:
     capacity: Resources
     used: Resources = Resources()
     topology: Mapping[str, str] = field(default_factory=dict)
+    numbered: bool = False
+
+    @property
+    def key(self) -> str:
+        """What tells it from all other nodes of all pools."""
+        return f"{self.pool}/{self.name}" if self.numbered else self.name
 
     @property
     def free(self) -> Resources:
@@ -155,7 +166,12 @@ class Platform:
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """What workflows are submitted to. Timeouts in seconds; ``gpu_guarantee`` None: there is no quota."""
+    """What workflows are submitted to. Timeouts in seconds.
+
+    ``gpu_guarantee`` is how many GPUs HIGH and NORMAL workflows may use, and how many the pool gets back from pools
+    that borrowed them (None: no quota). ``gpu_maximum`` is how many all its workflows may use together (None: no
+    limit). ``gpu_weight`` is its share of what can be borrowed, beside the weights of the pools that share its nodes.
+    """
 
     name: str
     platforms: Mapping[str, Platform]
@@ -171,6 +187,8 @@ class Pool:
     max_retry_per_task: int = 3
     topology_keys: tuple[str, ...] = ()
     gpu_guarantee: int | None = None
+    gpu_maximum: int | None = None
+    gpu_weight: int = 1
 
     @property
     def nodes(self) -> tuple[Node, ...]:
@@ -252,6 +270,8 @@ _POOL_KEYS: Final = (
     "max_retry_per_task",
     "topology_keys",
     "gpu_guarantee",
+    "gpu_maximum",
+    "gpu_weight",
     "platforms",
 )
 _PLATFORM_KEYS: Final = (
@@ -312,11 +332,23 @@ def _pool(name: str, raw: dict[str, Any], machine: Machine) -> Pool:
         },
         max_retry_per_task=_count(raw.get("max_retry_per_task", 3), f"{where}.max_retry_per_task"),
         topology_keys=_strings(raw.get("topology_keys"), f"{where}.topology_keys"),
-        gpu_guarantee=None
-        if raw.get("gpu_guarantee") is None
-        else _count(raw["gpu_guarantee"], f"{where}.gpu_guarantee"),
-        **timeouts,
+        **(_quota(raw, where) | timeouts),
     )
+
+
+def _quota(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
+    found = {
+        key: _count(raw[key], f"{where}.{key}")
+        for key in ("gpu_guarantee", "gpu_maximum", "gpu_weight")
+        if raw.get(key) is not None
+    }
+    if found.get("gpu_weight") == 0:
+        msg = f"{where}.gpu_weight: 0 is not a weight"
+        raise UsageError(msg, hint="a whole number of 1 or more; set gpu_maximum to gpu_guarantee to borrow nothing")
+    if found.get("gpu_maximum", found.get("gpu_guarantee", 0)) < found.get("gpu_guarantee", 0):
+        msg = f"{where}.gpu_maximum: {found['gpu_maximum']} is less than the guarantee of {found['gpu_guarantee']}"
+        raise UsageError(msg)
+    return found
 
 
 def _platform(pool: str, name: str, raw: dict[str, Any], machine: Machine) -> Platform:
@@ -324,8 +356,9 @@ def _platform(pool: str, name: str, raw: dict[str, Any], machine: Machine) -> Pl
     _known(raw, _PLATFORM_KEYS, where)
     capacity = _resources(raw, machine.capacity, where)
     topology = {str(key): str(value) for key, value in _mapping(raw.get("topology"), f"{where}.topology").items()}
+    numbered = not isinstance(raw.get("nodes", 1), list)
     nodes = tuple(
-        Node(name=node, pool=pool, platform=name, capacity=capacity, topology=topology)
+        Node(name=node, pool=pool, platform=name, capacity=capacity, topology=topology, numbered=numbered)
         for node in _node_names(raw.get("nodes", 1), name, f"{where}.nodes")
     )
     base = Resources(cpu=1, memory=1 << 30, storage=1 << 30, gpu=0)

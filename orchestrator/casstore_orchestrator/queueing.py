@@ -1,0 +1,457 @@
+"""Who runs now, who has to make room, who waits and why: one decision over all pools.
+
+Decided here and only here: the rules of quota and of borrowing, which group is looked at first, for whom nodes are
+kept free, and who may overtake. ``decide`` is a pure function of what it is told.
+
+A group that has to wait keeps nothing in part. The first one of each (pool, set of platforms) gets a *reservation*: the
+nodes that are free soonest if every running group takes as long as it may. Whoever is behind may overtake when it
+ends before that, or leaves those nodes what the reservation needs (EASY backfill). A group that could not have even
+the empty pool holds up nobody.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from .capacity import Cluster, Vector
+from .eviction import Evictions
+from .fitting import Arrangement, Shape, fit
+from .pools import Pool, PoolStatus
+from .records import Held
+from .status import Priority
+from .waiting import Ask, Holding, Key, Memory, Placing, Preemption, Reservation, Waiting
+
+__all__ = ["Decisions", "Pass", "Verdict", "decide"]
+
+_RELEASES: Final = 100_000
+"""Amounts that one pass may imagine to be given back while it looks for reservations."""
+
+
+class Verdict(NamedTuple):
+    """Why a group waits: a word, what belongs to it, and how many of its pool wait before it."""
+
+    code: str
+    detail: tuple[object, ...]
+    before: int
+
+
+class _Wall(NamedTuple):
+    """A group that waits for GPUs of its pool's quota: what others may use of it meanwhile."""
+
+    owner: Waiting
+    at: float
+    extra: int
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """``placed`` in the order of decision; ``verdicts`` has an entry for every group that was not.
+
+    ``source`` is for ``reasons.explain``, until the memory is used for another pass.
+    """
+
+    placed: tuple[Placing, ...]
+    preempt: tuple[Preemption, ...]
+    reservations: tuple[Reservation, ...]
+    verdicts: Mapping[Key, Verdict]
+    source: Pass
+
+
+def decide(
+    pools: Mapping[str, Pool],
+    queue: Sequence[Waiting],
+    holdings: Sequence[Holding],
+    now: float,
+    memory: Memory | None = None,
+) -> Decisions:
+    """Go once through the queue. ``memory`` saves what the last pass found out about the same cluster."""
+    return Pass(pools, queue, holdings, now, memory or Memory()).run()
+
+
+class Pass:
+    """One pass over the queue. There are up to four views of the cluster:
+
+    ``truth`` is what is in use now. ``long`` is what may be used by groups that may still run when a reservation comes
+    due, ``brief`` by those that end before. ``soon`` is what is free once everything that is ending has ended.
+    """
+
+    def __init__(
+        self,
+        pools: Mapping[str, Pool],
+        queue: Sequence[Waiting],
+        holdings: Sequence[Holding],
+        now: float,
+        memory: Memory,
+    ) -> None:
+        memory.follow(pools, queue, holdings)
+        self.pools, self.queue, self.holdings, self.now, self.memory = pools, queue, holdings, now, memory
+        self.layout = memory.layout
+        self.truth = memory.cluster
+        self.truth.looks = 0
+        self.long: Cluster | None = None
+        self.brief: Cluster | None = None
+        self.soon: Cluster | None = None
+        self.held = {holding.key: holding for holding in holdings}
+        self.total: dict[str, int] = dict.fromkeys(pools, 0)
+        """GPUs in use by pool, and of those the ones that count against the guarantee,"""
+        self.guaranteed: dict[str, int] = dict.fromkeys(pools, 0)
+        self.leaving: dict[str, int] = dict.fromkeys(pools, 0)
+        """and the ones that are about to be free."""
+        for holding in holdings:
+            gpus = memory.gpus(holding.key)
+            if gpus:
+                self._count(holding, gpus)
+        self.placed: list[Placing] = []
+        self.preempt: list[Preemption] = []
+        self.reservations: list[Reservation] = []
+        self.kept: dict[int, None] = {}
+        """Nodes that are reserved for a time that is not now: what is given back there is not anybody's to take."""
+        self.verdicts: dict[Key, Verdict] = {}
+        self.walls: dict[tuple[str, str], _Wall] = {}
+        self._keys: set[tuple[str, frozenset[str]]] = set()
+        self._closed: dict[tuple[str, str], Waiting] = {}
+        self._horizon: dict[str, float] = {}
+        self._dead: dict[str, set[Shape]] = {"long": set(), "brief": set(), "soon": set()}
+        self._before: dict[str, int] = {}
+        self._releases = _RELEASES
+        self._ends: list[Holding] | None = None
+        self._by_node: dict[int, list[Key]] | None = None
+        self._evictions = Evictions(self)
+
+    def by_node(self) -> Mapping[int, Sequence[Key]]:
+        """Which groups are on each node."""
+        if self._by_node is None:
+            found: dict[int, list[Key]] = {}
+            for key, known in self.memory.known.items():
+                for node in dict.fromkeys(node for node, _ in known.amounts):
+                    found.setdefault(node, []).append(key)
+            self._by_node = found
+        return self._by_node
+
+    def _count(self, holding: Holding, gpus: int) -> None:
+        pool = holding.pool
+        self.total[pool] = self.total.get(pool, 0) + gpus
+        if holding.priority is not Priority.LOW:
+            self.guaranteed[pool] = self.guaranteed.get(pool, 0) + gpus
+        if holding.ending:
+            self.leaving[pool] = self.leaving.get(pool, 0) + gpus
+
+    def run(self) -> Decisions:
+        """Look at every group once."""
+        lines: dict[str, list[Waiting]] = {}
+        for entry in sorted(self.queue, key=lambda waiting: waiting.rank):
+            lines.setdefault(entry.pool, []).append(entry)
+        heads = [(self._turn(line[0]), name, 0) for name, line in lines.items()]
+        heapq.heapify(heads)
+        while heads:
+            _, name, number = heads[0]
+            line = lines[name]
+            self._look(line[number])
+            number += 1
+            if number < len(line):
+                heapq.heapreplace(heads, (self._turn(line[number]), name, number))
+            else:
+                heapq.heappop(heads)
+        return Decisions(tuple(self.placed), tuple(self.preempt), tuple(self.reservations), self.verdicts, self)
+
+    def _turn(self, waiting: Waiting) -> tuple[float, ...]:
+        """When the head of a pool's line is looked at: borrowers by what their pool has borrowed for its weight."""
+        share = 0.0
+        pool = self.pools.get(waiting.pool)
+        if pool is not None and not waiting.guaranteed:
+            share = max(0, self.total[pool.name] - (pool.gpu_guarantee or 0)) / pool.gpu_weight
+        return waiting.priority.rank, share, waiting.submit_time
+
+    def _wait(self, waiting: Waiting, code: str, *detail: object) -> None:
+        before = self._before.get(waiting.pool, 0)
+        self._before[waiting.pool] = before + 1
+        self.verdicts[waiting.key] = Verdict(code, detail, before)
+
+    def _look(self, waiting: Waiting) -> None:
+        pool = self.pools.get(waiting.pool)
+        if pool is None:
+            self._wait(waiting, "undeclared")
+        elif pool.status is PoolStatus.OFFLINE:
+            self._wait(waiting, "offline")
+        elif waiting.key in self.held:
+            self._wait(waiting, "leaving")
+        elif isinstance(ask := self.memory.ask(waiting, pool), str):
+            self._wait(waiting, "refused", ask)
+        elif not self._over_guarantee(waiting, pool, ask.shape.gpus):
+            self._seek(waiting, pool, ask)
+
+    # Quota.
+
+    def _over_guarantee(self, waiting: Waiting, pool: Pool, gpus: int) -> bool:
+        if pool.gpu_guarantee is None or not gpus or not waiting.guaranteed:
+            return False
+        return self._walled(
+            waiting,
+            "quota",
+            self.guaranteed[pool.name],
+            gpus,
+            pool.gpu_guarantee,
+            lambda held: held.priority is not Priority.LOW,
+        )
+
+    def _walled(
+        self, waiting: Waiting, code: str, used: int, gpus: int, limit: int, counts: Callable[[Holding], bool]
+    ) -> bool:
+        """Whether a limit of the pool keeps the group waiting; the first such group is not overtaken for ever."""
+        wall = self.walls.get((waiting.pool, code))
+        if used + gpus > limit:
+            self._wait(waiting, code, gpus, used, limit)
+            if wall is None and gpus <= limit:
+                self.walls[waiting.pool, code] = self._wall(waiting, used, gpus, limit, counts)
+            return True
+        if wall is not None and gpus > wall.extra and self._end(waiting) >= wall.at:
+            self._wait(waiting, "behind", wall.owner)
+            return True
+        return False
+
+    def _wall(self, waiting: Waiting, used: int, gpus: int, limit: int, counts: Callable[[Holding], bool]) -> _Wall:
+        own = [held for held in self.holdings if held.pool == waiting.pool and counts(held)]
+        for held in sorted(own, key=_ends):
+            used -= self.memory.gpus(held.key)
+            if used + gpus <= limit:
+                return _Wall(waiting, -math.inf if held.until is None else held.until, limit - used - gpus)
+        return _Wall(waiting, -math.inf, 0)  # it is what was placed a moment ago that is in the way
+
+    def _use_quota(self, waiting: Waiting, gpus: int) -> None:
+        self.total[waiting.pool] += gpus
+        if waiting.guaranteed:
+            self.guaranteed[waiting.pool] += gpus
+        for code in ("quota", "maximum"):
+            wall = self.walls.get((waiting.pool, code))
+            if wall is not None and (waiting.guaranteed or code == "maximum") and self._end(waiting) >= wall.at:
+                self.walls[waiting.pool, code] = wall._replace(extra=wall.extra - gpus)
+
+    def _keep_quota(self, waiting: Waiting, gpus: int, at: float | None) -> None:
+        """Nobody may use up the quota that a reservation needs when it comes due."""
+        pool = self.pools[waiting.pool]
+        limits = [("maximum", pool.gpu_maximum, self.total[pool.name])]
+        if waiting.guaranteed:
+            limits.append(("quota", pool.gpu_guarantee, self.guaranteed[pool.name]))
+        for code, limit, used in limits:
+            if gpus and limit is not None:
+                wall = self.walls.get((pool.name, code)) or _Wall(
+                    waiting, -math.inf if at is None else at, limit - used
+                )
+                self.walls[pool.name, code] = wall._replace(extra=wall.extra - gpus)
+
+    # Nodes.
+
+    def _end(self, waiting: Waiting) -> float:
+        return math.inf if waiting.exec_timeout is None else self.now + waiting.exec_timeout
+
+    def _seek(self, waiting: Waiting, pool: Pool, ask: Ask) -> None:
+        shape = ask.shape
+        excess = 0 if pool.gpu_maximum is None else self.total[pool.name] + shape.gpus - pool.gpu_maximum
+        if excess > 0 and shape.gpus:
+            if not (waiting.guaranteed and self._make_room(waiting, pool, shape, excess)):
+                self._walled(
+                    waiting, "maximum", self.total[pool.name], shape.gpus, pool.gpu_maximum or 0, lambda _: True
+                )
+            return
+        if pool.gpu_maximum is not None and shape.gpus and (pool.name, "maximum") in self.walls:
+            used = self.total[pool.name]
+            if self._walled(waiting, "maximum", used, shape.gpus, pool.gpu_maximum, lambda _: True):
+                return
+        blocker = self._closed and self.closed(shape)
+        if blocker:
+            self._wait(waiting, "behind", blocker)
+            return
+        if self._place(waiting, ask):
+            return
+        if not self.memory.possible(shape):
+            self._wait(waiting, "never")
+        elif not self._make_room(waiting, pool, shape, 0):
+            self._wait(waiting, "nodes")
+            key = (pool.name, shape.platforms)
+            if key not in self._keys:
+                self._keys.add(key)
+                self._reserve(waiting, shape)
+
+    def _place(self, waiting: Waiting, ask: Ask) -> bool:
+        shape = ask.shape
+        if self.long is None:
+            name, view = "long", self.truth
+        # Strictly before: two groups with the same default limit do not count as one that is surely shorter.
+        elif self._end(waiting) < self._horizon.get(self.layout.family(waiting.pool), math.inf):
+            name, view = "brief", self.brief or self.truth
+        else:
+            name, view = "long", self.long
+        dead = self._dead[name]
+        if shape in dead:
+            return False
+        found = fit(view, shape)
+        if found is None:
+            dead.add(shape)
+            return False
+        for other in (self.truth, self.long, self.brief, self.soon):
+            if other is not None and other is not view:
+                _take(other, shape, found)
+        held = self._name(waiting, ask, found)
+        self.placed.append(Placing(waiting, held))
+        self.memory.hold(waiting.key, waiting.pool, held, taken=True)
+        self._use_quota(waiting, shape.gpus)
+        return True
+
+    def _name(self, waiting: Waiting, ask: Ask, found: Arrangement) -> tuple[Held, ...]:
+        names, classes, pool = self.layout.names, self.layout.classes, waiting.pool
+        held: list[Held] = []
+        for requests, part in zip(ask.requests, found, strict=True):
+            number = 0
+            for node, times in part:
+                platform = classes[node].views[pool].platform
+                chosen = requests[number : number + times]
+                held.extend(Held(request.task, platform, names[node], request.amount) for request in chosen)
+                number += times
+        return tuple(held)
+
+    def closed(self, shape: Shape) -> Waiting | None:
+        """Whom nobody may overtake on platforms that a shape needs."""
+        for kind, _ in shape.parts:
+            owners = [self._closed.get((kind.pool, name)) for name in kind.platforms]
+            if owners and all(owners):
+                return owners[0]
+        return None
+
+    # Room that is made, or waited for.
+
+    def clearing(self) -> Cluster:
+        """The view ``soon``."""
+        if self.soon is None:
+            self.soon = (self.long or self.truth).copy()
+            for holding in self.holdings:
+                if holding.ending:
+                    self.release(self.soon, holding)
+        return self.soon
+
+    def release(self, view: Cluster, holding: Holding) -> int:
+        """Give back in a view what a group holds; the number of amounts."""
+        amounts = self.memory.known[holding.key].amounts
+        for node, amount in amounts:
+            if node not in self.kept:
+                view.give(node, amount)
+        return len(amounts)
+
+    def _make_room(self, waiting: Waiting, pool: Pool, shape: Shape, excess: int) -> bool:
+        """Keep nodes for a group that are about to be free, or have others leave theirs."""
+        dead = self._dead["soon"]
+        if shape in dead:
+            return False
+        soon = self.clearing()
+        excess -= self.leaving[pool.name]
+        found = fit(soon, shape) if excess <= 0 else None
+        victims: Sequence[Holding] = ()
+        if found is None:
+            victims, found = self._evictions.find(waiting, pool, shape, excess)
+        if found is None:
+            dead.add(shape)
+            return False
+        for victim in victims:
+            self.preempt.append(Preemption(victim, waiting))
+            self.leaving[victim.pool] += self.memory.gpus(victim.key)
+        if victims:
+            dead.clear()
+        nodes = list(dict.fromkeys(node for part in found for node, _ in part))
+        if self.brief is None:
+            self.brief = self.truth.copy()
+        after = {node: soon.used(node) for node in nodes}
+        self._keep(waiting, after, self.now, (self._long(), self.brief))
+        self._use_quota(waiting, shape.gpus)
+        self._wait(waiting, "soon")
+        return True
+
+    def _long(self) -> Cluster:
+        if self.long is None:
+            self.long = self.truth.copy()
+            self._dead["brief"] = set(self._dead["long"])
+        return self.long
+
+    def _keep(self, waiting: Waiting, after: Mapping[int, Vector], at: float | None, views: Sequence[Cluster]) -> None:
+        """Leave these nodes enough in some views that they have at most ``after`` in use, the group's part included."""
+        for view in views:
+            for node, most in after.items():
+                view.put(node, tuple(map(max, view.used(node), most)))
+        self.reservations.append(Reservation(waiting, tuple(self.layout.names[node] for node in after), at))
+
+    def _reserve(self, waiting: Waiting, shape: Shape) -> None:
+        """Keep the nodes that are free soonest if everything runs for as long as it may."""
+        soon = self.clearing()
+        start = soon.mark()
+        ends = self._endings(waiting.pool)
+        found, count = None, 0
+        if self._releases > 0:
+            found, count = self._soonest(soon, shape, ends)
+        if found is None:
+            soon.rollback(start)
+            if self._releases <= 0:  # not looked at, so nobody overtakes it
+                for name in shape.platforms:
+                    self._closed.setdefault((waiting.pool, name), waiting)
+            return
+        after = {node: soon.used(node) for part in found for node, _ in part}
+        soon.rollback(start)
+        until = ends[count - 1].until if count else self.now
+        at = None if until is None else max(until, self.now)
+        self._keep(waiting, after, at, (self._long(), soon))
+        self.kept.update(dict.fromkeys(after))
+        self._keep_quota(waiting, shape.gpus, at)
+        family = self.layout.family(waiting.pool)
+        self._horizon[family] = min(self._horizon.get(family, math.inf), -math.inf if at is None else at)
+
+    def _endings(self, pool: str) -> list[Holding]:
+        """The running groups that use nodes which a pool has too, by when they end."""
+        if self._ends is None:
+            self._ends = sorted((held for held in self.holdings if not held.ending), key=_ends)
+        gone, family = self._evictions.gone, self.layout.family
+        own = family(pool)
+        return [held for held in self._ends if family(held.pool) == own and held.key not in gone]
+
+    def _soonest(self, soon: Cluster, shape: Shape, ends: Sequence[Holding]) -> tuple[Arrangement | None, int]:
+        """The least number of groups that have to end before this one fits, and where: they have ended in the view."""
+        low, mark, step = 0, soon.mark(), 1
+        high = None
+        while low < len(ends) and self._releases > 0:
+            top = min(low + step, len(ends))
+            if self._fits_after(soon, shape, ends[low:top]):
+                high = top
+                break
+            low, mark, step = top, soon.mark(), step * 2
+        if high is None:
+            return None, 0
+        while high - low > 1:
+            soon.rollback(mark)
+            middle = (low + high) // 2
+            if self._fits_after(soon, shape, ends[low:middle]):
+                high = middle
+            else:
+                low, mark = middle, soon.mark()
+        soon.rollback(mark)
+        for held in ends[low:high]:
+            self.release(soon, held)
+        return fit(soon, shape), high
+
+    def _fits_after(self, soon: Cluster, shape: Shape, ends: Sequence[Holding]) -> bool:
+        for held in ends:
+            self._releases -= self.release(soon, held)
+        mark = soon.mark()
+        fits = fit(soon, shape) is not None
+        soon.rollback(mark)
+        return fits
+
+
+def _take(view: Cluster, shape: Shape, found: Arrangement) -> None:
+    for (kind, _), part in zip(shape.parts, found, strict=True):
+        for node, times in part:
+            view.take(node, kind.amount, times)
+
+
+def _ends(holding: Holding) -> tuple[float, float, Key]:
+    """The order in which running groups are expected to end."""
+    return (math.inf if holding.until is None else holding.until), holding.since, holding.key
