@@ -85,12 +85,10 @@ class InputFetcher:
         names = [version.name for version in versions]
         for version in versions:
             at = f"{index}/{version.name}"
-            if item.regex:
-                views.refuse(task, home, at)
-            elif names.count(version.name) > 1:
+            if names.count(version.name) > 1:
                 views.refuse(task, home, at, "the collection holds it more than once")
             else:
-                views.lay_version(task, home, at, version, stop)
+                views.lay_version(task, home, at, version, stop, regex=item.regex or "")
 
     def fetch(self, task: TaskSpec, home: Path, say: Say, stop: Stop) -> tuple[InputNote, ...]:
         """Fill ``home/data/input/<i>`` for every input and note what it was.
@@ -153,7 +151,8 @@ class InputFetcher:
             source = self._source(home, f"{target.name}/{version.name}", version.ref, "downloaded", say)
             if source is not None:
                 shown[version.name] = source
-                say(f"Mounted {version.ref} ({version.files} files, {size_text(version.size)}) at {place}")
+                what = f"files matching {regex}" if regex else f"{version.files} files, {size_text(version.size)}"
+                say(f"Mounted {version.ref} ({what}) at {place}")
                 notes.append(InputNote.of_version(version, item.name, regex))
                 continue
             chosen = f", files matching {regex}" if regex else ""

@@ -373,8 +373,9 @@ class VersionMounts(Protocol):
     def why_not(self) -> str:
         """Why nothing can be mounted on this machine; empty when it can."""
 
-    def mount(self, version: DatasetVersion, path: Path, *, stop: Callable[[], bool]) -> None:
-        """Show a version at an empty folder, read-only; one that is shown there already is left alone.
+    def mount(self, version: DatasetVersion, path: Path, *, regex: str = "", stop: Callable[[], bool]) -> None:
+        """Show a version at an empty folder, read-only; one that is shown there already is left alone. ``regex`` is
+        matched at the start of paths: other files, and folders without any, are not there.
 
         Raises a ``CasstoreError`` with nothing mounted, ``CancelledError`` once ``stop`` says so.
         """

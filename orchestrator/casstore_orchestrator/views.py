@@ -1,9 +1,10 @@
 """Inputs that tasks see without a copy being made of them.
 
-Decided here and only here: which inputs those are (versions of datasets and kept outputs of tasks, unless a pattern
-chooses files of them), who shares a mount (the tasks of a group that read the same version), and why another input is
-copied. A task may change what it sees: a layer of its own lies over it, made together with the task's sandbox, so that
-whoever ends the sandbox ends the layer. Only the versions below are mounts of the host, and last as long as the group.
+Decided here and only here: which inputs those are (versions of datasets, also those of which a pattern chooses files,
+and kept outputs of tasks without one), who shares a mount (the tasks of a group that read the same), and why another
+input is copied. A task may change what it sees: a layer of its own lies over it, made together with the task's
+sandbox, so that whoever ends the sandbox ends the layer. Only the versions below are mounts of the host, and last as
+long as the group.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ __all__ = ["View", "Views"]
 View = InputLayer | str
 """A layer, or why there is none: the empty text where none was wanted."""
 
-_PATTERN = "only files that match a pattern are wanted"
+_PATTERN = "only files that match a pattern are wanted, and it is a folder of this machine"
 
 
 class Views:
@@ -33,7 +34,7 @@ class Views:
         self._executor = executor
         self._mounts = mounts
         self._folder = folder
-        self._paths: dict[tuple[str, str], Path] = {}
+        self._paths: dict[tuple[str, str, str], Path] = {}
         self._found: dict[tuple[Path, str], View] = {}
 
     def find(self, home: Path, at: str) -> View:
@@ -44,14 +45,16 @@ class Views:
         """The layers of an attempt."""
         return tuple(view for (owner, _), view in self._found.items() if owner == home and not isinstance(view, str))
 
-    def lay_version(self, task: TaskSpec, home: Path, at: str, version: DatasetVersion, stop: Stop) -> None:
-        """Mount a version that is an input, or note why not."""
+    def lay_version(
+        self, task: TaskSpec, home: Path, at: str, version: DatasetVersion, stop: Stop, *, regex: str = ""
+    ) -> None:
+        """Mount a version that is an input, or its files that match, or note why not."""
         if self._mounts is None or task.download_type == "download":
             return
         reason = self._mounts.why_not() or self._executor.why_no_layer(home, home / "data")
         if not reason:
             try:
-                self._lay(home, at, self._mounted(self._mounts, version, stop))
+                self._lay(home, at, self._mounted(self._mounts, version, regex, stop))
                 return
             except CancelledError:
                 raise
@@ -89,9 +92,9 @@ class Views:
             (home / "data" / "input" / at).mkdir(parents=True, exist_ok=True)
         self._found[home, at] = reason or InputLayer(at, source)
 
-    def _mounted(self, mounts: VersionMounts, version: DatasetVersion, stop: Stop) -> Path:
-        key = (version.bucket, version.manifest)
+    def _mounted(self, mounts: VersionMounts, version: DatasetVersion, regex: str, stop: Stop) -> Path:
+        key = (version.bucket, version.manifest, regex)
         path = self._paths.setdefault(key, self._folder / str(len(self._paths)))
         path.mkdir(parents=True, exist_ok=True)
-        mounts.mount(version, path, stop=stop)
+        mounts.mount(version, path, regex=regex, stop=stop)
         return path

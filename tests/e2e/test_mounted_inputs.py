@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -212,7 +213,7 @@ def test_tasks_of_a_group_share_a_mount_and_not_their_changes(lab: Lab, source: 
     two = f"cd {{{{input:1}}}}/ds; touch {{{{output}}}}/ready; {wait}ls -d run mine || true\n{SUMS}"
     text = group(
         task("one", one, "dataset: {name: ds}", indent=4),
-        task("two", two, "dataset: {name: ds, regex: '.*none'}\ndataset: {name: ds}", "lead: true", indent=4),
+        task("two", two, "dataset: {name: ds, regex: 'd1/'}\ndataset: {name: ds}", "lead: true", indent=4),
     )
     workflow_id = lab.submit(text)
     homes = [lab.settings.workflows / workflow_id / name / "0" / "data" / "output" for name in ("one", "two")]
@@ -225,16 +226,31 @@ def test_tasks_of_a_group_share_a_mount_and_not_their_changes(lab: Lab, source: 
     eventually(lab.scheduler.idle, "everything is cleaned up")
     lines = lab.log(workflow_id)
     assert record.status is WorkflowStatus.COMPLETED, "\n".join(lines)
-    assert [point.kind for point in points] == [mounted.KIND], "one mount, and no layer outside of the sandboxes"
+    kinds = [point.kind for point in points]
+    assert kinds == [mounted.KIND] * 2, "one mount, and one of what a pattern chose: no layer outside of the sandboxes"
     assert "[one] run" not in lines
     assert "[two] run" in lines
     assert "[two] mine" not in lines
     assert f"[two] {digest_of(source)}" in lines
-    refused = "[two][osmo] default/ds:1 is downloaded, not mounted: only files that match a pattern are wanted"
-    assert refused in lines
+    assert "[two][osmo] Mounted default/ds:1 (files matching d1/) at {{input:0}}" in lines
     assert lab.points() == []
     assert lab.registry().all() == []
     assert not (lab.settings.workflows / workflow_id / "_mounts").exists()
+
+
+def test_a_pattern_shows_the_files_that_match(lab: Lab, source: Path) -> None:
+    lab.upload("ds", source)
+    script = (
+        "cd {{input:0}}/ds; find . -type f | sort | tr '\\n' ' '; echo; cat d0/f0 | md5sum; rm d0/f0; ls -A d0 | wc -l"
+    )
+    lines = lab.completed(workflow(task("reader", script, "dataset: {name: ds, regex: 'd0/f(0|5)$|d1/'}")))
+    wanted = sorted(path for path in source.rglob("*") if re.match(r"d0/f(0|5)$|d1/", str(path.relative_to(source))))
+    names = "".join(f"./{path.relative_to(source)} " for path in wanted if path.is_file())
+    assert f"[reader] {names.strip()}" in [line.rstrip() for line in lines], "\n".join(lines)
+    assert "[reader] 1" in lines, "it may be changed like any input"
+    nothing = lab.submit(workflow(task("reader", "true", "dataset: {name: ds, regex: 'no such file'}")))
+    lab.finished(nothing)
+    assert any("is downloaded, not mounted: no file of the version matches" in line for line in lab.log(nothing))
 
 
 def test_a_killed_server_is_not_noticed_by_the_task(lab: Lab, source: Path) -> None:

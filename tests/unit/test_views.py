@@ -32,14 +32,16 @@ class Mounts:
         self.reason = ""
         self.error: Exception | None = None
         self.calls: list[Path] = []
+        self.regexes: list[str] = []
 
     def why_not(self) -> str:
         return self.reason
 
-    def mount(self, version: DatasetVersion, path: Path, *, stop: Callable[[], bool]) -> None:
+    def mount(self, version: DatasetVersion, path: Path, *, regex: str = "", stop: Callable[[], bool]) -> None:
         if self.error is not None:
             raise self.error
         self.calls.append(path)
+        self.regexes.append(regex)
         (path / version.ref.replace("/", "_")).touch()
 
     def unmount(self, path: Path) -> tuple[str, ...]:
@@ -96,11 +98,20 @@ def test_one_mount_for_each_version_of_a_group(world: World) -> None:
     assert not (world.folder / "wf-1" / "_mounts").exists()
 
 
+def test_a_pattern_has_a_mount_of_its_own(world: World) -> None:
+    spec = reads(*(DatasetInput(name="ds", regex=regex) for regex in (None, "a", "b", "a")))
+    world.task("one", spec)
+    assert world.mounts.regexes == ["", "a", "b", "a"]
+    assert world.mounts.calls[1] == world.mounts.calls[3]
+    assert len(set(world.mounts.calls)) == 3
+    assert [note.regex for note in world.notes] == [None, "a", "b", "a"]
+    assert any("(files matching a) at {{input:1}}" in line for line in world.said)
+
+
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
         (reads(DatasetInput(name="ds"), download_type="download"), ""),
-        (reads(DatasetInput(name="ds", regex="a")), "only files that match a pattern are wanted"),
         (reads(DatasetInput(name="ds"), download_type="mount"), "no /dev/fuse"),
         (reads(DatasetInput(name="ds")), "no overlays"),
         (reads(DatasetInput(name="ds")), "not allowed"),
