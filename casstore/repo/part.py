@@ -63,7 +63,7 @@ def part_of(tree: Tree, source: NodeSource, select: Callable[[bytes], bool]) -> 
         raise SourceError("no file of the version matches")
     nodes = _Nodes(source)
     builder = TreeBuilder(nodes)
-    for take, entry in zip(wanted, tree.entries(), strict=True):
-        if take or (entry.kind == Kind.DIRECTORY and entry.path in folders):
+    for chosen, entry in zip(wanted, tree.entries(), strict=True):
+        if chosen or (entry.kind == Kind.DIRECTORY and entry.path in folders):
             builder.add(entry)
     return Tree(nodes, tree.id, decode_root(nodes.own(builder.finish())))

@@ -68,8 +68,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     A collection has ``members``, each for a folder of its name, and no version and manifest of its own (0 and "").
 
     ``runtime`` and ``state`` are the folders of the ``Registry``; ``cache`` is where what was read is kept, None for
-    nowhere; ``prefetch`` is a pattern, empty for all files and None for none; ``regex`` is one for what is shown at all. ``below``: somebody else lays something
-    over it that can be written to. ``hold``: with a lease, see ``Guard``; not where nothing may be written.
+    nowhere; ``prefetch`` is a pattern, empty for all files and None for none. ``regex``: only files whose path matches
+    are there. ``below``: somebody else lays something over it that can be written to. ``hold``: with a lease, see
+    ``Guard``; not where nothing may be written.
     """
 
     path: str
