@@ -590,6 +590,7 @@ def test_a_restarted_task_is_found_under_its_name_as_before(sandboxed: Group) ->
 
 
 def test_the_outside_is_not_reachable(sandboxed: Group) -> None:
+    sandboxed.executor = ProcessExecutor(mode="bubblewrap", egress=False)
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(sandboxed.base.parent))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)
@@ -604,7 +605,8 @@ def test_the_outside_is_not_reachable(sandboxed: Group) -> None:
             server.shutdown()
             thread.join()
     assert (code, lines) == (0, [b"7", b"7"])
-    assert any("nothing outside the group can be reached" in reason for reason in sandboxed.executor.describe().reasons)
+    reasons = sandboxed.executor.describe().reasons
+    assert any("nothing outside the group can be reached" in reason for reason in reasons)
 
 
 def test_tmp_processes_and_host_name_are_private(sandboxed: Group, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def make_launch(tmp_path: Path, *, read_only_inputs: bool = False, gpu: int = 0)
 
 
 def make_plan(launch: TaskLaunch, view: sandbox.View) -> sandbox.Plan:
-    return sandbox.plan_mounts(launch, view, Path("/hosts"), Path("/init.py"), "/usr/bin/python3")
+    return sandbox.plan_mounts(launch, view, Path("/hosts"), None, Path("/init.py"), "/usr/bin/python3")
 
 
 def pairs(plan: sandbox.Plan, kind: str) -> list[tuple[str, str]]:

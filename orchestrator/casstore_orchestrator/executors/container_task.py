@@ -182,7 +182,7 @@ class _Companion:
     def follow(self) -> None:
         """Obey the socket until the container has ended."""
         while self._child is None or self._child.poll() is None:
-            watched: list[object] = [] if self._deserted else [self._control]
+            watched: list[socket.socket | int] = [] if self._deserted else [self._control]
             if self._memory.fd >= 0:
                 watched.append(self._memory.fd)
             pid = -1

@@ -21,10 +21,11 @@ from casstore.errors import ServiceError
 from casstore_orchestrator.executors import sandbox
 from casstore_orchestrator.executors.cgroups import remove_group
 from casstore_orchestrator.executors.launch import open_launch, task_environment, write_commands
-from casstore_orchestrator.executors.network import address_of, hosts_file
+from casstore_orchestrator.executors.network import RESOLVER, address_of, hosts_file
 from casstore_orchestrator.executors.probe import Machine, bare_python
 from casstore_orchestrator.executors.running import Attempt, ProcessGang, close_all, open_channel
 from casstore_orchestrator.executors.supervise import CONTROL_FD, GROUP_PREFIX
+from casstore_orchestrator.executors.uplink import Uplink
 from casstore_orchestrator.ports import Isolation, LogSink, TaskLaunch
 
 __all__ = ["SandboxGang"]
@@ -56,9 +57,13 @@ class SandboxGang(ProcessGang):
         view: sandbox.View,
         isolation: Isolation,
         strict_cpu: bool,
+        egress: bool = True,
         hold: Sequence[int] = (),
     ) -> None:
         super().__init__(group_key, log)
+        self._egress = egress
+        self._uplink: Uplink | None = None
+        self._no_way_out = ""
         self._hold = tuple(hold)
         self._machine = machine
         self._view = view
@@ -107,10 +112,28 @@ class SandboxGang(ProcessGang):
                 "bases": [bases.version, bases.memory, bases.cpu, bases.pids],
             }
         )
+        self._await_answer()
+        if self._egress and self._machine.way_out and self._machine.bridged:
+            self._open_way_out()
+
+    def _await_answer(self) -> None:
         if not self._answered.wait(_SETUP_SECONDS):
             raise ServiceError(f"the supervisor of a group did not answer within {_SETUP_SECONDS:.0f} seconds")
         if self._broken is not None:
             raise ServiceError(f"the network of a group can't be made: {self._broken}")
+
+    def _open_way_out(self) -> None:
+        """Give the group a way out; without one it runs all the same, and its tasks' logs say why."""
+        if self._process is None:
+            return
+        try:
+            self._uplink = Uplink(self._process.pid, self._hold)
+        except ServiceError as error:
+            self._no_way_out = error.message
+            return
+        self._answered.clear()
+        self._tell({"op": "way_out"})
+        self._await_answer()
 
     def _tell(self, order: dict[str, object], fds: Sequence[int] = ()) -> None:
         if self._socket is None:
@@ -198,6 +221,15 @@ class SandboxGang(ProcessGang):
         path.chmod(0o644)
         return path
 
+    def _resolver(self, folder: Path) -> Path | None:
+        """The file that names the way out's resolver; None without one."""
+        if self._uplink is None:
+            return None
+        path = folder / "resolv.conf"
+        path.write_text(f"nameserver {RESOLVER}\n", encoding="ascii")
+        path.chmod(0o644)
+        return path
+
     def _spawn(self, launch: TaskLaunch) -> Attempt:
         sandbox.make_home(launch.home)
         run = launch.home.resolve() / "run"
@@ -206,6 +238,7 @@ class SandboxGang(ProcessGang):
             launch,
             self._view,
             self._hosts(run),
+            self._resolver(run),
             Path(__file__).resolve().with_name("task_init.py"),
             os.path.realpath(sys.executable),
         )
@@ -257,11 +290,14 @@ class SandboxGang(ProcessGang):
 
     def _introduce(self, attempt: Attempt) -> None:
         network = "own network" if self._isolation.network else "shared network"
+        network += " with a way out" if self._uplink is not None else ""
         attempt.note(f"isolation: {self._isolation.mode}, {network}; details: osmo doctor")
-        for lack in self._isolation.lacks:
+        for lack in (*self._isolation.lacks, *((self._no_way_out,) if self._no_way_out else ())):
             attempt.note(f"  {lack}")
 
     def _tear_down(self) -> None:
+        if self._uplink is not None:
+            self._uplink.close()
         if self._socket is None or self._process is None:
             return
         self._socket.shutdown(socket.SHUT_WR)  # the end of its socket tells the supervisor to end everything

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import socket
 import struct
 from collections.abc import Sequence
@@ -16,23 +17,42 @@ from typing import Self
 
 from casstore_orchestrator.executors.syscalls import CLONE_NEWNET, setns, unshare
 
-__all__ = ["MAX_TASKS", "GroupNetwork", "address_of", "host_names", "hosts_file"]
+__all__ = [
+    "MAX_TASKS",
+    "NETWORK",
+    "RESOLVER",
+    "UPLINK",
+    "GroupNetwork",
+    "address_of",
+    "find_router",
+    "host_names",
+    "hosts_file",
+    "why_no_router",
+]
 
 MAX_TASKS = 4000
+NETWORK = "10.213.0.0/16"
+GATEWAY, RESOLVER = "10.213.0.2", "10.213.0.3"
+"""Addresses of the way out, if there is one; those that slirp4netns takes in its network."""
+UPLINK = "osmo-out"
+"""The name of the interface of the way out."""
 _BRIDGE = "osmo0"
 _PREFIX_LENGTH = 16
 
-_NEWLINK, _DELLINK, _NEWADDR = 16, 17, 20
+_NEWLINK, _DELLINK, _NEWADDR, _NEWROUTE = 16, 17, 20, 24
 _REQUEST, _ACK, _EXCL, _CREATE = 1, 4, 0x200, 0x400
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MASTER, _IFLA_LINKINFO, _IFLA_NET_NS_FD = 1, 3, 10, 18, 28
 _INFO_KIND, _INFO_DATA, _VETH_PEER = 1, 2, 1
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
+_RTA_GATEWAY = 5
+_TABLE_MAIN, _PROTOCOL_STATIC, _UNICAST = 254, 4, 1
+_FIRST_SLOT = 256
 _IFF_UP = 1
 
 
 def address_of(slot: int) -> str:
     """The address of the group's task number ``slot`` (from 0)."""
-    number = slot + 2
+    number = slot + _FIRST_SLOT
     return f"10.213.{number >> 8}.{number & 255}"
 
 
@@ -107,6 +127,16 @@ class _Netlink:
         bridge = _attribute(_IFLA_MASTER, struct.pack("=I", socket.if_nametoindex(master)))
         self.ask(_NEWLINK, _CREATE | _EXCL, _link() + _name(name) + bridge + info, "create a veth pair")
 
+    def enslave(self, name: str, master: str) -> None:
+        body = _link(socket.if_nametoindex(name))
+        body += _attribute(_IFLA_MASTER, struct.pack("=I", socket.if_nametoindex(master)))
+        self.ask(_NEWLINK, 0, body, f"put {name} on the bridge")
+
+    def add_default_route(self, gateway: str) -> None:
+        body = struct.pack("=BBBBBBBBI", socket.AF_INET, 0, 0, 0, _TABLE_MAIN, _PROTOCOL_STATIC, 0, _UNICAST, 0)
+        body += _attribute(_RTA_GATEWAY, socket.inet_aton(gateway))
+        self.ask(_NEWROUTE, _CREATE | _EXCL, body, f"add a route by {gateway}")
+
     def delete(self, name: str) -> None:
         self.ask(_DELLINK, 0, _link() + _name(name), f"delete {name}")
 
@@ -124,12 +154,20 @@ class GroupNetwork:
     def __init__(self, *, bridged: bool) -> None:
         """Take a network namespace of our own, unless the caller did; ``bridged``: one address a task."""
         self.bridged = bridged
+        self._way_out = False
         self._own = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         with _Netlink() as netlink:
             netlink.bring_up("lo")
             if bridged:
                 netlink.add_bridge(_BRIDGE)
                 netlink.bring_up(_BRIDGE)
+
+    def open_way_out(self) -> None:
+        """Take the interface of the way out, which is there, onto the bridge; tasks that join later get a route."""
+        with _Netlink() as netlink:
+            netlink.bring_up(UPLINK)
+            netlink.enslave(UPLINK, _BRIDGE)
+        self._way_out = True
 
     def join(self, slot: int, number: int) -> int | None:
         """A new network namespace for a task, connected and addressed; returns its descriptor.
@@ -153,6 +191,8 @@ class GroupNetwork:
                 setns(fd, CLONE_NEWNET)
                 inside.add_address("eth0", address)
                 inside.bring_up("eth0")
+                if self._way_out:
+                    inside.add_default_route(GATEWAY)
         except OSError:
             os.close(fd)
             raise
@@ -175,3 +215,19 @@ class GroupNetwork:
         if self.bridged:
             with contextlib.suppress(OSError), _Netlink() as netlink:
                 netlink.delete(f"t{number}")
+
+
+def find_router(path: str | None = None) -> str:
+    """The program, or an empty text."""
+    return shutil.which("slirp4netns", path=path) or ""
+
+
+def why_no_router(path: str | None = None) -> str:
+    """Why groups get no way out on this machine; empty when they do."""
+    if not find_router(path):
+        return "the package 'slirp4netns' is not installed"
+    try:
+        os.close(os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        return f"/dev/net/tun can't be used: {error.strerror}"
+    return ""

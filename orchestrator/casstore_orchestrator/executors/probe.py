@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from casstore_orchestrator.executors.cgroups import MAX_PROCESSES, Bases
+from casstore_orchestrator.executors.network import why_no_router
 
 __all__ = ["Machine", "bare_python", "layer_main", "probe", "top_level", "trial_main", "why_no_layer"]
 
@@ -34,7 +35,8 @@ class Machine:
     """The answer of the trial.
 
     ``sandbox``: bubblewrap works; ``user``: in a user namespace (no privilege needed); ``bridged``: one address a task;
-    ``writable``: top-level folders over which a task gets a writable layer; ``bases``: where limits can be set.
+    ``writable``: top-level folders over which a task gets a writable layer; ``bases``: where limits can be set;
+    ``way_out``: groups can be given a way to other networks.
     ``reasons`` are sentences for the user; ``lacks`` are those of them that say what is missing.
     """
 
@@ -46,6 +48,7 @@ class Machine:
     bases: Bases
     reasons: tuple[str, ...]
     lacks: tuple[str, ...] = ()
+    way_out: bool = False
 
 
 def bare_python(module: str, *arguments: str) -> list[str]:
@@ -120,8 +123,15 @@ def _machine(bwrap: str, found: dict[str, object], *, user: bool) -> Machine:
         "own mounts, processes, IPC, host name and /tmp for every task, by bubblewrap"
         + (" in a user namespace" if user else " as root without a user namespace"),
     ]
+    no_router = why_no_router()
     if bridged:
-        reasons.append("own network for every group, one address a task; nothing outside the group can be reached")
+        reasons.append("own network for every group, one address a task")
+        if no_router:
+            lacks.append(f"nothing outside the group can be reached: {no_router}")
+        else:
+            reasons.append(
+                "a way out for groups whose pool allows it, by slirp4netns; never to this machine's loopback"
+            )
     else:
         lacks.append(
             "tasks of a group share one network and its ports: this kernel refused a bridge "
@@ -153,6 +163,7 @@ def _machine(bwrap: str, found: dict[str, object], *, user: bool) -> Machine:
         bases=bases,
         reasons=(*reasons, *lacks),
         lacks=tuple(lacks),
+        way_out=bridged and not no_router,
     )
 
 

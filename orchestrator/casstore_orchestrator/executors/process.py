@@ -27,7 +27,8 @@ class ProcessExecutor(Executor):
 
     ``mode``: "auto" takes bubblewrap where it works. ``hidden``: folders that tasks must not see (stores, homes of
     other tasks, sockets); the user's home and its configuration are hidden anyway. ``exposed``: folders in the hidden
-    ones that tasks may read after all. ``strict_cpu`` makes the CPU share a limit even on an idle machine. ``hold`` is
+    ones that tasks may read after all. ``strict_cpu`` makes the CPU share a limit even on an idle machine. ``egress``:
+    tasks get a way out of their group's network where this machine can give one. ``hold`` is
     a descriptor that is kept open by whatever is started for a group, but not by its tasks.
     """
 
@@ -38,12 +39,14 @@ class ProcessExecutor(Executor):
         hidden: Iterable[Path] = (),
         exposed: Iterable[Path] = (),
         strict_cpu: bool = False,
+        egress: bool = True,
         hold: int | None = None,
     ) -> None:
         self._mode = mode
         self._hidden = tuple(hidden)
         self._exposed = tuple(exposed)
         self._strict_cpu = strict_cpu
+        self._egress = egress
         self._hold = () if hold is None else (hold,)
 
     def _machine(self) -> Machine | None:
@@ -63,7 +66,11 @@ class ProcessExecutor(Executor):
         if machine is None:
             why = ("plain mode was asked for",) if self._mode == "plain" else probe().reasons
             return plain.plain_isolation(why)
-        return Isolation(mode="bubblewrap", network=machine.bridged, reasons=machine.reasons, lacks=machine.lacks)
+        lacks = machine.lacks
+        if machine.way_out and not self._egress:
+            lacks = (*lacks, "nothing outside the group can be reached: the pool does not allow it")
+        reasons = tuple(dict.fromkeys((*machine.reasons, *lacks)))
+        return Isolation(mode="bubblewrap", network=machine.bridged, reasons=reasons, lacks=lacks)
 
     def layout(self, launch_home: Path) -> Layout:
         """The paths of a task whose attempt has this home."""
@@ -103,6 +110,7 @@ class ProcessExecutor(Executor):
                 view=sandbox.machine_view(self._hidden, self._exposed),
                 isolation=self.describe(),
                 strict_cpu=self._strict_cpu,
+                egress=self._egress,
                 hold=self._hold,
             )
         gang.prepare(launches)

@@ -147,7 +147,7 @@ class Attempt(RunningTask):
         own, else it has three pipes. ``as_user``: not as the number 0, where that is possible. Raises ``ConflictError``
         when the command does not run, ``ServiceError``.
         """
-        self._check_running()
+        self.check_running()
         return self._programs.enter(argv, environment or {}, terminal, as_user=as_user)
 
     def hang_up(self, entered: Entered) -> None:
@@ -158,7 +158,7 @@ class Attempt(RunningTask):
         """A socket connected to a port of the task's own (loopback) addresses. Raises as ``enter``, and
         ``NotFoundError`` when nothing listens there (which for UDP is not known).
         """
-        self._check_running()
+        self.check_running()
         kind = socket.SOCK_DGRAM if udp else socket.SOCK_STREAM
         for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
             made = self._open_socket(family, kind)
@@ -175,7 +175,8 @@ class Attempt(RunningTask):
         """Where the task finds what is at ``path`` in a sandbox."""
         return self._seen_path(path)
 
-    def _check_running(self) -> None:
+    def check_running(self) -> None:
+        """Raise ``ConflictError`` unless the command runs."""
         if self._gone or self._reported is not None:
             raise ConflictError(f"task {self.name} has ended")
         if self.started_ns is None:

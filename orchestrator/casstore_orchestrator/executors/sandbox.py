@@ -237,8 +237,11 @@ def layer_source(home: Path, source: Path) -> str:
     return os.path.relpath(source.resolve(), home.resolve() / "layers")
 
 
-def plan_mounts(launch: TaskLaunch, view: View, hosts: Path, init: Path, python: str) -> Plan:
-    """The sandbox of one attempt, whose home ``make_home`` has made. Creates mount points; mounts nothing."""
+def plan_mounts(launch: TaskLaunch, view: View, hosts: Path, resolver: Path | None, init: Path, python: str) -> Plan:
+    """The sandbox of one attempt, whose home ``make_home`` has made. Creates mount points; mounts nothing.
+
+    ``hosts`` and ``resolver`` are what the task finds as ``/etc/hosts`` and, unless None, ``/etc/resolv.conf``.
+    """
     home = launch.home.resolve()
     shown = (*view.folders, *view.plain_folders)
     inputs = sorted(entry.name for entry in (home / "data/input").iterdir())
@@ -278,6 +281,9 @@ def plan_mounts(launch: TaskLaunch, view: View, hosts: Path, init: Path, python:
     after += ["--ro-bind", str(init), _INIT]
     if os.path.lexists("/etc/hosts") or "/etc" in view.folders:
         after += ["--ro-bind", str(hosts), "/etc/hosts"]
+    if resolver is not None and os.path.lexists("/etc/resolv.conf"):
+        # Often a link into /run, which is the task's own and empty: then the file is made there.
+        after += ["--ro-bind", str(resolver), os.path.realpath("/etc/resolv.conf")]
     after += ["--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
     after += ["--hostname", launch.name, "--die-with-parent", "--as-pid-1", "--new-session", "--clearenv"]
     after += ["--cap-drop", "ALL"]

@@ -8,8 +8,9 @@ is killed the kernel does it (parent-death signals down to process 1 of each san
 interface, mount or process outlives them.
 
 Single-threaded and with the standard library alone, because namespaces belong to threads. Messages are JSON in packets
-on descriptor 3: ``setup``, ``start``, ``kill``, ``socket`` in; ``ready``, ``gone``, ``failed``, ``socket`` out, the
-last with a socket that was made in the network of a task: what is sent over it never passes through here.
+on descriptor 3: ``setup``, ``way_out``, ``start``, ``kill``, ``socket`` in; ``ready``, ``broken``, ``gone``,
+``failed``, ``socket`` out, the last with a socket that was made in the network of a task: what is sent over it never
+passes through here.
 """
 
 from __future__ import annotations
@@ -163,6 +164,14 @@ class _Supervisor:
         self._network = GroupNetwork(bridged=bool(order["bridged"]))
         self.say(ready=True)
 
+    def open_way_out(self) -> None:
+        try:
+            if self._network is not None:
+                self._network.open_way_out()
+            self.say(ready=True)
+        except OSError as error:
+            self.say(broken=str(error))
+
     def start(self, order: dict[str, object], fds: list[int]) -> None:
         number = int(str(order["id"]))
         reading, writing = os.pipe2(os.O_CLOEXEC)
@@ -286,6 +295,8 @@ class _Supervisor:
             self.open_socket(order)
         elif kind == "setup":
             self.setup(order)
+        elif kind == "way_out":
+            self.open_way_out()
 
     def run(self) -> None:
         reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
