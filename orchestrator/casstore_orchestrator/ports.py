@@ -373,9 +373,18 @@ class VersionMounts(Protocol):
     def why_not(self) -> str:
         """Why nothing can be mounted on this machine; empty when it can."""
 
-    def mount(self, version: DatasetVersion, path: Path, *, regex: str = "", stop: Callable[[], bool]) -> None:
+    def mount(
+        self,
+        version: DatasetVersion,
+        path: Path,
+        *,
+        regex: str = "",
+        cache_size: int | None = None,
+        stop: Callable[[], bool],
+    ) -> None:
         """Show a version at an empty folder, read-only; one that is shown there already is left alone. ``regex`` is
-        matched at the start of paths: other files, and folders without any, are not there.
+        matched at the start of paths: other files, and folders without any, are not there. ``cache_size``: bytes of
+        what was read that may be kept; the machine's own limit by default.
 
         Raises a ``CasstoreError`` with nothing mounted, ``CancelledError`` once ``stop`` says so.
         """

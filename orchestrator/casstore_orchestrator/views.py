@@ -54,7 +54,7 @@ class Views:
         reason = self._mounts.why_not() or self._executor.why_no_layer(home, home / "data")
         if not reason:
             try:
-                self._lay(home, at, self._mounted(self._mounts, version, regex, stop))
+                self._lay(home, at, self._mounted(self._mounts, version, regex, task.cache_size, stop))
                 return
             except CancelledError:
                 raise
@@ -92,9 +92,11 @@ class Views:
             (home / "data" / "input" / at).mkdir(parents=True, exist_ok=True)
         self._found[home, at] = reason or InputLayer(at, source)
 
-    def _mounted(self, mounts: VersionMounts, version: DatasetVersion, regex: str, stop: Stop) -> Path:
+    def _mounted(
+        self, mounts: VersionMounts, version: DatasetVersion, regex: str, cache_size: int | None, stop: Stop
+    ) -> Path:
         key = (version.bucket, version.manifest, regex)
         path = self._paths.setdefault(key, self._folder / str(len(self._paths)))
         path.mkdir(parents=True, exist_ok=True)
-        mounts.mount(version, path, regex=regex, stop=stop)
+        mounts.mount(version, path, regex=regex, cache_size=cache_size, stop=stop)
         return path

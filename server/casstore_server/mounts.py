@@ -82,7 +82,15 @@ class ServerMounts(VersionMounts):
                 self._reason, self._checked = why_not(), time.monotonic()
             return self._reason
 
-    def mount(self, version: DatasetVersion, path: Path, *, regex: str = "", stop: Callable[[], bool]) -> None:
+    def mount(
+        self,
+        version: DatasetVersion,
+        path: Path,
+        *,
+        regex: str = "",
+        cache_size: int | None = None,
+        stop: Callable[[], bool],
+    ) -> None:
         """See ``ports.VersionMounts``."""
         where = os.path.realpath(path)
         with self._lock:
@@ -95,7 +103,7 @@ class ServerMounts(VersionMounts):
         reader, writer = os.pipe()
         theirs, tie = os.pipe()  # its end is the end of this process
         try:
-            process = self._start(self._order(version, where, regex), writer, theirs)
+            process = self._start(self._order(version, where, regex, cache_size), writer, theirs)
             with self._lock:
                 self._processes[where] = process
                 self._ties[where] = tie
@@ -163,7 +171,7 @@ class ServerMounts(VersionMounts):
         for path in paths:
             self.unmount(Path(path))
 
-    def _order(self, version: DatasetVersion, where: str, regex: str) -> _Order:
+    def _order(self, version: DatasetVersion, where: str, regex: str, cache_size: int | None) -> _Order:
         settings = self._settings
         cache = str(settings.cache_dir / "data")
         return _Order(
@@ -183,7 +191,7 @@ class ServerMounts(VersionMounts):
                 state=self._registry.state_dir,
                 below=True,
                 cache=cache,
-                limit=session.default_limit(cache),
+                limit=session.default_limit(cache) if cache_size is None else cache_size,
                 regex=regex,
             ),
         )
