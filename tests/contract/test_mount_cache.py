@@ -1,4 +1,4 @@
-"""Mounts of object storage with the real kernel: what was read once needs no service, and no collection takes it away."""
+"""Mounts of object storage with the real kernel: what was read needs no service, and no collection takes it away."""
 
 from __future__ import annotations
 

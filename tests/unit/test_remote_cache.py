@@ -7,7 +7,6 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -89,10 +88,10 @@ class Reader:
 
 
 @pytest.fixture
-def far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Far]:
+def far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Far:
     monkeypatch.setattr(packs, "PACK_TARGET", MIB)
     monkeypatch.setattr(packs, "PACK_LEAST", MIB)
-    yield Far(tmp_path)
+    return Far(tmp_path)
 
 
 def test_nothing_is_asked_for_twice(far: Far) -> None:
