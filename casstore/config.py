@@ -45,7 +45,7 @@ DEFAULT_BUCKET = "default"
 MODES = ("read-write", "read-only")
 BUCKET_NAME = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
 _BUCKET_KEYS = frozenset({"url", "description", "mode"})
-_OWN_KEYS = frozenset({"user", "default_bucket", "buckets", "pools", "references"})
+_OWN_KEYS = frozenset({"user", "default_bucket", "buckets", "pools", "references", "server"})
 
 
 class Paths(msgspec.Struct, frozen=True):

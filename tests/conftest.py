@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -63,3 +65,41 @@ def short_path() -> Iterator[Path]:
     """A folder with a short name: the path of a Unix socket below it fits into the kernel's 108 bytes."""
     with tempfile.TemporaryDirectory(prefix="cs-", ignore_cleanup_errors=True) as path:
         yield Path(path)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Callable[[], str]]:
+    """A real PostgreSQL of our own; each call makes an empty database and gives its URL."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    on_path = shutil.which("initdb")
+    if not found and on_path is None:
+        pytest.skip("PostgreSQL is not installed; scripts/setup dev installs it")
+    bin_ = found[-1] if found else Path(str(on_path)).resolve().parent
+    folder = Path(tempfile.mkdtemp(prefix="pg-"))
+    other = {"user": "nobody", "group": "nogroup", "extra_groups": []} if os.getuid() == 0 else {}
+    if other:  # it refuses to be root
+        shutil.chown(folder, "nobody", "nogroup")
+    data = folder / "data"
+    settings = {"listen_addresses": "", "unix_socket_directories": folder, "fsync": "off", "max_connections": 300}
+    options = [f"--{name}={value}" for name, value in settings.items()]
+    quiet = {"cwd": folder, "stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    initdb = [bin_ / "initdb", "-U", "postgres", "-E", "UTF8", "--locale=C", "--auth=trust", "--no-sync", "-D", data]
+    subprocess.run(initdb, check=True, **quiet, **other)  # type: ignore[call-overload]
+    server = subprocess.Popen([bin_ / "postgres", "-D", data, *options], **quiet, **other)  # type: ignore[call-overload]
+    psql = [bin_ / "psql", "-q", "-h", folder, "-U", "postgres", "-d", "postgres", "-c"]
+
+    def make() -> str:
+        name = f"db_{uuid.uuid4().hex}"
+        subprocess.run([*psql, f"CREATE DATABASE {name}"], check=True, **quiet)  # type: ignore[call-overload]
+        return f"postgresql://postgres@/{name}?host={folder}"
+
+    try:
+        ready = [bin_ / "pg_isready", "-q", "-t", "30", "-h", folder]
+        while subprocess.run(ready, check=False).returncode != 0:
+            if server.poll() is not None:
+                pytest.fail(f"PostgreSQL ended with {server.returncode}")
+        yield make
+    finally:
+        server.terminate()
+        server.wait()
+        shutil.rmtree(folder, ignore_errors=True)

@@ -12,6 +12,8 @@ from pathlib import Path
 from socket import socket
 from typing import Any, Literal, NamedTuple, Protocol
 
+from casstore.errors import ConflictError
+
 from .events import Effect, Event
 from .pools import Resources
 from .records import WorkflowRecord
@@ -22,22 +24,29 @@ __all__ = [
     "DataStore",
     "DatasetVersion",
     "Executor",
+    "Fence",
     "Gang",
     "GroupAgents",
     "InputLayer",
     "Isolation",
     "Layout",
+    "LeaseLostError",
     "LogSink",
+    "Notes",
     "PlacedFile",
     "Published",
     "RunKey",
     "RunningTask",
     "StateStore",
     "TaskLaunch",
+    "TaskNote",
     "Transfer",
     "UrlStore",
     "UrlTransfer",
     "VersionMounts",
+    "no_notes",
+    "pool_lease",
+    "pool_of",
 ]
 
 
@@ -68,6 +77,8 @@ class TaskLaunch:
     ``home`` is the attempt's folder on the host; ``home/data/input/<i>`` may be filled until the task is released,
     but for ``layers``, whose folders are there before ``prepare``; ``home/data/output`` receives the outputs. ``cpu``
     is in cores, ``memory`` in bytes, ``gpu`` in whole devices; 0 means no limit (cpu, memory) or none (gpu).
+    ``volumes`` are folders of the host and where the task sees them. What the pool's policy does not allow is not asked
+    for here.
     """
 
     name: str
@@ -80,6 +91,10 @@ class TaskLaunch:
     gpu: int
     read_only_inputs: bool = False
     layers: tuple[InputLayer, ...] = ()
+    image: str = ""
+    volumes: tuple[tuple[str, str], ...] = ()
+    host_network: bool = False
+    privileged: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +113,7 @@ class Isolation:
     Every task's log tells mode, network and ``lacks``, those of the ``reasons`` that say what is missing.
     """
 
-    mode: Literal["bubblewrap", "plain"]
+    mode: Literal["bubblewrap", "container", "plain"]
     network: bool
     reasons: tuple[str, ...]
     lacks: tuple[str, ...] = ()
@@ -180,6 +195,15 @@ class Executor(Protocol):
         """Prepare all tasks or none; raises ``ServiceError`` or ``UsageError`` with nothing left behind."""
 
 
+Notes = Callable[[WorkflowRecord, WorkflowRecord], "Sequence[TaskNote]"]
+"""What people are told of a change, by the record before and after it."""
+
+
+def no_notes(_before: WorkflowRecord, _after: WorkflowRecord) -> Sequence[TaskNote]:
+    """Nothing."""
+    return ()
+
+
 class RunKey(NamedTuple):
     """One placement of a group: ``placement`` is ``GroupRecord.placements`` from then on."""
 
@@ -250,23 +274,93 @@ class GroupAgents(Protocol):
         """Stop following; the agents go on."""
 
 
-class StateStore(Protocol):
-    """Where the records of workflows live. Every method is one transaction; safe to call from any thread."""
+class LeaseLostError(ConflictError):
+    """Somebody else holds the lease now: whoever gets this must do nothing more in its name."""
 
-    def create(self, record: WorkflowRecord) -> WorkflowRecord:
-        """Store a new workflow and allot its number; the record comes back with ``number`` and ``id``."""
+
+class Fence(NamedTuple):
+    """A lease as its holder knows it. ``token`` grows by each change of hands."""
+
+    name: str
+    token: int
+
+
+def pool_lease(pool: str) -> str:
+    """The name of the lease whose holder does everything for the workflows of a pool."""
+    return f"pool/{pool}"
+
+
+def pool_of(fence: Fence) -> str:
+    """The pool of such a lease."""
+    return fence.name.removeprefix("pool/")
+
+
+class TaskNote(NamedTuple):
+    """Something that happened to a task, for people to read; ``at`` in seconds since the epoch."""
+
+    task: str
+    retry_id: int
+    reason: str
+    message: str
+    at: float
+
+
+class StateStore(Protocol):
+    """Where the records of workflows live. Every method is one transaction; safe to call from any thread of any
+    process.
+
+    A ``fence`` makes a transaction one that happens only while the lease is still its holder's: otherwise
+    ``LeaseLostError``, with nothing changed. ``tell`` notes in the same transaction that the holder of the pool's
+    lease has to look at the workflow (``news``). Functions that are passed have no effects: they may be called again.
+    """
+
+    def create(
+        self,
+        record: WorkflowRecord,
+        begin: Callable[[WorkflowRecord], WorkflowRecord] = lambda record: record,
+        *,
+        notes: Notes = no_notes,
+        fence: Fence | None = None,
+        tell: bool = False,
+    ) -> WorkflowRecord:
+        """Store a new workflow and allot its number: ``begin`` of the record with ``number`` and ``id`` is stored."""
 
     def load(self, workflow_id: str) -> WorkflowRecord:
         """The record of this id or uuid; ``NotFoundError``."""
 
-    def change(self, workflow_id: str, fn: Callable[[WorkflowRecord], WorkflowRecord]) -> WorkflowRecord:
-        """Replace a record by ``fn`` of it; gives the new one. ``fn`` has no effects: it may be called again."""
+    def change(
+        self,
+        workflow_id: str,
+        fn: Callable[[WorkflowRecord], WorkflowRecord],
+        *,
+        notes: Notes = no_notes,
+        fence: Fence | None = None,
+        tell: bool = False,
+    ) -> WorkflowRecord:
+        """Replace a record by ``fn`` of it, and store ``notes`` of both; gives the new one."""
 
-    def unfinished(self) -> list[str]:
-        """The ids of all workflows that have not ended."""
+    def live(self, pool: str) -> list[str]:
+        """The ids of the workflows of a pool that are ``live``, the oldest first."""
 
-    def add_event(self, workflow_id: str, task: str, retry_id: int, reason: str, message: str, at: float) -> None:
-        """Remember something that happened to a task, for people to read."""
+    def live_pools(self) -> list[str]:
+        """The pools that have live workflows."""
+
+    def keep_leases(
+        self, names: Sequence[str], owner: str, now: float, until: float, *, force: bool = False
+    ) -> dict[str, Fence]:
+        """Take or prolong leases up to ``until``: those that are free, ``owner``'s already, or expired at ``now``.
+
+        Gives those that are ``owner``'s now. ``force``: whoever holds them, because it is known to be gone.
+        """
+
+    def release_leases(self, owner: str) -> None:
+        """Give all leases of an owner back, for anybody to take at once."""
+
+    def news(self, fences: Sequence[Fence]) -> list[str]:
+        """The ids of the workflows that were changed with ``tell`` in the pools of these leases; each is given once.
+
+        ``LeaseLostError`` when one of the leases is lost; the news stay for its new holder then.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -392,8 +486,8 @@ class VersionMounts(Protocol):
     def unmount(self, path: Path) -> tuple[str, ...]:
         """End a mount, whoever uses it; gives what went wrong while it was there, a line each. Raises nothing."""
 
-    def clear(self) -> None:
-        """End the mounts that an earlier server left."""
+    def clear(self, folder: Path) -> None:
+        """End the mounts below a folder, whoever made them. Their users must have ended."""
 
 
 class UrlStore(Protocol):

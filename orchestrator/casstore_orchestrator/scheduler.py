@@ -1,11 +1,12 @@
 """Driving workflows from submission to their end.
 
-Decided here and only here: how events become stored records and effects (one transaction, then the effects in their
-order, one event of a workflow at a time), who gets free nodes first, and what happens when the server starts and
-stops. The rules of a workflow's life are in ``state``, those of placement in ``gang``, the steps of a group in
-``runner``.
+Decided here and only here: who may do what to a workflow, and when. Whoever holds the lease of a pool places its
+groups, keeps its deadlines, and talks to the agents that run them; every one of its transactions checks the lease.
+Requests of users are one transaction by any server, and the holder is told. The rules of a workflow's life are in
+``state``, what a record keeps of its agents in ``ledger``, who gets nodes in ``decisions``.
 
-Nothing is kept here that a new start could not do without: queue, holdings and deadlines follow from the records.
+Nothing is kept here that a new start could not do without: an event and the orders that follow from it are stored in
+one transaction, orders are sent after it, and again by the next holder. So the process may be killed at any moment.
 """
 
 from __future__ import annotations
@@ -13,107 +14,86 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 
 from msgspec.structs import replace
 
 from casstore.errors import NotFoundError, ServiceError
 
+from . import ledger
 from .credentials import NoCredentials, secret_values
-from .events import (
-    CancelRequested,
-    CloseGroup,
-    Effect,
-    Event,
-    FinishWorkflow,
-    GroupFailed,
-    GroupPlaced,
-    QueueGroup,
-    ServerRestarted,
-    StartGroup,
-    Submitted,
-    TimedOut,
-)
-from .homes import Homes
+from .decisions import Waiting
+from .events import CancelRequested, Event, GroupPreempted, Submitted
 from .logs import Clock, LogStore
-from .placing import Holding, Placer, Waiting
 from .pools import Pool
-from .ports import Credentials, DataStore, Executor, StateStore, UrlStore, VersionMounts
-from .records import GroupRecord, TaskRecord, WorkflowRecord
-from .agent.runner import GroupRunner, Services
-from .state import apply, next_deadline
+from .poolview import PoolView
+from .ports import (
+    Credentials,
+    GroupAgents,
+    LeaseLostError,
+    RunKey,
+    StateStore,
+    TaskNote,
+    pool_lease,
+    pool_of,
+)
+from .records import GroupRecord, Held, WorkflowRecord
 from .status import GroupStatus, TaskStatus
 
 __all__ = ["Scheduler"]
 
 _log = logging.getLogger(__name__)
-_IDLE = 5.0
-"""Seconds between two looks at the queue when nothing happens (pools may have changed)."""
+LEASE = 15.0
+"""Seconds that a lease is good for; it is prolonged three times as often."""
+POLL = 0.5
+"""Seconds between two looks for what other servers changed."""
 _RETRY = 0.5
-"""Seconds before an event is stored again after the state store failed; grows to ten times that."""
-_STOP = 60.0
-"""Seconds that a stop waits for groups to end."""
+"""Seconds before the loop tries again what could not be stored."""
+_STRIPES = 64
 
-
-@dataclass(slots=True)
-class _Live:
-    """What is known about an unfinished workflow besides its record."""
-
-    lock: threading.RLock
-    runners: int = 0
-    """Groups whose runner has not ended."""
-    finished: bool = False
+Change = Callable[[WorkflowRecord], WorkflowRecord]
 
 
 class Scheduler:
     """Runs the workflows in ``store``. Safe to use from any thread.
 
-    ``pools`` is asked at every placement, so that what the operator changes is used at once (after ``wake``).
-    ``home`` is where logs, attempts and kept outputs lie. ``file_urls`` opens this machine's files to ``url:``
-    inputs and outputs, ``urls`` object storage. ``clock`` gives the time of the records and of every deadline;
-    ``tick`` may be called instead of ``start`` by whoever drives the time.
+    ``pools`` is asked at every step, so that what the operator changes is used soon (at once after ``wake``). ``host``
+    gives the name under which a task's peers reach it, by group and task. ``alone``: no other server uses the store, so
+    leases of one before are void, and workflows of pools that are not declared any more are looked after too.
+    ``clock`` gives the time of the records and of every deadline; ``tick`` may be called instead of ``start`` by
+    whoever drives the time.
     """
 
     def __init__(
         self,
         store: StateStore,
-        data: DataStore,
-        executor: Executor,
+        agents: GroupAgents,
         pools: Callable[[], Mapping[str, Pool]],
-        home: Path,
+        logs: LogStore,
         *,
+        host: Callable[[str, str], str] = lambda _group, task: task,
         clock: Clock = time,
         credentials: Credentials | None = None,
-        file_urls: bool = False,
-        urls: UrlStore | None = None,
-        mounts: VersionMounts | None = None,
+        alone: bool = True,
     ) -> None:
+        self.logs = logs
         self._store = store
+        self._agents = agents
+        self._pools = pools
+        self._host = host
         self._clock = clock
         self._credentials = credentials or NoCredentials()
-        self.logs = LogStore(home, clock=clock)
-        self._services = Services(
-            executor=executor,
-            data=data,
-            homes=Homes(home),
-            logs=self.logs,
-            credentials=self._credentials,
-            file_urls=file_urls,
-            urls=urls,
-            mounts=mounts,
-        )
-        self._placer = Placer(pools)
-        self._lock = threading.Lock()
-        self._live: dict[str, _Live] = {}
-        self._runners: dict[tuple[str, str], GroupRunner] = {}
-        self._open: set[GroupRunner] = set()
-        self._deadlines: dict[str, tuple[float, TimedOut]] = {}
+        self._alone = alone
+        self._owner = uuid.uuid4().hex
+        self._views: dict[str, PoolView] = {}
+        self._renewed = float("-inf")
+        self._taken: dict[RunKey, int] = {}
+        self._stripes = [threading.RLock() for _ in range(_STRIPES)]
         self._news = threading.Condition()
         self._woken = False
+        self._placing = True
         self._stopping = threading.Event()
         self._ticking = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -121,56 +101,75 @@ class Scheduler:
     # What the server calls.
 
     def start(self) -> None:
-        """Take up what an earlier server left unfinished, and begin to place groups."""
-        self.recover()
+        """Take up the workflows of every pool whose lease can be had, and go on with them."""
+        self._agents.follow(self)
+        self.tick()
         self._thread = threading.Thread(target=self._loop, name="scheduler", daemon=True)
         self._thread.start()
 
-    def recover(self) -> None:
-        """Tell every unfinished workflow that its processes are gone; part of ``start``."""
-        if self._services.mounts is not None:
-            self._services.mounts.clear()
-        for workflow_id in self._store.unfinished():
-            try:
-                record = self._store.load(workflow_id)
-                self._begin(record)
-                for task in record.spec.tasks:
-                    self._services.homes.remove_attempts(record.id, task.name)
-                self.post(workflow_id, ServerRestarted())
-            except Exception:  # noqa: BLE001 - one damaged record must not keep the others from running
-                _log.exception("workflow %s can't be taken up", workflow_id)
-
     def stop(self) -> None:
-        """End all tasks and give up their groups. Records stay as they are: the next start takes them up."""
+        """Do nothing more. What runs goes on: the next scheduler takes it up."""
         self._stopping.set()
         self.wake()
         if self._thread is not None:
             self._thread.join()
-        with self._ticking, self._lock:
-            runners = list(self._open)
-        for runner in runners:
-            runner.order(CloseGroup(""))
-        deadline = time.monotonic() + _STOP
-        for runner in runners:
-            if not runner.join(max(0.0, deadline - time.monotonic())):
-                _log.error("a group did not end within %s s", _STOP)
+        with self._ticking:
+            self._views = {}
+        self._agents.close()
+        try:
+            self._store.release_leases(self._owner)
+        except Exception:  # noqa: BLE001 - they expire
+            _log.exception("the leases can't be given back")
         self.logs.close()
+
+    def end_tasks(self, why: str, timeout: float) -> int:
+        """Place nothing more and end everything that runs; it begins again with the next server. How many groups had
+        not ended after ``timeout`` seconds.
+        """
+        with self._ticking:
+            self._placing = False
+        for view in list(self._views.values()):
+            for workflow_id, group in view.holding():
+                self._try(partial(self._happen, view, workflow_id, GroupPreempted(group, why)))
+        deadline = time.monotonic() + timeout
+        with self._news:
+            while not self.idle() and (left := deadline - time.monotonic()) > 0:
+                self._news.wait(min(left, 1.0))
+        return sum(len(view.holding()) for view in list(self._views.values()))
 
     def submit(self, record: WorkflowRecord) -> WorkflowRecord:
         """Store a new workflow and let it run; gives the record with its id."""
         if self._stopping.is_set():
             msg = "the server is stopping"
             raise ServiceError(msg, hint="Try again in a moment.")
+        now = self._clock.time()
         if record.submit_time is None:
-            record = replace(record, submit_time=self._clock.time())
-        record = self._store.create(record)
-        self._begin(record)
-        return self.post(record.id, Submitted())
+            record = replace(record, submit_time=now)
+        return self._as_user(
+            record.pool,
+            partial(
+                self._store.create,
+                record,
+                lambda made: ledger.decided(made, Submitted(), now),
+            ),
+        )
 
     def cancel(self, workflow_id: str, *, force: bool = False, user: str, message: str | None = None) -> WorkflowRecord:
         """End a workflow. Its record says so at once; its processes end soon after."""
         record = self._store.load(workflow_id)
-        return self.post(record.id, CancelRequested(user=user, message=message, force=force))
+        return self.post(record.id, CancelRequested(user=user, message=message, force=force), pool=record.pool)
+
+    def post(self, workflow_id: str, event: Event, *, pool: str | None = None) -> WorkflowRecord:
+        """Store what follows from an event that no agent reported. Gives the new record."""
+        now = self._clock.time()
+        return self._as_user(
+            pool or self._store.load(workflow_id).pool,
+            partial(
+                self._store.change,
+                workflow_id,
+                lambda record: ledger.decided(record, event, now),
+            ),
+        )
 
     def wake(self) -> None:
         """Look at queue and deadlines now: something has changed."""
@@ -181,10 +180,16 @@ class Scheduler:
     def why_pending(self, workflow_id: str) -> str:
         """Why groups of a workflow do not run yet, in one line; empty when none waits."""
         record = self._store.load(workflow_id)
+        view = self._views.get(record.pool)
         reasons = []
         for group in record.groups:
             if group.status is GroupStatus.SCHEDULING:
-                reason = self._placer.reason(record.id, group.name) or "waiting for its turn"
+                if group.holds:
+                    reason = "what ran of it before is being ended"
+                elif view is None:
+                    reason = f"no server that looks after pool '{record.pool}' is known to this one"
+                else:
+                    reason = view.reason(record.id, group.name) or "waiting for its turn"
                 reasons.append(f"{group.name}: {reason}")
             elif group.status is GroupStatus.WAITING:
                 before = [name for name in group.upstream if record.group(name).status is not GroupStatus.COMPLETED]
@@ -192,163 +197,210 @@ class Scheduler:
         return "; ".join(reasons)
 
     def idle(self) -> bool:
-        """Whether no group runs, and nothing of an ended one is left to clean up."""
-        with self._lock:
-            return not self._open
+        """Whether no group runs here, and nothing of an ended one is left to clean up."""
+        return not any(view.holding() for view in list(self._views.values()))
 
-    # Events.
+    # What the agents tell (``ports.AgentEvents``).
 
-    def post(self, workflow_id: str, event: Event) -> WorkflowRecord:
-        """Store what follows from an event, and have its effects carried out. Gives the new record."""
-        with self._serial(workflow_id):
-            before: list[WorkflowRecord] = []
-            effects: list[Effect] = []
-
-            def change(record: WorkflowRecord) -> WorkflowRecord:
-                after, ordered = apply(record, event, self._clock.time())
-                before[:] = [record]
-                effects[:] = ordered
-                return after
-
-            after = self._store.change(workflow_id, change)
-            self._follow_up(before[0], after, effects)
-        return after
-
-    def _follow_up(self, before: WorkflowRecord, after: WorkflowRecord, effects: list[Effect]) -> None:
-        """Everything after an event is stored. It is not taken back any more, so nothing here may fail it."""
-        try:
-            self._observe(before, after)
-        except Exception:  # noqa: BLE001 - what people are told is worth less than the work itself
-            _log.exception("a change of %s could not be told", after.id)
-        for effect in effects:
-            try:
-                self._dispatch(after, effect)
-            except Exception as error:  # noqa: BLE001 - a group that can't be started must not wait for ever
-                _log.exception("%s of %s could not be ordered", effect, after.id)
-                if isinstance(effect, StartGroup):
-                    message = f"The group can't be started: {type(error).__name__}: {error}"
-                    self.post(after.id, GroupFailed(effect.group, message, TaskStatus.FAILED_SERVER_ERROR))
-
-    def _report(self, workflow_id: str, event: Event) -> None:
-        """``post`` for the threads of a runner: an event is not lost because the store fails for a while."""
-        pause = _RETRY
-        while True:
-            try:
-                self.post(workflow_id, event)
-                return
-            except NotFoundError:
-                return  # the workflow was deleted
-            except Exception:  # noqa: BLE001 - whatever it is, the event must be stored in the end
-                _log.exception("event %s of %s could not be stored", event, workflow_id)
-                if self._stopping.wait(pause):
-                    return
-                pause = min(pause * 2, _RETRY * 10)
-
-    @contextmanager
-    def _serial(self, workflow_id: str) -> Iterator[None]:
-        with self._lock:
-            live = self._live.get(workflow_id)
-        if live is None:  # it has ended: only a forced cancellation comes here
-            yield
-            return
-        with live.lock:
-            yield
-
-    def _begin(self, record: WorkflowRecord) -> None:
-        self.logs.begin(record.id, secret_values(record.spec, record.user, self._credentials))
-        with self._lock:
-            self._live[record.id] = _Live(threading.RLock())
-
-    def _observe(self, before: WorkflowRecord, after: WorkflowRecord) -> None:
-        """What people see of a change: events, the logs of what failed; and what the queue must know."""
+    def event(self, run: RunKey, number: int, event: Event) -> None:
+        """Store what happened, and send what follows from it."""
         now = self._clock.time()
-        deadline = next_deadline(after)
-        with self._lock:
-            if deadline is None:
-                self._deadlines.pop(after.id, None)
-            elif self._deadlines.get(after.id) != deadline:
-                self._deadlines[after.id] = deadline
-        for group in after.groups:
-            if group.status is not GroupStatus.SCHEDULING:
-                self._placer.drop(after.id, group.name)
-        for group in after.groups:
-            for task in _changed(before, group):
-                self._store.add_event(
-                    after.id, task.name, task.retry_id, task.status.value, task.failure_message or "", now
-                )
-                if task.failure_message:
-                    self.logs.say(after.id, task.name, task.retry_id, task.failure_message)
-                if task.status.failed or task.status is TaskStatus.RESCHEDULED:
-                    self.logs.keep_error(after.id, task.name, task.retry_id)
+        taken = self._taken.get(run, 0)
 
-    def _dispatch(self, record: WorkflowRecord, effect: Effect) -> None:
-        if isinstance(effect, FinishWorkflow):
-            self._finished(record.id)
-        elif isinstance(effect, QueueGroup):
-            self._placer.add(Waiting.of(record, effect.group))
-            self.wake()
-        elif isinstance(effect, StartGroup):
-            self._start_group(record, effect)
-        else:
-            key = (record.id, effect.group)
-            with self._lock:
-                runner = self._runners.get(key)
-                if isinstance(effect, CloseGroup):
-                    self._runners.pop(key, None)
-            if runner is not None:
-                runner.order(effect)
+        def change(record: WorkflowRecord) -> WorkflowRecord:
+            return ledger.reported(ledger.delivered(record, run, taken), run, number, event, now)
 
-    def _start_group(self, record: WorkflowRecord, effect: StartGroup) -> None:
-        holding = self._placer.take(record.id, effect.group)
+        self._report(run, change)
+        self._agents.acknowledge(run, number)
+
+    def taken(self, run: RunKey, order: int) -> None:
+        """The agent has its orders up to this one; stored with the next event."""
+        self._taken[run] = max(order, self._taken.get(run, 0))
+
+    def ended(self, run: RunKey) -> None:
+        """Free what a run held."""
+        now = self._clock.time()
+        self._report(run, lambda record: ledger.ended(record, run, now))
+        self._taken.pop(run, None)
+
+    def lost(self, run: RunKey, why: str) -> None:
+        """Free what a run held, and decide what becomes of its group."""
+        now = self._clock.time()
+        self._report(run, lambda record: ledger.lost(record, run, why, now))
+        self._taken.pop(run, None)
+
+    def _report(self, run: RunKey, fn: Change) -> None:
+        view = next((view for view in list(self._views.values()) if view.knows(run.workflow_id)), None)
         try:
-            runner = GroupRunner(
-                self._services,
-                record,
-                effect.group,
-                holding.limits,
-                report=partial(self._report, record.id),
-                freed=partial(self._freed, holding),
-                ended=partial(self._ended, record.id, effect.group),
-            )
-        except BaseException:
-            self._freed(holding)
-            raise
-        with self._lock:
-            self._live[record.id].runners += 1
-            self._runners[record.id, effect.group] = runner
-            self._open.add(runner)
-        runner.order(effect)
+            if view is None:
+                view = self._views.get(self._store.load(run.workflow_id).pool)
+            if view is None:
+                msg = f"{run} is another server's business"
+                raise ServiceError(msg)
+            self._change(view, run.workflow_id, fn)
+        except NotFoundError:  # the workflow was deleted
+            self._agents.discard(run)
 
-    def _freed(self, holding: Holding) -> None:
-        self._placer.free(holding)
+    # Transactions, and what follows from them.
+
+    def _as_user(self, pool: str, write: Callable[..., WorkflowRecord]) -> WorkflowRecord:
+        """A transaction that any server may make: as the holder of the pool's lease, or telling the one who is."""
+        told = _Told(self._clock.time())
+        view = self._views.get(pool)
+        if view is not None:
+            try:
+                return self._follow_up(view, write(fence=view.fence, notes=told), told)
+            except LeaseLostError:
+                self._drop(view)
+        record = write(tell=True, notes=told)
+        view = self._views.get(pool)
+        if view is not None:  # we have become the holder, and may have looked before this was stored
+            return self._follow_up(view, record, told)
+        self._write_log(record, told)
+        self._renewed = float("-inf")
         self.wake()
+        return record
 
-    def _ended(self, workflow_id: str, group: str, runner: GroupRunner) -> None:
-        with self._lock:
-            self._live[workflow_id].runners -= 1
-            self._open.discard(runner)
-            if self._runners.get((workflow_id, group)) is runner:
-                del self._runners[workflow_id, group]
-        self._close_log(workflow_id)
+    def _change(self, view: PoolView, workflow_id: str, fn: Change) -> WorkflowRecord:
+        """A transaction that only the holder of the pool's lease may make."""
+        told = _Told(self._clock.time())
+        try:
+            record = self._store.change(workflow_id, fn, notes=told, fence=view.fence)
+        except LeaseLostError:
+            self._drop(view)
+            raise
+        except NotFoundError:
+            view.forget(workflow_id)
+            raise
+        return self._follow_up(view, record, told)
 
-    def _finished(self, workflow_id: str) -> None:
-        with self._lock:
-            self._live[workflow_id].finished = True
-        self._close_log(workflow_id)
+    def _follow_up(self, view: PoolView, record: WorkflowRecord, told: _Told | None = None) -> WorkflowRecord:
+        """Everything after a transaction. It is not taken back any more, so nothing here may fail it."""
+        try:
+            if told is not None:
+                self._write_log(record, told)
+        except Exception:  # noqa: BLE001 - what people are told is worth less than the work itself
+            _log.exception("a change of %s could not be told", record.id)
+        with self._stripes[hash(record.id) % _STRIPES]:
+            if not view.update(record):
+                return record
+            try:
+                for group in record.groups:
+                    if view is self._views.get(view.name):
+                        self._send(view, record, group)
+                if not record.live:
+                    self.logs.end(record.id)
+            except Exception:  # noqa: BLE001 - the orders are stored, and sent by the next step
+                _log.exception("the agents of %s could not be told", record.id)
+                view.again.add(record.id)
+        if view.dirty:
+            self.wake()
+        return record
 
-    def _close_log(self, workflow_id: str) -> None:
-        """Once a workflow has ended and nothing of it runs, its log is complete."""
-        with self._lock:
-            live = self._live[workflow_id]
-            if not live.finished or live.runners:
-                return
-            del self._live[workflow_id]
-        self.logs.end(workflow_id)
+    def _send(self, view: PoolView, record: WorkflowRecord, group: GroupRecord) -> None:
+        """Have the run of a group followed, and its orders carried out; each once, as long as we follow it."""
+        key = record.id, group.name
+        if not group.holds:
+            view.sent.pop(key, None)
+            return
+        run = ledger.run_of(record, group)
+        placement, sent = view.sent.get(key, (0, 0))
+        if placement != run.placement:
+            sent = 0
+            self._agents.start(run, record, {held.task: held.amount for held in group.holds}, seen=group.seen)
+            view.sent[key] = run.placement, sent
+        for order in group.orders:
+            if order.number > sent:
+                self._agents.order(run, order.number, order.effect)
+                view.sent[key] = run.placement, order.number
 
-    # Time and free nodes.
+    def _write_log(self, record: WorkflowRecord, told: _Told) -> None:
+        """Failures stand in the logs of the attempts that they end."""
+        failures = [note for note in told.notes if note.message]
+        if failures:
+            self.logs.begin(record.id, secret_values(record.spec, record.user, self._credentials))
+        for note in failures:
+            self.logs.note(record.id, note.task, note.retry_id, note.message)
+        for note in told.notes:
+            status = TaskStatus(note.reason)
+            if status.failed or status is TaskStatus.RESCHEDULED:
+                self.logs.keep_error(record.id, note.task, note.retry_id)
+
+    # Leases.
+
+    def _keep_leases(self, pools: Mapping[str, Pool], now: float) -> bool:
+        """Prolong our leases in time, and take those that are free."""
+        if now < self._renewed + LEASE / 3:
+            return True
+        try:
+            names = {*pools, *(self._store.live_pools() if self._alone else ())}
+            leases = [pool_lease(name) for name in sorted(names)]
+            kept = self._store.keep_leases(leases, self._owner, now, now + LEASE, force=self._alone)
+        except Exception:  # noqa: BLE001 - tried again; meanwhile they may expire
+            _log.exception("the leases can't be prolonged")
+            for view in [view for view in self._views.values() if view.until <= now]:
+                self._drop(view)
+            return False
+        self._renewed = now
+        for view in list(self._views.values()):
+            if kept.get(view.fence.name) != view.fence:
+                self._drop(view)
+        for fence in kept.values():
+            view = self._views.setdefault(pool_of(fence), PoolView(pool_of(fence), fence))
+            view.until = now + LEASE
+        return True
+
+    def _drop(self, view: PoolView) -> None:
+        """The lease is somebody else's: nothing more is done for the pool."""
+        if self._views.get(view.name) is view:
+            del self._views[view.name]
+            _log.warning("the lease of pool %s was lost", view.name)
+        self._renewed = float("-inf")
+        for (workflow_id, group), (placement, _) in list(view.sent.items()):
+            self._agents.leave(RunKey(workflow_id, group, placement))
+
+    def _adopt(self, view: PoolView) -> None:
+        """Take up what there is in a pool, and end what no record knows."""
+        self._take_up(view, self._store.live(view.name))
+        for run in self._agents.strays():
+            if self._is_stray(view, run):
+                _log.warning("%s is not known any more, and is ended", run)
+                self._agents.discard(run)
+        view.adopted = True
+
+    def _take_up(self, view: PoolView, workflow_ids: Iterable[str]) -> None:
+        """Go on with workflows from what their records say."""
+        now = self._clock.time()
+        known, view.again = view.again, set()
+        for workflow_id in {*workflow_ids, *known}:
+            try:
+                record = self._store.load(workflow_id)
+                if ledger.recovered(record, now) is record:
+                    self._follow_up(view, record)
+                else:
+                    self._change(view, workflow_id, lambda found: ledger.recovered(found, now))
+            except LeaseLostError:
+                raise
+            except NotFoundError:
+                view.forget(workflow_id)
+            except Exception:  # noqa: BLE001 - one damaged record must not keep the others from running
+                if workflow_id not in known:
+                    _log.exception("workflow %s can't be taken up; it is tried again and again", workflow_id)
+                view.again.add(workflow_id)
+
+    def _is_stray(self, view: PoolView, run: RunKey) -> bool:
+        try:
+            record = self._store.load(run.workflow_id)
+        except NotFoundError:
+            return True
+        return record.pool == view.name and all(
+            ledger.run_of(record, group) != run or not group.holds for group in record.groups
+        )
+
+    # Time, news and free nodes.
 
     def tick(self) -> bool:
-        """End what has passed its deadline, and place what fits; one step of the loop.
+        """Do everything that is to be done now; one step of the loop.
 
         False when something could not be stored: it is tried again by the next step.
         """
@@ -356,25 +408,49 @@ class Scheduler:
             if self._stopping.is_set():
                 return True
             now = self._clock.time()
-            with self._lock:
-                due = [(key, event) for key, (at, event) in self._deadlines.items() if at <= now]
-            stored = [self._try_post(workflow_id, event) for workflow_id, event in due]
-            for waiting, placement in self._placer.place():
-                key = f"{waiting.workflow_id}/{waiting.group}"
-                hosts = {
-                    name: place._replace(host=self._services.executor.host(key, name))
-                    for name, place in placement.items()
-                }
-                done = self._try_post(waiting.workflow_id, GroupPlaced(waiting.group, hosts))
-                (self._placer.settle if done else self._placer.undo)(waiting)
-                stored.append(done)
-            return all(stored)
+            pools = self._pools()
+            done = self._keep_leases(pools, now)
+            for view in list(self._views.values()):
+                done = self._try(partial(self._step, view, pools, now)) and done
+            return done
 
-    def _try_post(self, workflow_id: str, event: Event) -> bool:
+    def _step(self, view: PoolView, pools: Mapping[str, Pool], now: float) -> None:
+        if not view.adopted:
+            self._adopt(view)
+        self._take_up(view, () if self._alone else self._store.news([view.fence]))
+        failed = [
+            workflow_id
+            for workflow_id, event in view.due(now)
+            if not self._try(partial(self._happen, view, workflow_id, event))
+        ]
+        decisions = view.decide(pools, now) if self._placing else None
+        if decisions is not None:
+            for (workflow_id, group), why in decisions.preempt:
+                failed += (
+                    [] if self._try(partial(self._happen, view, workflow_id, GroupPreempted(group, why))) else [group]
+                )
+            for waiting, holds in decisions.placed:
+                failed += [] if self._try(partial(self._place, view, waiting, holds)) else [waiting.group]
+        if failed:
+            view.touch()
+            raise ServiceError(f"{len(failed)} changes in pool {view.name} are tried again")
+
+    def _happen(self, view: PoolView, workflow_id: str, event: Event) -> None:
+        now = self._clock.time()
+        self._change(view, workflow_id, lambda record: ledger.decided(record, event, now))
+
+    def _place(self, view: PoolView, waiting: Waiting, holds: tuple[Held, ...]) -> None:
+        now = self._clock.time()
+        hosts = {held.task: self._host(f"{waiting.workflow_id}/{waiting.group}", held.task) for held in holds}
+        self._change(view, waiting.workflow_id, lambda record: ledger.placed(record, waiting.group, holds, hosts, now))
+
+    def _try(self, what: Callable[[], object]) -> bool:
         try:
-            self.post(workflow_id, event)
+            what()
+        except NotFoundError:
+            return True  # the workflow was deleted
         except Exception:  # noqa: BLE001 - one workflow must not hold up the others
-            _log.exception("event %s of %s could not be stored", event, workflow_id)
+            _log.exception("a step of the scheduler failed; it is tried again")
             return False
         return True
 
@@ -394,17 +470,18 @@ class Scheduler:
                 self.wake()
 
     def _pause(self) -> float:
-        with self._lock:
-            first = min((at for at, _ in self._deadlines.values()), default=None)
-        if first is None:
-            return _IDLE
-        return min(_IDLE, max(0.0, first - self._clock.time()))
+        deadlines = [at for view in list(self._views.values()) if (at := view.next_deadline()) is not None]
+        first = min([self._renewed + LEASE / 3, *deadlines]) - self._clock.time()
+        return min(max(0.0, first), LEASE / 3 if self._alone else POLL)
 
 
-def _changed(before: WorkflowRecord, group: GroupRecord) -> Iterator[TaskRecord]:
-    """Attempts of a group that are new or have another status or run than before."""
-    known = {(task.name, task.retry_id): task for task in before.group(group.name).tasks}
-    for task in group.tasks:
-        old = known.get((task.name, task.retry_id))
-        if old is None or (old.status, old.run) != (task.status, task.run):
-            yield task
+class _Told:
+    """The notes of a transaction, which may be made several times until it is stored."""
+
+    def __init__(self, now: float) -> None:
+        self.notes: Sequence[TaskNote] = ()
+        self._now = now
+
+    def __call__(self, before: WorkflowRecord, after: WorkflowRecord) -> Sequence[TaskNote]:
+        self.notes = ledger.notes(before, after, self._now)
+        return self.notes

@@ -19,19 +19,24 @@ from casstore.errors import NotFoundError, ServiceError, StorageError, UsageErro
 
 from .ports import (
     DatasetVersion,
+    Fence,
     Isolation,
     Layout,
+    LeaseLostError,
     LogSink,
+    Notes,
     Published,
     TaskLaunch,
+    TaskNote,
     Transfer,
+    no_notes,
+    pool_of,
 )
 from .records import WorkflowRecord
 from .state import with_number
 from .thread_agents import ThreadAgents, ThreadMachine
 
 __all__ = [
-    "EventNote",
     "FakeData",
     "FakeExecutor",
     "FakeGang",
@@ -42,15 +47,10 @@ __all__ = [
 ]
 
 
-class EventNote(NamedTuple):
-    """One call of ``add_event``."""
-
-    workflow_id: str
-    task: str
-    retry_id: int
-    reason: str
-    message: str
-    at: float
+class _Lease(NamedTuple):
+    owner: str
+    token: int
+    until: float
 
 
 class MemoryStateStore:
@@ -61,19 +61,31 @@ class MemoryStateStore:
         self._records: dict[str, bytes] = {}
         self._ids: dict[str, str] = {}
         self._numbers: dict[str, int] = {}
-        self.events: list[EventNote] = []
+        self._leases: dict[str, _Lease] = {}
+        self._news: list[tuple[str, str]] = []
+        self.notes: list[tuple[str, TaskNote]] = []
+        """(workflow, note), in the order they were stored."""
         self.failures = 0
         """How many of the next changes fail."""
 
-    def create(self, record: WorkflowRecord) -> WorkflowRecord:
+    def create(
+        self,
+        record: WorkflowRecord,
+        begin: Callable[[WorkflowRecord], WorkflowRecord] = lambda record: record,
+        *,
+        notes: Notes = no_notes,
+        fence: Fence | None = None,
+        tell: bool = False,
+    ) -> WorkflowRecord:
         """See ``ports.StateStore``."""
         with self._lock:
+            self._check(fence)
             number = self._numbers.get(record.name, 0) + 1
+            made = with_number(record, number)
+            after = begin(made)
             self._numbers[record.name] = number
-            record = with_number(record, number)
-            self._records[record.id] = msgspec.json.encode(record)
-            self._ids[record.uuid] = record.id
-            return record
+            self._ids[record.uuid] = made.id
+            return self._put(made, after, notes, tell=tell)
 
     def load(self, workflow_id: str) -> WorkflowRecord:
         """See ``ports.StateStore``."""
@@ -84,25 +96,87 @@ class MemoryStateStore:
             raise NotFoundError(msg)
         return msgspec.json.decode(data, type=WorkflowRecord)
 
-    def change(self, workflow_id: str, fn: Callable[[WorkflowRecord], WorkflowRecord]) -> WorkflowRecord:
+    def change(
+        self,
+        workflow_id: str,
+        fn: Callable[[WorkflowRecord], WorkflowRecord],
+        *,
+        notes: Notes = no_notes,
+        fence: Fence | None = None,
+        tell: bool = False,
+    ) -> WorkflowRecord:
         """See ``ports.StateStore``."""
         with self._lock:
+            self._check(fence)
             if self.failures:
                 self.failures -= 1
                 msg = "the state store fails"
                 raise StorageError(msg)
-            record = fn(self.load(workflow_id))
-            self._records[record.id] = msgspec.json.encode(record)
-            return record
+            before = self.load(workflow_id)
+            return self._put(before, fn(before), notes, tell=tell)
 
-    def unfinished(self) -> list[str]:
+    def delete(self, workflow_id: str) -> None:
+        """Forget a workflow."""
+        with self._lock:
+            del self._records[workflow_id]
+
+    def _put(self, before: WorkflowRecord, after: WorkflowRecord, notes: Notes, *, tell: bool) -> WorkflowRecord:
+        encoded, told = msgspec.json.encode(after), notes(before, after)
+        self._records[after.id] = encoded
+        self.notes += [(after.id, note) for note in told]
+        if tell:
+            self._news.append((after.pool, after.id))
+        return after
+
+    def _check(self, fence: Fence | None) -> None:
+        if fence is not None:
+            lease = self._leases.get(fence.name)
+            if lease is None or lease.token != fence.token:
+                msg = f"the lease {fence.name} is somebody else's"
+                raise LeaseLostError(msg)
+
+    def live(self, pool: str) -> list[str]:
         """See ``ports.StateStore``."""
         with self._lock:
-            return [name for name in self._records if not self.load(name).status.finished]
+            return [name for name in self._records if (found := self.load(name)).live and found.pool == pool]
 
-    def add_event(self, workflow_id: str, task: str, retry_id: int, reason: str, message: str, at: float) -> None:
+    def live_pools(self) -> list[str]:
         """See ``ports.StateStore``."""
-        self.events.append(EventNote(workflow_id, task, retry_id, reason, message, at))
+        with self._lock:
+            return sorted({found.pool for name in self._records if (found := self.load(name)).live})
+
+    def keep_leases(
+        self, names: Sequence[str], owner: str, now: float, until: float, *, force: bool = False
+    ) -> dict[str, Fence]:
+        """See ``ports.StateStore``."""
+        kept = {}
+        with self._lock:
+            for name in names:
+                lease = self._leases.get(name, _Lease("", 0, 0.0))
+                if lease.owner != owner:
+                    if lease.owner and lease.until > now and not force:
+                        continue
+                    lease = _Lease(owner, lease.token + 1, until)
+                self._leases[name] = lease._replace(until=until)
+                kept[name] = Fence(name, lease.token)
+        return kept
+
+    def release_leases(self, owner: str) -> None:
+        """See ``ports.StateStore``."""
+        with self._lock:
+            for name, lease in self._leases.items():
+                if lease.owner == owner:
+                    self._leases[name] = _Lease("", lease.token + 1, 0.0)
+
+    def news(self, fences: Sequence[Fence]) -> list[str]:
+        """See ``ports.StateStore``."""
+        with self._lock:
+            for fence in fences:
+                self._check(fence)
+            pools = {pool_of(fence) for fence in fences}
+            found = [name for pool, name in self._news if pool in pools]
+            self._news = [entry for entry in self._news if entry[0] not in pools]
+            return list(dict.fromkeys(found))
 
 
 class FakeTask:

@@ -6,15 +6,21 @@ Decided here and only here: what a test can do to such an agent. They outlive a 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from socket import socket
+from typing import Any
 
 from casstore.errors import ServiceError
 
 from .agent.runner import GroupRunner, Services
+from .credentials import NoCredentials, secret_values
 from .events import CloseGroup, Effect, Event
+from .homes import Homes
+from .logwriter import Clock, LogWriter
 from .pools import Resources
-from .ports import AgentEvents, RunKey
+from .ports import AgentEvents, DataStore, Executor, RunKey
 from .records import WorkflowRecord
 
 __all__ = ["ThreadAgents", "ThreadMachine"]
@@ -109,6 +115,7 @@ class _ThreadAgent:
             if step is None or self._forgotten:
                 return
             tell, told = step
+            self._machine.services.logs.flush()  # as an agent's own process does
             try:
                 tell()
             except Exception:  # noqa: BLE001 - the port says so: whatever it is, it is told again
@@ -139,6 +146,7 @@ class _ThreadAgent:
 
     def _over(self) -> None:
         self._forgotten = True
+        self._machine.closed_runs.add(self.run)
         self._machine.agents.pop(self.run, None)
 
 
@@ -149,15 +157,26 @@ class ThreadMachine:
         self.services = services
         self.closed = threading.Event()
         self.agents: dict[RunKey, _ThreadAgent] = {}
+        self.closed_runs: set[RunKey] = set()
+        """Runs that have ended; none of them can be started again."""
         self._lock = threading.Lock()
+
+    @classmethod
+    def over(cls, executor: Executor, data: DataStore, home: Path, clock: Clock = time, **more: Any) -> ThreadMachine:
+        """A machine whose folder is ``home``; ``more`` as for ``Services``."""
+        options: dict[str, Any] = {"credentials": NoCredentials(), "file_urls": False, **more}
+        logs = LogWriter(home, clock=clock)
+        return cls(Services(executor=executor, data=data, homes=Homes(home), logs=logs, **options))
 
     def ensure(self, run: RunKey, record: WorkflowRecord, limits: Mapping[str, Resources], seen: int) -> _ThreadAgent:
         """The agent of a run."""
         with self._lock:
             agent = self.agents.get(run)
             if agent is None:
+                secrets = secret_values(record.spec, record.user, self.services.credentials)
+                self.services.logs.begin(record.id, secrets)
                 agent = self.agents[run] = _ThreadAgent(self, run, record, limits)
-                if seen:
+                if seen or run in self.closed_runs:
                     agent.kill("The agent is gone.")
             return agent
 
@@ -171,6 +190,7 @@ class ThreadMachine:
         for agent in list(self.agents.values()):
             agent.forget()
             agent.kill("The machine ended.")
+        self.services.logs.close()
 
 
 class ThreadAgents:
@@ -216,6 +236,7 @@ class ThreadAgents:
     def discard(self, run: RunKey) -> None:
         """See ``ports.GroupAgents``."""
         agent = self.machine.agents.pop(run, None)
+        self.machine.closed_runs.add(run)
         if agent is not None:
             agent.forget()
             agent.kill("No record knows this run.")

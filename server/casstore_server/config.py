@@ -20,7 +20,7 @@ from casstore.errors import UsageError
 from casstore.repo.references import allowed_prefixes
 from casstore_orchestrator.pools import Machine, Pool, parse_pools
 
-__all__ = ["BucketConfig", "ServerConfig", "Watched"]
+__all__ = ["BucketConfig", "ServerConfig", "Watched", "database_setting"]
 
 DEFAULT_BUCKET = "default"
 
@@ -107,14 +107,7 @@ class Watched:
             self._problem = exc
 
     def _read(self) -> dict[str, Any]:
-        try:
-            text = self._path.read_bytes()
-        except FileNotFoundError:
-            return {}
-        except OSError as exc:
-            raise UsageError(f"can't read {self._path}: {exc.strerror}") from exc
-        raw = safeyaml.load(text, what=str(self._path))
-        return _mapping(_mapping(raw, "the file", self._path).get("casstore"), "casstore", self._path)
+        return _own(self._path)
 
     def _parse(self, own: dict[str, Any]) -> ServerConfig:
         url = "file://" + quote(str(self._data_dir / "store"))
@@ -145,6 +138,29 @@ class Watched:
         except UsageError as exc:
             raise UsageError(f"{self._path}: casstore.references: {exc.message}", hint=exc.hint) from None
         return ServerConfig(str(default), buckets, pools, allowed)
+
+
+def database_setting(path: Path) -> str:
+    """The URL of the server's database, as the file has it; empty when it has none. It may hold a password."""
+    server = _mapping(_own(path).get("server"), "casstore.server", path)
+    unknown = sorted(set(map(str, server)) - {"database"})
+    if unknown:
+        raise UsageError(f"{path}: unknown key casstore.server.{unknown[0]}", hint="known: database")
+    url = server.get("database") or ""
+    if not isinstance(url, str):
+        raise UsageError(f"{path}: casstore.server.database must be a URL such as postgresql://user@host/name")
+    return url
+
+
+def _own(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
+        return {}
+    except OSError as exc:
+        raise UsageError(f"can't read {path}: {exc.strerror}") from exc
+    raw = safeyaml.load(text, what=str(path))
+    return _mapping(_mapping(raw, "the file", path).get("casstore"), "casstore", path)
 
 
 def _mapping(value: object, where: str, path: Path) -> dict[str, Any]:

@@ -24,18 +24,20 @@ from starlette.types import ASGIApp
 
 from casstore.errors import ServiceError
 from casstore.wire.local import READY
+from casstore.wire.router import MAX_MESSAGE
 from casstore_orchestrator.data import BucketData
+from casstore_orchestrator.logs import LogStore
 from casstore_orchestrator.pools import this_machine
 from casstore_orchestrator.scheduler import Scheduler
 from casstore_orchestrator.urls import StorageUrls
+from casstore_server.agent import local_agents
 from casstore_server.api.app import create_app
-from casstore_server.api.connection import CheckedProtocol
+from casstore_server.api.connection import CheckedProtocol, CheckedWebSocket
 from casstore_server.config import Watched
 from casstore_server.credentials import UserCredentials
-from casstore_server.db.engine import open_database
+from casstore_server.db.location import open_state
 from casstore_server.db.store import Database
 from casstore_server.executor import LocalExecutor
-from casstore_server.mounts import ServerMounts
 from casstore_server.services.context import Services
 from casstore_server.settings import Settings
 from casstore_server.stores import Stores
@@ -67,7 +69,7 @@ def serve(settings: Settings) -> None:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)
     with contextlib.ExitStack() as stack:
-        database = Database(open_database(settings.database))
+        database = open_state(settings)
         stack.callback(database.close)
         sockets = stack.enter_context(_listening(settings.socket_path, settings.port))
         if settings.port is not None:
@@ -101,7 +103,11 @@ def _config(app: ASGIApp) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http=CheckedProtocol,
-        ws="none",
+        ws=CheckedWebSocket,
+        ws_max_size=MAX_MESSAGE,
+        ws_ping_interval=20,
+        ws_ping_timeout=None,
+        ws_per_message_deflate=False,
         loop="asyncio",
         lifespan="off",
         log_config=None,
@@ -136,21 +142,17 @@ def _parts(settings: Settings, database: Database) -> Iterator[Services]:
     watched.on_change(data.forget)
     executor = LocalExecutor(settings, watched)
     urls = StorageUrls(credentials.storage)
-    mounts = ServerMounts(settings)
     scheduler = Scheduler(
         database,
-        data,
-        executor,
+        local_agents(settings),
         watched.pools,
-        settings.workflows,
+        LogStore(settings.workflows),
+        host=executor.host,
         credentials=credentials,
-        file_urls=True,
-        urls=urls,
-        mounts=mounts,
+        alone=not database.shared,
     )
     with contextlib.ExitStack() as stack:
         stack.callback(stores.close)
-        stack.callback(mounts.close)
         stack.callback(scheduler.stop)
         scheduler.start()
         yield Services(

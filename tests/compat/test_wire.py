@@ -21,9 +21,10 @@ import yaml
 from casstore.config import load_config
 from casstore_cli import login, main
 from casstore_cli.credentials import ConfigCredentials
+from casstore_orchestrator.logs import LogStore
 from casstore_orchestrator.pools import this_machine
 from casstore_orchestrator.scheduler import Scheduler
-from casstore_orchestrator.testing import FakeData, FakeExecutor
+from casstore_orchestrator.testing import FakeData, FakeExecutor, ThreadAgents, ThreadMachine
 from casstore_orchestrator.urls import StorageUrls
 from casstore_server.api.app import create_app
 from casstore_server.config import Watched
@@ -163,7 +164,8 @@ def server(tmp_path: Path) -> Iterator[Server]:
     database = Database(open_database(settings.database))
     executor, data = FakeExecutor(), FakeData()
     watched = Watched(config_file, settings.data_dir, this_machine())
-    scheduler = Scheduler(database, data, executor, watched.pools, settings.workflows, file_urls=True)
+    machine = ThreadMachine.over(executor, data, settings.workflows, file_urls=True)
+    scheduler = Scheduler(database, ThreadAgents(machine), watched.pools, LogStore(settings.workflows))
     credentials = UserCredentials(config_file, settings.user)
     services = Services(
         settings=settings,
@@ -186,6 +188,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
         for gang in gangs:
             gang.close()
     scheduler.stop()
+    machine.close()
     database.close()
 
 

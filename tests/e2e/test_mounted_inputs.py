@@ -30,12 +30,13 @@ from casstore_fuse.records import Registry
 from casstore_orchestrator.data import BucketData
 from casstore_orchestrator.executors.probe import probe
 from casstore_orchestrator.loader import load
+from casstore_orchestrator.logs import LogStore
 from casstore_orchestrator.pools import this_machine
 from casstore_orchestrator.records import WorkflowRecord
 from casstore_orchestrator.scheduler import Scheduler
 from casstore_orchestrator.state import new_workflow
 from casstore_orchestrator.status import WorkflowStatus
-from casstore_orchestrator.testing import MemoryStateStore
+from casstore_orchestrator.testing import MemoryStateStore, ThreadAgents, ThreadMachine
 from casstore_server.config import Watched
 from casstore_server.executor import LocalExecutor
 from casstore_server.mounts import ServerMounts
@@ -66,23 +67,22 @@ class Lab:
         self.stores = Stores(self.watched, self.settings)
         self.records = MemoryStateStore()
         self.mounts = ServerMounts(self.settings)
+        executor = LocalExecutor(self.settings, self.watched)
+        data, home = BucketData(self.stores.open), self.settings.workflows
+        self.machine = ThreadMachine.over(executor, data, home, file_urls=True, mounts=self.mounts)
         self.scheduler = self.begin()
 
     def begin(self) -> Scheduler:
+        executor, agents = self.machine.services.executor, ThreadAgents(self.machine)
         scheduler = Scheduler(
-            self.records,
-            BucketData(self.stores.open),
-            LocalExecutor(self.settings, self.watched),
-            self.watched.pools,
-            self.settings.workflows,
-            file_urls=True,
-            mounts=self.mounts,
+            self.records, agents, self.watched.pools, LogStore(self.settings.workflows), host=executor.host
         )
         scheduler.start()
         return scheduler
 
     def close(self) -> None:
         self.scheduler.stop()
+        self.machine.close()
         self.mounts.close()
         self.stores.close()
         assert self.points() == []
@@ -102,12 +102,15 @@ class Lab:
     def completed(self, text: str) -> list[str]:
         workflow_id = self.submit(text)
         record = self.finished(workflow_id)
-        lines = [line.split(" ", 2)[2] for line in self.scheduler.logs.read(workflow_id, follow=True)]
+        lines = [line.split(" ", 2)[2] for line in self._lines(workflow_id, follow=True)]
         assert record.status is WorkflowStatus.COMPLETED, "\n".join([record.failure_message or "", *lines])
         return lines
 
+    def _lines(self, workflow_id: str, *, follow: bool = False) -> Iterator[str]:
+        return self.scheduler.logs.read(workflow_id, follow=follow, live=lambda: self.records.load(workflow_id).live)
+
     def log(self, workflow_id: str) -> list[str]:
-        return [line.split(" ", 2)[2] for line in self.scheduler.logs.read(workflow_id)]
+        return [line.split(" ", 2)[2] for line in self._lines(workflow_id)]
 
     def points(self) -> list[mounted.MountPoint]:
         return [point for point in mounted.mounts() if point.path.startswith(os.path.realpath(self.settings.state_dir))]

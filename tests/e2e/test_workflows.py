@@ -20,14 +20,16 @@ from casstore_orchestrator.executors.probe import probe
 from casstore_orchestrator.executors.process import ProcessExecutor
 from casstore_orchestrator.gang import validate_fit
 from casstore_orchestrator.loader import load
+from casstore_orchestrator.logs import LogStore
 from casstore_orchestrator.plan import restart_spec
 from casstore_orchestrator.pools import Machine, Resources, parse_pools
+from casstore_orchestrator.ports import RunKey
 from casstore_orchestrator.records import WorkflowRecord
 from casstore_orchestrator.scheduler import Scheduler
 from casstore_orchestrator.spec import WorkflowSpec
 from casstore_orchestrator.state import new_workflow
 from casstore_orchestrator.status import TaskStatus, WorkflowStatus
-from casstore_orchestrator.testing import MemoryStateStore
+from casstore_orchestrator.testing import MemoryStateStore, ThreadAgents, ThreadMachine
 from casstore_orchestrator.validation import check_submission
 
 CORPUS = Path(__file__).parent.parent / "compat" / "workflows"
@@ -51,17 +53,21 @@ class Lab:
         self.backend = open_backend(f"file://{folder / 'store'}", create=True)
         self.bucket = Bucket(Store.open(self.backend, create=True), name="default", user="tester")
         self.records = MemoryStateStore()
-        self.machine = Machine("box", Resources(cpu=8, memory=64 << 30, storage=1 << 40, gpu=0))
-        self.pools = parse_pools(POOLS, self.machine)
+        self.pools = parse_pools(POOLS, Machine("box", Resources(cpu=8, memory=64 << 30, storage=1 << 40, gpu=0)))
         self.home = folder / "workflows"
-        self.executor = ProcessExecutor(hidden=[folder])
+        executor = ProcessExecutor(hidden=[folder])
+        self.machine = ThreadMachine.over(executor, BucketData(self._open), self.home, file_urls=True)
         self.scheduler = self.make_scheduler()
         self.scheduler.start()
 
     def make_scheduler(self) -> Scheduler:
-        return Scheduler(
-            self.records, BucketData(self._open), self.executor, lambda: self.pools, self.home, file_urls=True
-        )
+        executor = self.machine.services.executor
+        agents, logs = ThreadAgents(self.machine), LogStore(self.home)
+        return Scheduler(self.records, agents, lambda: self.pools, logs, host=executor.host)
+
+    def close(self) -> None:
+        self.scheduler.stop()
+        self.machine.close()
 
     def _open(self, name: str | None, user: str) -> Bucket:
         if name not in (None, "default"):
@@ -91,7 +97,8 @@ class Lab:
         pytest.fail(f"{workflow_id} did not end; its log:\n" + "\n".join(self.log(workflow_id)))
 
     def log(self, workflow_id: str, **options: Any) -> list[str]:
-        return [line.split(" ", 2)[2] for line in self.scheduler.logs.read(workflow_id, **options)]
+        lines = self.scheduler.logs.read(workflow_id, live=lambda: self.records.load(workflow_id).live, **options)
+        return [line.split(" ", 2)[2] for line in lines]
 
     def completed(self, workflow_id: str, patience: float = PATIENCE) -> list[str]:
         """The log of a workflow that has to complete."""
@@ -117,7 +124,7 @@ def eventually(condition: Callable[[], Any], what: str) -> None:
 def lab(tmp_path: Path) -> Iterator[Lab]:
     made = Lab(tmp_path / "lab")
     yield made
-    made.scheduler.stop()
+    made.close()
 
 
 def one_task(command: str, more: str = "") -> str:
@@ -433,15 +440,23 @@ def test_cancel_ends_every_process(lab: Lab) -> None:
     assert not _processes(marker)
 
 
-def test_a_stop_leaves_nothing_behind_and_the_next_start_goes_on(lab: Lab) -> None:
+def test_the_next_scheduler_goes_on_with_what_runs(lab: Lab) -> None:
+    wf = lab.submit(one_task("echo started; while ! [ -e {{output}}/go ]; do sleep 0.05; done; echo ended"))
+    eventually(lambda: "[only] started" in lab.log(wf), "the task starts")
+    lab.scheduler.stop()
+    assert not lab.records.load(wf).status.finished
+    (lab.home / wf / "only" / "0" / "data" / "output" / "go").touch()
+    lab.scheduler = lab.make_scheduler()
+    lab.scheduler.start()
+    assert "[only] ended" in lab.completed(wf)
+
+
+def test_a_lost_agent_leaves_nothing_behind_and_its_group_runs_again(lab: Lab) -> None:
     marker = f"stop-{uuid.uuid4().hex}"
     wf = lab.submit(one_task(f"echo started; exec -a {marker} sleep 2 & wait; echo ended"))
     eventually(lambda: "[only] started" in lab.log(wf), "the task starts")
-    lab.scheduler.stop()
+    lab.machine.kill(RunKey(wf, "only-group", 1))
     assert not _processes(marker)
-    assert not lab.records.load(wf).status.finished
-    lab.scheduler = lab.make_scheduler()
-    lab.scheduler.start()
     assert "[only retry-1] ended" in lab.completed(wf)
 
 

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from casstore.errors import NotFoundError, ServiceError
 from casstore_orchestrator import scheduler as scheduler_module
 from casstore_orchestrator import transfers
+from casstore_orchestrator.logs import LogStore
 from casstore_orchestrator.pools import Machine, Resources, parse_pools
 from casstore_orchestrator.records import WorkflowRecord
 from casstore_orchestrator.scheduler import Scheduler
@@ -31,7 +33,15 @@ from casstore_orchestrator.spec import (
 )
 from casstore_orchestrator.state import new_workflow
 from casstore_orchestrator.status import GroupStatus, Priority, TaskStatus, WorkflowStatus
-from casstore_orchestrator.testing import FakeData, FakeExecutor, FakeGang, FakeTask, MemoryStateStore
+from casstore_orchestrator.testing import (
+    FakeData,
+    FakeExecutor,
+    FakeGang,
+    FakeTask,
+    MemoryStateStore,
+    ThreadAgents,
+    ThreadMachine,
+)
 
 PATIENCE = 30.0
 
@@ -64,7 +74,7 @@ def group(name: str, *tasks: TaskSpec, **fields: Any) -> GroupSpec:
 
 
 class World:
-    """A scheduler over stand-ins; ``restart`` is a new server over the same records and folders."""
+    """A scheduler over stand-ins; ``restart`` is a new server over the same records, folders and agents."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
@@ -73,17 +83,18 @@ class World:
         self.executor = FakeExecutor()
         self.clock = Clock()
         self.pools: dict[str, Any] = {}
-        self.machine = Machine("box", Resources(cpu=4, memory=64 << 30, storage=1 << 40, gpu=0))
-        self.scheduler = self._make()
+        self.size = Machine("box", Resources(cpu=4, memory=64 << 30, storage=1 << 40, gpu=0))
+        self.machine = ThreadMachine.over(self.executor, self.data, home, self.clock)
+        self.scheduler = self.make()
 
-    def _make(self) -> Scheduler:
+    def make(self, **options: Any) -> Scheduler:
         return Scheduler(
             self.store,
-            self.data,
-            self.executor,
-            lambda: parse_pools(self.pools, self.machine),
-            self.home,
+            ThreadAgents(self.machine),
+            lambda: parse_pools(self.pools, self.size),
+            LogStore(self.home, clock=self.clock),
             clock=self.clock,
+            **options,
         )
 
     def restart(self) -> None:
@@ -92,9 +103,17 @@ class World:
     def restart_after(self, between: Callable[[], None]) -> None:
         self.scheduler.stop()
         between()
-        self.executor = FakeExecutor()
-        self.scheduler = self._make()
+        self.scheduler = self.make()
         self.scheduler.start()
+
+    def lose_agents(self) -> None:
+        """As if the machine had crashed."""
+        for run in list(self.machine.agents):
+            self.machine.kill(run, "The machine crashed.")
+
+    def close(self) -> None:
+        self.scheduler.stop()
+        self.machine.close()
 
     def submit(self, *groups: GroupSpec, name: str = "wf", pool: str = "default", **fields: Any) -> str:
         spec = WorkflowSpec(
@@ -107,7 +126,7 @@ class World:
             spec,
             uuid=uuid.uuid4().hex,
             user="tester",
-            pool=parse_pools(self.pools, self.machine)[pool],
+            pool=parse_pools(self.pools, self.size)[pool],
             **fields,
         )
         return self.scheduler.submit(record).id
@@ -130,12 +149,14 @@ class World:
         record: WorkflowRecord = eventually(ended, f"{workflow_id} ends: {self.statuses(workflow_id)}")
         return record
 
-    def started(self, workflow_id: str, group_name: str, task_name: str, attempt: int = 0) -> FakeTask:
+    def started(
+        self, workflow_id: str, group_name: str, task_name: str, attempt: int = 0, *, gang: int = 0
+    ) -> FakeTask:
         """A task whose command runs."""
-        gang = self.executor.gang(f"{workflow_id}/{group_name}")
+        found_gang = self.executor.gang(f"{workflow_id}/{group_name}", gang)
 
         def running() -> FakeTask | None:
-            attempts = [entry for entry in gang.history if entry.name == task_name]
+            attempts = [entry for entry in found_gang.history if entry.name == task_name]
             return attempts[attempt] if len(attempts) > attempt and attempts[attempt].started.is_set() else None
 
         found: FakeTask = eventually(running, f"attempt {attempt} of {task_name} starts")
@@ -146,7 +167,8 @@ class World:
 
     def closed_log(self, workflow_id: str) -> list[str]:
         """The log of a workflow that ends, once it is complete."""
-        return [line.split(" ", 2)[2] for line in self.scheduler.logs.read(workflow_id, follow=True)]
+        lines = self.scheduler.logs.read(workflow_id, follow=True, live=lambda: self.record(workflow_id).live)
+        return [line.split(" ", 2)[2] for line in lines]
 
 
 @pytest.fixture
@@ -156,7 +178,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     made = World(tmp_path / "workflows")
     made.scheduler.start()
     yield made
-    made.scheduler.stop()
+    made.close()
 
 
 # --- one task
@@ -865,16 +887,28 @@ def test_queue_timeout(world: World) -> None:
 # --- the server ends and begins
 
 
-def test_a_stop_kills_and_the_next_start_runs_again(world: World) -> None:
+def test_what_runs_goes_on_without_a_server_and_is_taken_up_by_the_next(world: World) -> None:
+    wf = world.submit(group("g", task("a", lead=True), task("b")), group("later", task("c", lead=True)))
+    running = world.started(wf, "g", "a")
+    other = world.started(wf, "later", "c")
+    world.restart_after(lambda: other.exit(0))
+    assert not running.killed
+    eventually(lambda: world.statuses(wf)["c"] == "COMPLETED", "the end of the other group is learnt")
+    running.exit(0)
+    record = world.finished(wf)
+    assert record.status is WorkflowStatus.COMPLETED
+    assert [(entry.name, entry.retry_id) for entry in record.all_tasks()] == [("a", 0), ("b", 0), ("c", 0)]
+    assert [len(gangs) for gangs in world.executor.gangs.values()] == [1, 1]
+
+
+def test_a_group_whose_agent_is_lost_runs_again(world: World) -> None:
     wf = world.submit(group("g", task("a", lead=True), task("b")), group("later", task("c", lead=True)))
     running = world.started(wf, "g", "a")
     world.started(wf, "later", "c").exit(0)
     eventually(lambda: world.statuses(wf)["c"] == "COMPLETED", "the other group ends")
-    left = world.home / wf / "a" / "0" / "data"  # as after a crash, which cleans up nothing
-    world.restart_after(lambda: left.mkdir(parents=True))
+    world.restart_after(world.lose_agents)
     assert running.killed
-    assert not left.exists()
-    again = world.started(wf, "g", "a")
+    again = world.started(wf, "g", "a", gang=1)
     assert again.launch.home.name == "1"
     again.exit(0)
     record = world.finished(wf)
@@ -889,14 +923,60 @@ def test_a_stop_kills_and_the_next_start_runs_again(world: World) -> None:
     assert record.task("a", 0).exit_code == 3002
 
 
-def test_without_retries_left_a_restart_is_a_server_error(world: World) -> None:
+def test_without_retries_left_a_lost_agent_is_a_server_error(world: World) -> None:
     world.pools = {"default": {"max_retry_per_task": 0}}
     wf = world.submit(group("g", task("a", lead=True)))
     world.started(wf, "g", "a")
-    world.restart()
+    world.lose_agents()
     record = world.finished(wf)
     assert record.status is WorkflowStatus.FAILED_SERVER_ERROR
     assert record.task("a").exit_code == 3002
+
+
+def test_what_was_ordered_while_no_server_ran_is_carried_out_by_the_next(world: World) -> None:
+    wf = world.submit(group("g", task("a", lead=True)))
+    running = world.started(wf, "g", "a")
+    other = world.make(alone=False)
+    world.restart_after(lambda: other.cancel(wf, user="tester"))
+    eventually(lambda: running.killed, "the command is killed")
+    eventually(world.scheduler.idle, "the group is cleaned up")
+    other.stop()
+
+
+def test_a_run_that_no_record_knows_is_ended(world: World) -> None:
+    wf = world.submit(group("g", task("a", lead=True)))
+    running = world.started(wf, "g", "a")
+    world.restart_after(lambda: world.store.delete(wf))
+    eventually(lambda: running.killed, "the command is killed")
+    assert not world.machine.agents
+
+
+def test_tasks_are_ended_with_the_server_when_asked_and_run_again_with_the_next(world: World) -> None:
+    wf = world.submit(group("g", task("a", lead=True)))
+    running = world.started(wf, "g", "a")
+    assert world.scheduler.end_tasks("The server was stopped with its tasks.", 30.0) == 0
+    assert running.killed
+    assert world.scheduler.idle()
+    world.restart()
+    world.started(wf, "g", "a", gang=1).exit(0)
+    record = world.finished(wf)
+    assert record.status is WorkflowStatus.COMPLETED
+    assert record.group("g").placements == 2
+
+
+def test_a_record_of_a_server_that_kept_its_tasks_to_itself(world: World) -> None:
+    wf = world.submit(group("g", task("a", lead=True)))
+    world.started(wf, "g", "a")
+
+    def as_before() -> None:
+        world.lose_agents()
+        world.machine.agents.clear()
+        old = world.record(wf).group("g")
+        world.store.change(wf, lambda record: replace(record, groups=(replace(old, holds=(), orders=()),)))
+
+    world.restart_after(as_before)
+    world.started(wf, "g", "a", gang=1).exit(0)
+    assert world.finished(wf).status is WorkflowStatus.COMPLETED
 
 
 def test_a_queued_workflow_survives_a_restart(world: World) -> None:
@@ -931,30 +1011,27 @@ def test_a_placement_survives_a_state_store_that_fails_for_a_while(world: World)
     assert world.finished(second).status is WorkflowStatus.COMPLETED
 
 
-def test_events_that_can_not_be_told_do_not_stop_the_work(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_that_can_not_be_written_does_not_stop_the_work(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
-        raise ServiceError("no room for events")
+        raise ServiceError("no room for logs")
 
-    monkeypatch.setattr(world.store, "add_event", refuse)
+    monkeypatch.setattr(world.scheduler.logs, "keep_error", refuse)
     wf = world.submit(group("g", task("a", lead=True)))
-    world.started(wf, "g", "a").exit(0)
-    assert world.finished(wf).status is WorkflowStatus.COMPLETED
+    world.started(wf, "g", "a").exit(1)
+    assert world.finished(wf).status is WorkflowStatus.FAILED
 
 
-def test_a_group_whose_runner_can_not_be_made_fails_and_frees_its_place(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_agents_that_can_not_be_told_are_told_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     small_pool(world)
 
     def refuse(*_: Any, **__: Any) -> None:
         raise RuntimeError("can't start new thread")
 
     with monkeypatch.context() as patch:
-        patch.setattr(scheduler_module, "GroupRunner", refuse)
-        record = world.finished(world.submit(group("g", task("a", lead=True))))
-    assert record.status is WorkflowStatus.FAILED_SERVER_ERROR
-    assert "can't start new thread" in (record.failure_message or "")
-    wf = world.submit(group("g", task("a", lead=True)))
+        patch.setattr(ThreadAgents, "order", refuse)
+        wf = world.submit(group("g", task("a", lead=True)))
+        eventually(lambda: world.record(wf).group("g").orders, "it is placed")
+    world.scheduler.wake()
     world.started(wf, "g", "a").exit(0)
     assert world.finished(wf).status is WorkflowStatus.COMPLETED
 
@@ -972,7 +1049,7 @@ def test_events_tell_the_story_of_a_task(world: World) -> None:
     wf = world.submit(group("g", task("a", lead=True)))
     world.started(wf, "g", "a").exit(1)
     world.finished(wf)
-    reasons = [event.reason for event in world.store.events if event.workflow_id == wf]
+    reasons = [note.reason for name, note in world.store.notes if name == wf]
     assert reasons == ["SCHEDULING", "INITIALIZING", "RUNNING", "FAILED"]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,13 @@ import msgspec
 import pytest
 
 from casstore.errors import ConflictError, NotFoundError, ServiceError, StorageError
-from casstore_orchestrator.records import GroupRecord, TaskRecord, WorkflowRecord
+from casstore_orchestrator.pools import Resources
+from casstore_orchestrator.ports import TaskNote
+from casstore_orchestrator.records import GroupRecord, Held, TaskRecord, WorkflowRecord
 from casstore_orchestrator.spec import GroupSpec, ResourceSpec, TaskSpec, WorkflowSpec
 from casstore_orchestrator.status import Priority, TaskStatus, WorkflowStatus
 from casstore_server.db import queries, schema
-from casstore_server.db.engine import open_database
+from casstore_server.db.engine import open_database, open_postgres
 from casstore_server.db.queries import TaskFilter, WorkflowFilter
 from casstore_server.db.store import Database
 
@@ -40,8 +42,24 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "server.sqlite"
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def opened(request: pytest.FixtureRequest, path: Path) -> Callable[[], Database]:
+    """Opens the same database, as often as it is called."""
+    if request.param == "sqlite":
+        return lambda: Database(open_database(path))
+    url = request.getfixturevalue("postgres")()
+    return lambda: Database(open_postgres(url))
+
+
 @pytest.fixture
-def database(path: Path) -> Iterator[Database]:
+def database(opened: Callable[[], Database]) -> Iterator[Database]:
+    found = opened()
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def sqlite(path: Path) -> Iterator[Database]:
     found = Database(open_database(path))
     yield found
     found.close()
@@ -58,9 +76,9 @@ def test_create_allots_numbers_by_name_and_load_finds_id_and_uuid(database: Data
         database.load("hello-3")
 
 
-def test_everything_of_a_record_survives_another_process(database: Database, path: Path) -> None:
+def test_everything_of_a_record_survives_another_process(database: Database, opened: Callable[[], Database]) -> None:
     made = database.create(record(template_text="{{ x }}", tags=("t",), warnings=("careful",), priority=Priority.LOW))
-    other = Database(open_database(path))
+    other = opened()
     try:
         assert other.load(made.id) == made
     finally:
@@ -83,9 +101,9 @@ def test_racing_creations_never_share_a_number(database: Database) -> None:
     assert sorted(made) == [f"hello-{number}" for number in range(1, 9)]
 
 
-def test_racing_changes_are_all_kept(database: Database, path: Path) -> None:
+def test_racing_changes_are_all_kept(database: Database, opened: Callable[[], Database]) -> None:
     made = database.create(record())
-    other = Database(open_database(path))  # another connection pool: only SQLite's lock keeps them apart
+    other = opened()  # another connection pool: only the database keeps them apart
     stores = [database, other]
 
     def add(store: Database, number: int) -> None:
@@ -113,13 +131,19 @@ def test_a_change_that_raises_changes_nothing(database: Database) -> None:
     assert database.load(made.id) == made
 
 
-def test_unfinished_holds_what_has_not_ended(database: Database) -> None:
+def test_live_are_those_that_have_not_ended_or_hold_something(database: Database) -> None:
     old = database.create(record(uuid="1" * 32, at=1.0))
     new = database.create(record(uuid="2" * 32, at=2.0))
     done = database.create(record(uuid="3" * 32, at=3.0))
     database.change(new.id, lambda r: _replace(r, status=WorkflowStatus.RUNNING, start_time=5.0))
     database.change(done.id, lambda r: _replace(r, status=WorkflowStatus.FAILED_CANCELED, end_time=5.0))
-    assert database.unfinished() == [old.id, new.id]
+    assert database.live("default") == [old.id, new.id]
+    held = (Held("one", "p", "n1", Resources(cpu=1, extras={"arm": 1})),)
+    database.change(done.id, lambda r: _replace(r, groups=(_replace(r.groups[0], holds=held),)))
+    assert database.load(done.id).groups[0].holds == held
+    assert database.live("default") == [old.id, new.id, done.id]
+    assert database.live("other") == []
+    assert database.live_pools() == ["default"]
 
 
 def _ids(database: Database, *, oldest_first: bool = False, **filters: Any) -> list[str]:
@@ -181,8 +205,8 @@ def test_rows_of_tasks_follow_the_record(database: Database) -> None:
 
 def test_events_come_back_in_order_and_by_number(database: Database) -> None:
     made = database.create(record())
-    database.add_event(made.id, "", 0, "Submitted", "m1", 1.0)
-    database.add_event(made.id, "one", 0, "Scheduled", "m2", 0.5)
+    notes = [TaskNote("", 0, "Submitted", "m1", 1.0), TaskNote("one", 0, "Scheduled", "m2", 0.5)]
+    database.change(made.id, lambda r: _replace(r, tags=("x",)), notes=lambda _old, _new: notes)
     rows = database.events(made.id)
     assert [row.reason for _, row in rows] == ["Submitted", "Scheduled"]
     assert [row.message for _, row in database.events(made.id, after=rows[0][0])] == ["m2"]
@@ -211,8 +235,8 @@ def test_the_migrations_make_the_tables_that_the_code_uses(database: Database) -
         assert context.get_current_revision() == schema.HEAD
 
 
-def test_a_database_of_a_newer_version_is_refused(database: Database, path: Path) -> None:
-    database.close()
+def test_a_database_of_a_newer_version_is_refused(sqlite: Database, path: Path) -> None:
+    sqlite.close()
     with sqlite3.connect(path) as connection:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
     connection.close()
@@ -226,6 +250,6 @@ def test_a_file_that_is_no_database_is_one_clear_error(path: Path) -> None:
         open_database(path)
 
 
-def test_the_database_is_private(database: Database, path: Path) -> None:
+def test_the_database_is_private(sqlite: Database, path: Path) -> None:
     assert path.stat().st_mode & 0o077 == 0
-    assert database.unfinished() == []
+    assert sqlite.live_pools() == []

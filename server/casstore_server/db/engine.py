@@ -1,8 +1,8 @@
 """Opening the database: pragmas, transactions, migrations.
 
-Decided here and only here: how SQLite is set up (WAL, foreign keys, a busy timeout, full durability) and
-that writing transactions take the write lock at their start, so that what they read can't change before they
-write.
+Decided here and only here: how SQLite is set up (WAL, foreign keys, a busy timeout, full durability) and that writing
+transactions take the write lock at their start, so that what they read can't change before they write; how PostgreSQL
+is reached, and that one server at a time brings its tables up to date.
 """
 
 from __future__ import annotations
@@ -11,17 +11,21 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy import Connection, Engine, create_engine, event, func, inspect, select, text
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, DatabaseError
 
-from casstore.errors import ServiceError, StorageError
+from casstore.errors import ServiceError, StorageError, UsageError
 from casstore_server.db.schema import HEAD
 
-__all__ = ["WRITES", "migrate", "open_database"]
+__all__ = ["WRITES", "migrate", "open_database", "open_postgres"]
 
 WRITES = {"casstore_writes": True}
 """Execution options of a connection whose next transaction writes."""
 BUSY_TIMEOUT_MS = 15_000
+CONNECT_TIMEOUT_S = 10
+_MIGRATING = 0x6361_7373
+"""The advisory lock of PostgreSQL under which the tables are made."""
 
 _NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "lustre", "gpfs", "beegfs"})
 _log = logging.getLogger(__name__)
@@ -53,6 +57,43 @@ def open_database(path: Path) -> Engine:
     return engine
 
 
+def open_postgres(url: str) -> Engine:
+    """The PostgreSQL database at a URL, its tables brought up to date. No message shows the password.
+
+    ``UsageError`` when it is not such a URL or psycopg is not installed, ``StorageError`` when it can't be reached.
+    """
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        parsed = None
+    if parsed is None or parsed.drivername not in {"postgresql", "postgres", "postgresql+psycopg"}:
+        raise UsageError("The URL of the server's database is not like postgresql://user@host/name")
+    shown = parsed.render_as_string(hide_password=True)
+    try:
+        engine = create_engine(
+            parsed.set(drivername="postgresql+psycopg"),
+            pool_pre_ping=True,  # a connection that broke while it lay idle is replaced
+            pool_size=10,
+            max_overflow=20,
+            connect_args={"connect_timeout": CONNECT_TIMEOUT_S, "application_name": "casstore"},
+        )
+    except ImportError:
+        raise UsageError(
+            "PostgreSQL needs a package that is not installed: psycopg",
+            hint="Install it with: pip install 'casstore[postgres]'",
+        ) from None
+    try:
+        migrate(engine)
+    except DatabaseError as exc:
+        engine.dispose()
+        first = str(exc.orig).strip().splitlines()[:1]
+        raise StorageError(f"The server's database {shown} can't be used: {first[0] if first else exc.orig}") from None
+    except BaseException:
+        engine.dispose()
+        raise
+    return engine
+
+
 def migrate(engine: Engine) -> None:
     """Bring the tables up to the newest revision.
 
@@ -73,6 +114,8 @@ def migrate(engine: Engine) -> None:
     if found is not None and found not in known:
         raise ServiceError(f"The server's database is of a newer version (revision {found})", hint="Upgrade casstore.")
     with engine.connect().execution_options(**WRITES) as connection, connection.begin():
+        if engine.dialect.name == "postgresql":
+            connection.execute(select(func.pg_advisory_xact_lock(_MIGRATING)))
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
 

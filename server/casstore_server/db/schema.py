@@ -23,9 +23,22 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-__all__ = ["HEAD", "counter", "event", "metadata", "profile", "tag", "task", "workflow"]
+__all__ = [
+    "HEAD",
+    "app",
+    "app_version",
+    "counter",
+    "event",
+    "lease",
+    "metadata",
+    "news",
+    "profile",
+    "tag",
+    "task",
+    "workflow",
+]
 
-HEAD = "0001"
+HEAD = "0003"
 """The newest migration."""
 
 metadata = MetaData()
@@ -44,15 +57,21 @@ workflow = Table(
     Column("submit_time", Float, nullable=False),
     Column("start_time", Float),
     Column("end_time", Float),
+    Column("live", Integer, nullable=False, server_default="0"),
     Column("record", Text, nullable=False),
     Column("spec", Text, nullable=False),
     Column("spec_text", Text, nullable=False),
     Column("template_text", Text),
+    Column("app_uuid", String(32)),
+    Column("app_version", Integer),
     UniqueConstraint("name", "number", name="workflow_name_number"),
+    Index("workflow_by_app", "app_uuid", "submit_time"),
     Index("workflow_by_time", "submit_time"),
     Index("workflow_by_status", "status", "submit_time"),
     Index("workflow_by_user", "user", "submit_time"),
+    Index("workflow_by_live", "live", "pool", "submit_time"),
 )
+"""``live`` is 1 while a scheduler has something to do for the workflow."""
 
 counter = Table(
     "counter",
@@ -102,6 +121,26 @@ event = Table(
     Index("event_by_workflow", "workflow_id", "id"),
 )
 
+lease = Table(
+    "lease",
+    metadata,
+    Column("name", String(255), primary_key=True),
+    Column("owner", String(64), nullable=False),
+    Column("token", Integer, nullable=False),
+    Column("until", Float, nullable=False),
+)
+"""Who does what nobody else may do at the same time; ``owner`` is empty when it was given back."""
+
+news = Table(
+    "news",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("pool", String(255), nullable=False),
+    Column("workflow_id", String(96), nullable=False),
+    Index("news_by_pool", "pool", "id"),
+)
+"""Workflows that another server than the holder of their pool's lease has changed."""
+
 profile = Table(
     "profile",
     metadata,
@@ -110,4 +149,28 @@ profile = Table(
     Column("pool", String(255)),
     Column("email_notification", Integer, nullable=False, default=0),
     Column("slack_notification", Integer, nullable=False, default=0),
+)
+
+app = Table(
+    "app",
+    metadata,
+    Column("uuid", String(32), primary_key=True),
+    Column("name", String(64), nullable=False),
+    Column("taken", String(64), unique=True),
+    Column("owner", String(255), nullable=False),
+    Column("description", Text, nullable=False),
+    Column("created_time", Float, nullable=False),
+    Index("app_by_time", "created_time"),
+)
+"""A workflow file under a name. ``taken`` is the name as long as it belongs to this app, then NULL."""
+
+app_version = Table(
+    "app_version",
+    metadata,
+    Column("app_uuid", String(32), ForeignKey("app.uuid", ondelete="CASCADE"), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("created_by", String(255), nullable=False),
+    Column("created_time", Float, nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("text", Text, nullable=False),
 )

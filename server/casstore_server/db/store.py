@@ -1,7 +1,8 @@
 """The records of workflows in the database: the ``StateStore`` of the scheduler.
 
-Decided here and only here: that a change of a workflow is one transaction (read under the write lock,
-change, write, with the rows that lists filter by), that a number is never given twice, and what is cached.
+Decided here and only here: that a change of a workflow is one transaction (read under a lock, change, write, with the
+rows that lists filter by, what people are told of it, and the lease without which it must not happen), that a number is
+never given twice, and what is cached.
 """
 
 from __future__ import annotations
@@ -9,25 +10,23 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import msgspec
 from sqlalchemy import Connection, Engine, delete, insert, or_, select, update
-from sqlalchemy.dialects.sqlite import insert as upsert
 
 from casstore.errors import ConflictError, NotFoundError
+from casstore_orchestrator.ports import Fence, Notes, TaskNote, no_notes
 from casstore_orchestrator.records import WorkflowRecord
 from casstore_orchestrator.spec import WorkflowSpec
-from casstore_orchestrator.status import WorkflowStatus
-from casstore_server.db import schema
-from casstore_server.db.engine import WRITES
+from casstore_server.db import leases, schema
+from casstore_server.db.transactions import Transactions, upsert
 
 __all__ = ["Database", "EventRow"]
 
 _CACHED_SPECS = 16
-_UNFINISHED = tuple(str(status) for status in WorkflowStatus if not status.finished)
 _NO_SPEC = WorkflowSpec(name="", groups=())
 _DEFAULT_CPU = 1.0
 _DEFAULT_BYTES = float(2**30)
@@ -56,114 +55,141 @@ class Database:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self._writing = threading.Lock()  # threads queue here fairly instead of polling SQLite's lock
+        self._transactions = Transactions(engine)
         self._static: OrderedDict[str, _Static] = OrderedDict()
         self._static_lock = threading.Lock()
+
+    @property
+    def shared(self) -> bool:
+        """Whether other servers may use it at the same time."""
+        return self.engine.dialect.name != "sqlite"
 
     def close(self) -> None:
         """Close every connection."""
         self.engine.dispose()
 
-    @contextmanager
-    def writing(self) -> Iterator[Connection]:
+    def writing(self) -> AbstractContextManager[Connection]:
         """A transaction that writes; rolled back when the block raises."""
-        with (
-            self._writing,
-            self.engine.connect().execution_options(**WRITES) as connection,
-            connection.begin(),
-        ):
-            yield connection
+        return self._transactions.writing()
 
-    @contextmanager
-    def reading(self) -> Iterator[Connection]:
-        """A transaction that sees one state of the database."""
-        with self.engine.connect() as connection, connection.begin():
-            yield connection
+    def reading(self) -> AbstractContextManager[Connection]:
+        """A transaction that only reads."""
+        return self._transactions.reading()
 
-    def create(self, record: WorkflowRecord) -> WorkflowRecord:
-        """Store a new workflow under the next number of its name; returns the record with id and number."""
-        with self.writing() as connection:
-            last = connection.execute(
-                select(schema.counter.c.last).where(schema.counter.c.name == record.name)
-            ).scalar_one_or_none()
-            number = (last or 0) + 1
-            statement = upsert(schema.counter).values(name=record.name, last=number)
-            connection.execute(statement.on_conflict_do_update(index_elements=["name"], set_={"last": number}))
+    def create(
+        self,
+        record: WorkflowRecord,
+        begin: Callable[[WorkflowRecord], WorkflowRecord] = lambda record: record,
+        *,
+        notes: Notes = no_notes,
+        fence: Fence | None = None,
+        tell: bool = False,
+    ) -> WorkflowRecord:
+        """Store a new workflow under the next number of its name, as ``begin`` makes it; see ``ports.StateStore``."""
+
+        def write(connection: Connection) -> WorkflowRecord:
+            leases.check(connection, fence)
+            counter = schema.counter
+            statement = upsert(connection, counter).values(name=record.name, last=1)
+            number = connection.execute(
+                statement.on_conflict_do_update(index_elements=["name"], set_={"last": counter.c.last + 1}).returning(
+                    counter.c.last
+                )
+            ).scalar_one()
             made = msgspec.structs.replace(record, id=f"{record.name}-{number}", number=number)
+            new = begin(made)
             connection.execute(
                 insert(schema.workflow).values(
-                    **_columns(made),
-                    id=made.id,
-                    uuid=made.uuid,
-                    name=made.name,
+                    **_columns(new),
+                    id=new.id,
+                    uuid=new.uuid,
+                    name=new.name,
                     number=number,
-                    user=made.user,
-                    spec=msgspec.json.encode(made.spec).decode(),
-                    spec_text=made.spec_text,
-                    template_text=made.template_text,
+                    user=new.user,
+                    spec=msgspec.json.encode(new.spec).decode(),
+                    spec_text=new.spec_text,
+                    template_text=new.template_text,
+                    app_uuid=None if new.app is None else new.app.uuid,
+                    app_version=None if new.app is None else new.app.version,
                 )
             )
-            _write_tasks(connection, None, made)
-            _write_tags(connection, made.id, (), made.tags)
-        return made
+            _write_tasks(connection, None, new)
+            _write_tags(connection, new.id, (), new.tags)
+            _write_notes(connection, new.id, notes(made, new))
+            if tell:
+                leases.tell(connection, new.pool, new.id)
+            return new
+
+        return self._transactions.write(write)
 
     def load(self, workflow_id: str) -> WorkflowRecord:
         """The workflow of this id or uuid. Raises ``NotFoundError``."""
         with self.reading() as connection:
             return self._load(connection, workflow_id)
 
-    def change(self, workflow_id: str, fn: Callable[[WorkflowRecord], WorkflowRecord]) -> WorkflowRecord:
+    def change(
+        self,
+        workflow_id: str,
+        fn: Callable[[WorkflowRecord], WorkflowRecord],
+        *,
+        notes: Notes = no_notes,
+        fence: Fence | None = None,
+        tell: bool = False,
+    ) -> WorkflowRecord:
         """Replace the record by ``fn`` of it, in one transaction; nothing changes when ``fn`` raises.
 
-        ``fn`` must not touch the database. What identifies the workflow, and its specification, can't change.
+        ``fn`` must not touch the database. What identifies the workflow, and its specification, can't change. See
+        ``ports.StateStore``.
         """
-        with self.writing() as connection:
-            old = self._load(connection, workflow_id)
+
+        def write(connection: Connection) -> WorkflowRecord:
+            leases.check(connection, fence)
+            old = self._load(connection, workflow_id, lock=True)
             new = fn(old)
             if new is old or new == old:
                 return old
-            fixed = (
-                "id",
-                "uuid",
-                "name",
-                "number",
-                "user",
-                "submit_time",
-                "spec",
-                "spec_text",
-                "template_text",
-            )
-            if any(getattr(new, name) != getattr(old, name) for name in fixed):
-                raise ConflictError(f"workflow {old.id}: its identity and specification can't change")
+            _check_fixed(old, new)
             connection.execute(update(schema.workflow).where(schema.workflow.c.id == old.id).values(**_columns(new)))
             _write_tasks(connection, old, new)
             _write_tags(connection, new.id, old.tags, new.tags)
-        return new
+            _write_notes(connection, new.id, notes(old, new))
+            if tell:
+                leases.tell(connection, new.pool, new.id)
+            return new
 
-    def unfinished(self) -> list[str]:
-        """Ids of the workflows that have not ended, the oldest first."""
+        return self._transactions.write(write)
+
+    def live(self, pool: str) -> list[str]:
+        """See ``ports.StateStore``."""
+        table = schema.workflow
+        wanted = select(table.c.id).where(table.c.live == 1, table.c.pool == pool)
+        with self.reading() as connection:
+            return list(connection.execute(wanted.order_by(table.c.submit_time, table.c.id)).scalars())
+
+    def live_pools(self) -> list[str]:
+        """See ``ports.StateStore``."""
         table = schema.workflow
         with self.reading() as connection:
-            rows = connection.execute(
-                select(table.c.id).where(table.c.status.in_(_UNFINISHED)).order_by(table.c.submit_time, table.c.id)
-            )
-            return list(rows.scalars())
+            return list(connection.execute(select(table.c.pool).where(table.c.live == 1).distinct()).scalars())
 
-    def add_event(  # the signature of the port
-        self, workflow_id: str, task: str, retry_id: int, reason: str, message: str, at: float
-    ) -> None:
-        """Remember something that happened."""
-        with self.writing() as connection:
-            connection.execute(
-                insert(schema.event).values(
-                    workflow_id=workflow_id,
-                    task=task,
-                    retry_id=retry_id,
-                    reason=reason,
-                    message=message,
-                    at=at,
-                )
-            )
+    def keep_leases(
+        self, names: Sequence[str], owner: str, now: float, until: float, *, force: bool = False
+    ) -> dict[str, Fence]:
+        """See ``ports.StateStore``."""
+        return self._transactions.write(
+            lambda connection: leases.keep(connection, names, owner, now, until, force=force)
+        )
+
+    def release_leases(self, owner: str) -> None:
+        """See ``ports.StateStore``."""
+        self._transactions.write(lambda connection: leases.release(connection, owner))
+
+    def news(self, fences: Sequence[Fence]) -> list[str]:
+        """See ``ports.StateStore``."""
+        with self.reading() as connection:
+            if not leases.any_news(connection, fences):
+                return []
+        return self._transactions.write(lambda connection: leases.take_news(connection, fences))
 
     def events(self, workflow_id: str, *, after: int = 0) -> list[tuple[int, EventRow]]:
         """Numbered events of a workflow, in their order; those numbered above ``after``."""
@@ -185,14 +211,13 @@ class Database:
         """Change settings of a user."""
         initial = {"email_notification": 0, "slack_notification": 0} | values
         with self.writing() as connection:
-            statement = upsert(schema.profile).values(user=user, **initial)
+            statement = upsert(connection, schema.profile).values(user=user, **initial)
             connection.execute(statement.on_conflict_do_update(index_elements=["user"], set_=values))
 
-    def _load(self, connection: Connection, workflow_id: str) -> WorkflowRecord:
+    def _load(self, connection: Connection, workflow_id: str, *, lock: bool = False) -> WorkflowRecord:
         table = schema.workflow
-        row = connection.execute(
-            select(table.c.id, table.c.record).where(or_(table.c.id == workflow_id, table.c.uuid == workflow_id))
-        ).one_or_none()
+        query = select(table.c.id, table.c.record).where(or_(table.c.id == workflow_id, table.c.uuid == workflow_id))
+        row = connection.execute(query.with_for_update() if lock else query).one_or_none()
         if row is None:
             raise NotFoundError(f"There is no workflow {workflow_id}", hint="See: osmo workflow list")
         static = self._static_part(connection, row.id)
@@ -221,6 +246,12 @@ class Database:
         return found
 
 
+def _check_fixed(old: WorkflowRecord, new: WorkflowRecord) -> None:
+    fixed = ("id", "uuid", "name", "number", "user", "pool", "submit_time", "spec", "spec_text", "template_text")
+    if any(getattr(new, name) != getattr(old, name) for name in fixed):
+        raise ConflictError(f"workflow {old.id}: its identity and specification can't change")
+
+
 def _columns(record: WorkflowRecord) -> dict[str, Any]:
     """The columns that change with a record."""
     small = msgspec.structs.replace(record, spec=_NO_SPEC, spec_text="", template_text=None)
@@ -232,6 +263,7 @@ def _columns(record: WorkflowRecord) -> dict[str, Any]:
         "submit_time": time.time() if record.submit_time is None else record.submit_time,
         "start_time": record.start_time,
         "end_time": record.end_time,
+        "live": int(record.live),
         "record": msgspec.json.encode(small).decode(),
     }
 
@@ -286,3 +318,16 @@ def _write_tags(connection: Connection, workflow_id: str, old: Sequence[str], ne
     added = sorted(set(new) - set(old))
     if added:
         connection.execute(insert(table), [{"workflow_id": workflow_id, "tag": tag} for tag in added])
+
+
+def _write_notes(connection: Connection, workflow_id: str, notes: Sequence[TaskNote]) -> None:
+    rows = [
+        {
+            **note._asdict(),
+            "workflow_id": workflow_id,
+            "message": note.message.replace("\0", "\N{REPLACEMENT CHARACTER}"),
+        }
+        for note in notes
+    ]
+    if rows:
+        connection.execute(insert(schema.event), rows)

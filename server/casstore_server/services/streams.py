@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 
-from casstore.errors import UsageError
+from casstore.errors import NotFoundError, UsageError
 from casstore_orchestrator.records import WorkflowRecord
 from casstore_server.db.store import EventRow
 from casstore_server.services.context import Services
@@ -51,8 +51,23 @@ def log_lines(
 ) -> Iterator[str]:
     """Lines of the log until the workflow ends; with ``error`` what was kept of failed attempts."""
     yield from services.logs.read(
-        workflow_id, task=task, retry_id=retry_id, last=last, follow=not error, error=error, stop=stop
+        workflow_id,
+        task=task,
+        retry_id=retry_id,
+        last=last,
+        follow=not error,
+        error=error,
+        live=lambda: _is_live(services, workflow_id),
+        stop=stop,
     )
+
+
+def _is_live(services: Services, workflow_id: str) -> bool:
+    """Whether lines can still come: it has not ended, or something of it is being ended."""
+    try:
+        return services.database.load(workflow_id).live
+    except NotFoundError:
+        return False
 
 
 def event_lines(

@@ -1,0 +1,173 @@
+"""What the holder of a pool's lease knows of the pool: who waits, who holds what, when what is due.
+
+Decided here and only here: that all of it follows from the records, one workflow at a time, the newest revision of
+each; and what a change of a record gives reason to: a look at the queue, or none. A pass over the queue is a pure
+function of what is known (``decisions.decide``).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+
+from msgspec.structs import replace
+
+from .deadlines import next_deadline
+from .decisions import Decisions, Holding, Memory, Waiting, decide, holding_of
+from .events import TimedOut
+from .pools import Pool
+from .ports import Fence
+from .reasons import Why
+from .records import WorkflowRecord
+from .spec import WorkflowSpec
+from .status import GroupStatus
+
+__all__ = ["PoolView"]
+
+_REMEMBERED = 1024
+"""Ended workflows whose revision is remembered, so that a late thread can't bring an older one back."""
+
+
+class PoolView:
+    """One pool, as long as ``fence`` is ours. Safe to use from any thread."""
+
+    def __init__(self, name: str, fence: Fence) -> None:
+        self.name = name
+        self.fence = fence
+        self.until = 0.0
+        """When the lease ends unless it is prolonged."""
+        self.adopted = False
+        """Whether everything that was there when the lease was taken is known."""
+        self.sent: dict[tuple[str, str], tuple[int, int]] = {}
+        """Groups whose run is followed: its placement, and the last order that was sent; guarded by the workflow's
+        lock.
+        """
+        self.again: set[str] = set()
+        """Workflows whose agents could not be told."""
+        self._lock = threading.Lock()
+        self._revisions: dict[str, int] = {}
+        self._over: OrderedDict[str, None] = OrderedDict()
+        self._queue: dict[tuple[str, str], Waiting] = {}
+        self._holdings: dict[tuple[str, str], Holding] = {}
+        self._deadlines: dict[str, tuple[float, TimedOut]] = {}
+        self._memory = Memory()
+        self._last: Decisions | None = None
+        self._deciding = threading.Lock()
+        self._dirty = True
+        self._pools: Mapping[str, Pool] | None = None
+
+    @property
+    def dirty(self) -> bool:
+        """Whether the queue should be looked at."""
+        return self._dirty
+
+    def knows(self, workflow_id: str) -> bool:
+        """Whether a workflow is live here."""
+        with self._lock:
+            return workflow_id in self._revisions and workflow_id not in self._over
+
+    def update(self, record: WorkflowRecord) -> bool:
+        """Learn from a record; False when a newer revision of it is known."""
+        with self._lock:
+            if self._revisions.get(record.id, -1) > record.revision:
+                return False
+            self._revisions[record.id] = record.revision
+            if record.live:
+                self._over.pop(record.id, None)
+            else:
+                self._over[record.id] = None
+                while len(self._over) > _REMEMBERED:
+                    del self._revisions[self._over.popitem(last=False)[0]]
+            self._dirty = self._learn(record) or self._dirty
+            deadline = next_deadline(record)
+            if deadline is None:
+                self._deadlines.pop(record.id, None)
+            else:
+                self._deadlines[record.id] = deadline
+            return True
+
+    def _learn(self, record: WorkflowRecord) -> bool:
+        changed = False
+        slim: WorkflowRecord | None = None
+        for group in record.groups:
+            key = record.id, group.name
+            held, waiting = self._holdings.pop(key, None), self._queue.pop(key, None)
+            if group.holds:
+                found = self._holdings[key] = holding_of(record, group)
+                changed = changed or (held is not None and held.held != found.held)
+            elif group.status is GroupStatus.SCHEDULING:
+                slim = slim or _slim(record)
+                self._queue[key] = Waiting.of(slim, group.name)
+            changed = changed or (held is not None and not group.holds) or waiting != self._queue.get(key)
+        return changed
+
+    def due(self, now: float) -> list[tuple[str, TimedOut]]:
+        """The deadlines that have passed."""
+        with self._lock:
+            return [(name, event) for name, (at, event) in self._deadlines.items() if at <= now]
+
+    def next_deadline(self) -> float | None:
+        """When the next one passes."""
+        with self._lock:
+            return min((at for at, _ in self._deadlines.values()), default=None)
+
+    def decide(self, pools: Mapping[str, Pool], now: float) -> Decisions | None:
+        """Go once through the queue; None when nothing can be other than the last time."""
+        with self._lock:
+            if not self._dirty and pools == self._pools:
+                return None
+            queue, holdings = list(self._queue.values()), list(self._holdings.values())
+            self._dirty = False
+            self._pools = pools
+        with self._deciding:
+            self._last = decide(pools, queue, holdings, now, self._memory)
+            return self._last
+
+    def why(self, workflow_id: str, group: str) -> Why | None:
+        """Why a group waits, as of the last pass; None when it does not, or nobody has looked yet."""
+        with self._lock:
+            waiting = self._queue.get((workflow_id, group))
+        with self._deciding:
+            return None if waiting is None or self._last is None else self._last.why(waiting)
+
+    def reason(self, workflow_id: str, group: str) -> str:
+        """``why`` in one line; empty when there is nothing to say."""
+        why = self.why(workflow_id, group)
+        return "" if why is None else why.line
+
+    def touch(self) -> None:
+        """Have the next ``decide`` look again: something that it decided did not happen."""
+        with self._lock:
+            self._dirty = True
+
+    def forget(self, workflow_id: str) -> None:
+        """The workflow was deleted."""
+        with self._lock:
+            self._revisions.pop(workflow_id, None)
+            self._deadlines.pop(workflow_id, None)
+            for entries in (self._queue, self._holdings):
+                for key in [key for key in entries if key[0] == workflow_id]:
+                    del entries[key]
+            self._dirty = True
+
+    def holding(self) -> list[tuple[str, str]]:
+        """The groups that hold nodes: they run, or something of them is left."""
+        with self._lock:
+            return list(self._holdings)
+
+
+def _slim(record: WorkflowRecord) -> WorkflowRecord:
+    """The record without what placing does not ask for: a thousand of them wait in memory."""
+    groups = tuple(
+        replace(
+            group,
+            tasks=tuple(
+                replace(task, command=(), args=(), environment={}, files=(), inputs=(), outputs=(), credentials={})
+                for task in group.tasks
+            ),
+        )
+        for group in record.spec.groups
+    )
+    spec: WorkflowSpec = replace(record.spec, groups=groups)
+    return replace(record, spec=spec, spec_text="", template_text=None)
