@@ -142,9 +142,10 @@ def _parts(settings: Settings, database: Database) -> Iterator[Services]:
     watched.on_change(data.forget)
     executor = LocalExecutor(settings, watched)
     urls = StorageUrls(credentials.storage)
+    agents = local_agents(settings)
     scheduler = Scheduler(
         database,
-        local_agents(settings),
+        agents,
         watched.pools,
         LogStore(settings.workflows),
         host=executor.host,
@@ -167,6 +168,7 @@ def _parts(settings: Settings, database: Database) -> Iterator[Services]:
             config=watched,
             isolation=executor.describe(),
             started=time.time(),
+            agents=agents,
         )
 
 

@@ -5,11 +5,13 @@ Decided here and only here: how these are put together.
 
 from __future__ import annotations
 
+import asyncio
+
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from casstore import __version__
-from casstore_server.api import cluster, credentials, workflows
+from casstore_server.api import apps, cluster, credentials, router, workflows
 from casstore_server.api.edge import Edge, handle_errors
 from casstore_server.services.context import Services
 
@@ -20,8 +22,11 @@ def create_app(services: Services) -> ASGIApp:
     """The application over these services."""
     app = FastAPI(title="casstore", version=__version__, docs_url=None, redoc_url=None, openapi_url="/api/openapi.json")
     app.state.services = services
+    app.state.sockets = asyncio.Semaphore(router.MAX_SOCKETS)
+    app.include_router(apps.router)
     app.include_router(cluster.router)
     app.include_router(credentials.router)
     app.include_router(workflows.router)
+    app.include_router(router.router)
     handle_errors(app)
     return Edge(app, owner=services.settings.user)

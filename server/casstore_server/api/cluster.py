@@ -93,9 +93,3 @@ def backends(services: ServicesDep) -> Response:
 def users(services: ServicesDep) -> Response:
     """Everybody who has submitted a workflow."""
     return reply(cluster.users(services))
-
-
-@router.get("/api/plugins/configs")
-def plugins() -> Response:
-    """Plugins: none is enabled."""
-    return reply({"rsync": {"enabled": False}})

@@ -1,7 +1,9 @@
 """Who is at the other end of a connection.
 
-Decided here and only here: that the unix socket serves its owner alone (the kernel says who connects), and
-what the application learns of a connection: its client is ``("unix", <uid>)`` or ``(<address>, <port>)``.
+Decided here and only here: that the unix socket serves its owner alone (the kernel says who connects), what the
+application learns of a connection (its client is ``("unix", <uid>)`` or ``(<address>, <port>)``), and when the other
+end counts as gone: when its kernel no longer answers. A reader that takes its time is no reason to end a websocket, so
+nothing hangs on its pongs.
 """
 
 from __future__ import annotations
@@ -14,8 +16,9 @@ import struct
 from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
-__all__ = ["CheckedProtocol"]
+__all__ = ["CheckedProtocol", "CheckedWebSocket"]
 
 _CREDENTIALS = struct.Struct("3i")
 _log = logging.getLogger(__name__)
@@ -26,15 +29,38 @@ class CheckedProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as the base does
         """Check the peer before anything is read."""
-        peer: Any = transport.get_extra_info("socket")
-        if peer.family == socket.AF_UNIX:
-            raw = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-            uid = _CREDENTIALS.unpack(raw)[1]
-            super().connection_made(transport)
-            if uid not in {os.getuid(), 0}:
-                _log.warning("refused a connection of user %d", uid)
-                transport.abort()
-                return
+        uid = _peer(transport)
+        super().connection_made(transport)
+        if uid is None:
+            return
+        if uid not in {os.getuid(), 0}:
+            _log.warning("refused a connection of user %d", uid)
+            transport.abort()
+            return
+        self.client = ("unix", uid)
+
+
+class CheckedWebSocket(WebSocketsSansIOProtocol):
+    """A websocket on a connection that ``CheckedProtocol`` has let in."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as the base does
+        """Tell the application who it is."""
+        uid = _peer(transport)
+        super().connection_made(transport)
+        if uid is not None:
             self.client = ("unix", uid)
             return
-        super().connection_made(transport)
+        made: Any = transport.get_extra_info("socket")
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        if hasattr(socket, "TCP_KEEPIDLE"):
+            for option, value in ((socket.TCP_KEEPIDLE, 30), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 6)):
+                made.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def _peer(transport: asyncio.Transport) -> int | None:
+    """The user at the other end of a unix socket."""
+    peer: Any = transport.get_extra_info("socket")
+    if peer.family != socket.AF_UNIX:
+        return None
+    raw = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    return int(_CREDENTIALS.unpack(raw)[1])

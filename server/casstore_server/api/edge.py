@@ -14,6 +14,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 from fastapi import FastAPI, Request
@@ -40,7 +41,7 @@ from casstore_server.services.context import Caller, Links
 __all__ = ["Edge", "handle_errors", "reply"]
 
 _log = logging.getLogger(__name__)
-_OPEN = frozenset({"/health", "/api/version", "/client/version"})
+_OPEN = frozenset({"/health", "/api/version", "/client/version", "/api/router/version"})
 _USER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,127}", re.ASCII)
 _HOST = re.compile(r"(?:127\.0\.0\.1|localhost)(?::\d{1,5})?", re.ASCII)
 _MAX_DRAINED = 4 * MAX_REQUEST_BYTES
@@ -62,7 +63,7 @@ class Edge:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        if scope["type"] != "http":
+        if scope["type"] not in {"http", "websocket"}:
             await self._app(scope, receive, send)
             return
         scope["path"] = _SLASHES.sub("/", scope["path"])
@@ -73,6 +74,8 @@ class Edge:
             length = headers.get("content-length", "0")
             if not length.isdigit() or int(length) > MAX_REQUEST_BYTES:
                 raise _TooLarge
+            if scope["type"] == "websocket":
+                _check_origin(headers)
             scope.setdefault("state", {})["caller"] = self._caller(scope, headers)
         except CasstoreError as exc:
             await reply(error_body(exc), status=exc.http_status)(scope, receive, respond)
@@ -103,6 +106,13 @@ class Edge:
         return Caller(name, Links(f"http://{host}"))
 
 
+def _check_origin(headers: Headers) -> None:
+    """Pages may open websockets to anywhere, and say from where they do: no page of another origin gets one."""
+    origin = headers.get("origin")
+    if origin is not None and urlsplit(origin).netloc != headers.get("host", ""):
+        raise AccessError("This server has no websockets for pages of other origins")
+
+
 class _TooLarge(Exception):  # noqa: N818  # never leaves this module
     pass
 
@@ -115,7 +125,7 @@ def _too_large() -> Response:
 
 def _with_version(send: Send) -> Send:
     async def respond(message: Message) -> None:
-        if message["type"] == "http.response.start":
+        if message["type"] in {"http.response.start", "websocket.http.response.start"}:
             pair = (SERVICE_VERSION_HEADER.encode(), __version__.encode())
             message["headers"] = [*message.get("headers", []), pair]
         await send(message)

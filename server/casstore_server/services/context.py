@@ -6,18 +6,20 @@ socket has no URL: where OSMO's replies have the address of a page, ours then ha
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from socket import socket
 from typing import Protocol
 
 from casstore.vault import Vault
 from casstore_orchestrator.logs import LogStore
-from casstore_orchestrator.ports import Credentials, DataStore, Isolation, UrlStore
+from casstore_orchestrator.ports import Credentials, DataStore, Isolation, RunKey, UrlStore
 from casstore_orchestrator.records import WorkflowRecord
 from casstore_server.config import Watched
 from casstore_server.db.store import Database
+from casstore_server.services.sessions import Sessions
 from casstore_server.settings import Settings
 
-__all__ = ["Caller", "Links", "SchedulerPort", "Services"]
+__all__ = ["Attaching", "Caller", "Links", "SchedulerPort", "Services"]
 
 
 class SchedulerPort(Protocol):
@@ -31,6 +33,13 @@ class SchedulerPort(Protocol):
 
     def why_pending(self, workflow_id: str) -> str:
         """Why it does not run yet, in one line; empty when it does."""
+
+
+class Attaching(Protocol):
+    """What interactive access asks of the agents: ``ports.GroupAgents``."""
+
+    def attach(self, run: RunKey) -> socket:
+        """A raw connection to the agent of a run. Raises ``ServiceError`` when it can't be reached."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,3 +80,5 @@ class Services:
     config: Watched
     isolation: Isolation
     started: float
+    agents: Attaching | None = None
+    sessions: Sessions = field(default_factory=Sessions)
