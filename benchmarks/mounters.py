@@ -174,7 +174,8 @@ class Osmo(Mounter):
 
     def unmount(self) -> None:
         if self.pid:
-            self.osmo("dataset", "umount", str(self.path))
+            # Not waiting for its end: whoever has a copy of all mounts, as sandboxes do, keeps it until that ends.
+            self.osmo("dataset", "umount", "--lazy", str(self.path))
             self.pid = 0
 
     def pids(self) -> list[int]:
