@@ -402,7 +402,8 @@ class Link:
             self._host.cleaner.clean(run, past)
             if not self._silent:
                 self._tell_end(past, why)
-            folder.remove()
+            with contextlib.suppress(OSError):  # another server may do the same; it is told no second time
+                folder.remove()
         finally:
             lock.release()
 

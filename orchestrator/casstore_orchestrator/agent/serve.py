@@ -61,9 +61,7 @@ def serve(folder: RunFolder, open_services: OpenServices) -> int:
             listener = stack.enter_context(folder.listen())
             agent = _Agent(folder, start)
             stack.callback(agent.close)
-            for number in (signal.SIGINT, signal.SIGHUP):
-                signal.signal(number, signal.SIG_IGN)
-            signal.signal(signal.SIGTERM, lambda *_: agent.end(_TOLD))
+            _obey_signals(lambda: agent.end(_TOLD))
             agent.open(stack, open_services, lock.descriptor)
             threading.Thread(target=agent.listen, args=(listener,), name="listener", daemon=True).start()
             agent.over.wait()
@@ -73,6 +71,25 @@ def serve(folder: RunFolder, open_services: OpenServices) -> int:
     finally:
         lock.release()
     return 0
+
+
+def _obey_signals(end: Callable[[], None]) -> None:
+    """Call ``end`` when the process is told to end; what a terminal sends is not meant for us.
+
+    By a descriptor: the signal may come to any thread, and the main one would not notice while it waits.
+    """
+    reading, writing = os.pipe2(os.O_CLOEXEC)
+    os.set_blocking(writing, False)
+
+    def watch() -> None:
+        os.read(reading, 1)
+        end()
+
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    threading.Thread(target=watch, name="signals", daemon=True).start()
 
 
 class _Agent:
@@ -119,10 +136,10 @@ class _Agent:
             self._report(GroupFailed(self._start.group, message, TaskStatus.FAILED_SERVER_ERROR))
 
     def end(self, why: str) -> None:
-        """End everything, though nobody closed the group. Called by a handler of signals, too: it must not wait."""
-        if not self._broken:
-            self._broken = why
-            threading.Thread(target=self._carry_out, args=(CloseGroup(self._start.group),), daemon=True).start()
+        """End everything, though nobody closed the group; does not wait for it."""
+        with self._orders:
+            self._broken = self._broken or why
+            self._carry_out(CloseGroup(self._start.group))
 
     def finish(self) -> None:
         """Write the last record: everything is gone, and every line is in its log."""
