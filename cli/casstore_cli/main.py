@@ -26,6 +26,7 @@ COMMANDS: Table = {
     "store": ("casstore_cli.commands.store", "cli", "Care for the store of a bucket."),
     "cache": ("casstore_cli.commands.cache", "cli", "Show and clear what is kept of what was read."),
     "workflow": ("casstore_cli.commands.workflow", "cli", "Run workflows and watch them."),
+    "app": ("casstore_cli.commands.app", "cli", "Keep workflow files on the server under a name, and run them."),
     "task": ("casstore_cli.commands.task", "cli", "Show the tasks of workflows."),
     "pool": ("casstore_cli.commands.pool", "cli", "Declare and list pools of platforms."),
     "resource": ("casstore_cli.commands.resource", "cli", "Show the nodes that tasks are placed on."),

@@ -18,7 +18,7 @@ from .pools import Resources
 from .spec import WorkflowSpec
 from .status import GroupStatus, Priority, TaskPhase, TaskStatus, WorkflowStatus
 
-__all__ = ["GroupRecord", "Held", "Order", "TaskRecord", "WorkflowRecord"]
+__all__ = ["AppUse", "GroupRecord", "Held", "Order", "TaskRecord", "WorkflowRecord"]
 
 
 class Order(msgspec.Struct, frozen=True):
@@ -127,6 +127,13 @@ class GroupRecord(msgspec.Struct, frozen=True, kw_only=True):
         raise KeyError(name)
 
 
+class AppUse(msgspec.Struct, frozen=True):
+    """The version of an app that a workflow was submitted by."""
+
+    uuid: str
+    version: int
+
+
 class WorkflowRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One submitted workflow. ``groups`` are in topological order.
 
@@ -153,6 +160,7 @@ class WorkflowRecord(msgspec.Struct, frozen=True, kw_only=True):
     spec_text: str = ""
     template_text: str | None = None
     parent: str | None = None
+    app: AppUse | None = None
     tags: tuple[str, ...] = ()
     exec_timeout_s: float | None = None
     queue_timeout_s: float | None = None

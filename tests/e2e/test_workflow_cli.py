@@ -862,3 +862,56 @@ def test_listing_does_not_import_the_server(home: Home) -> None:
         [sys.executable, "-c", program], env=home.env, cwd=home.work, capture_output=True, text=True, check=True
     )
     assert done.stderr.strip() == "[]"
+
+
+APP = """default-values:
+  # Whom to greet
+  who: world
+
+workflow:
+  name: greeting
+  tasks:
+  - name: one
+    image: ubuntu
+    command: [cat, /tmp/text]
+    files:
+    - path: /tmp/text
+      localpath: text.txt
+"""
+
+
+def test_apps(home: Home) -> None:
+    path = home.write("greeting.yaml", APP)
+    home.write("text.txt", "Hello from the local file\n")
+    assert home.osmo("app", "create", "greeting", "-d", "Says hello", "-f", path) == (
+        "App greeting was created, version 1.\n"
+    )
+    said = home.osmo("app", "create", "greeting", "-d", "again", "-f", path, code=2)
+    assert "There is an app greeting already" in said
+    assert home.osmo("app", "update", "greeting", "-f", path) == "App greeting did not change: it is still version 1.\n"
+    home.write("other.yaml", APP.replace("name: greeting", "name: other-{{ who }}"))
+    assert home.osmo("app", "update", "greeting", "-f", "other.yaml") == "App greeting is now version 2.\n"
+    assert home.osmo("app", "spec", "greeting:1") == APP
+    shown = home.osmo("app", "show", "greeting")
+    assert shown == "DESCRIPTION\nSays hello\n\nPARAMETERS\n  # Whom to greet\n  who: world\n"
+    info = home.json("app", "info", "greeting")
+    assert [found["version"] for found in info["versions"]] == [1, 2]
+    said = home.osmo("app", "submit", "greeting:1", "--follow")
+    assert "Hello from the local file" in said
+    assert "COMPLETED" in said
+    assert "other-you-1" in home.osmo("app", "submit", "greeting", "--set", "who=you", "-l", str(home.work))
+    (entry,) = home.json("workflow", "list", "--app", "greeting:1")["workflows"]
+    assert (entry["app_name"], entry["app_version"], entry["app_owner"]) == ("greeting", 1, "ada")
+    home.osmo("app", "rename", "greeting", "hello", "--force")
+    assert len(home.json("workflow", "list", "--app", "hello")["workflows"]) == 2
+    home.osmo("app", "delete", "hello", code=2)
+    assert home.osmo("app", "delete", "hello:1", "--force") == "Deleted of app hello: version 1.\n"
+    home.osmo("app", "submit", "hello:1", code=2)
+    home.osmo("app", "delete", "hello", "--all", stdin="n\n")
+    assert "hello" in home.osmo("app", "list")
+    home.osmo("app", "delete", "hello", "--all", "--force")
+    assert home.osmo("app", "list") == "There are no apps to view.\n"
+    home.osmo("app", "create", "bad name", "-d", "x", "-f", path, code=2)
+    home.write("broken.yaml", "workflows:\n")
+    home.osmo("app", "create", "broken", "-d", "x", "-f", "broken.yaml", code=2)
+    assert "Give --file" in home.osmo("app", "create", "broken", "-d", "x", code=2)

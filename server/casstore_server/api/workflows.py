@@ -10,8 +10,10 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from starlette.responses import PlainTextResponse, Response
 
+from casstore.wire.app import app_and_version
 from casstore.wire.protocol import from_iso
 from casstore.wire.workflow import SubmitRequest
+from casstore_orchestrator.records import AppUse
 from casstore_orchestrator.status import TaskStatus, WorkflowStatus
 from casstore_server.api.deps import (
     Body,
@@ -50,6 +52,8 @@ def submit(  # FastAPI passes parameters by name
     priority: str | None = None,
     env_vars: Annotated[list[str], Query()] = [],  # noqa: B006  # FastAPI copies defaults
     cache: bool = False,
+    app_uuid: Annotated[str | None, Query(max_length=64)] = None,
+    app_version: Annotated[int | None, Query(ge=1, le=10**9)] = None,
 ) -> Response:
     """Submit, validate or render a specification, or submit a stored one again."""
     if workflow_id is not None:
@@ -70,6 +74,7 @@ def submit(  # FastAPI passes parameters by name
                 environment=[*env_vars, *request.env_vars],
                 check_only=validation_only,
                 reuse=cache,
+                app=None if app_uuid is None else AppUse(app_uuid, app_version or 1),
             )
     return reply(done.reply, warnings=done.warnings)
 
@@ -102,14 +107,13 @@ def list_workflows(  # FastAPI passes parameters by name
 ) -> Response:
     """A page of workflows; without ``users`` and ``all_users`` the caller's own."""
     del all_pools  # without names of pools all are meant anyway
-    if app is not None:
-        return reply(workflows.no_workflows())  # this server has no apps, so none was submitted by one
     wanted = WorkflowFilter(
         users=() if all_users else users or (caller.user,),
         statuses=workflows.check_statuses(statuses, WorkflowStatus),
         pools=pools,
         priorities=workflows.check_priorities(priority),
         tags=tags,
+        app=None if app is None else app_and_version(app),
         name=name,
         submitted_after=None if submitted_after is None else from_iso(submitted_after),
         submitted_before=None if submitted_before is None else from_iso(submitted_before),

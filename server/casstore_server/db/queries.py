@@ -36,7 +36,7 @@ _PLACED = (str(TaskStatus.INITIALIZING), str(TaskStatus.RUNNING))
 class WorkflowFilter:
     """Which workflows; empty and None do not restrict. Times are seconds since the epoch.
 
-    ``name`` is a part of the id. A workflow with any of ``tags`` matches.
+    ``name`` is a part of the id. A workflow with any of ``tags`` matches. ``app`` is a name and, unless None, a version.
     """
 
     users: Sequence[str] = ()
@@ -44,6 +44,7 @@ class WorkflowFilter:
     pools: Sequence[str] = ()
     priorities: Sequence[str] = ()
     tags: Sequence[str] = ()
+    app: tuple[str, int | None] | None = None
     name: str | None = None
     submitted_after: float | None = None
     submitted_before: float | None = None
@@ -73,6 +74,9 @@ _WORKFLOW_COLUMNS = (
     schema.workflow.c.submit_time,
     schema.workflow.c.start_time,
     schema.workflow.c.end_time,
+    schema.workflow.c.app_version,
+    schema.app.c.name.label("app_name"),
+    schema.app.c.owner.label("app_owner"),
 )
 
 
@@ -82,7 +86,13 @@ def workflows(
     """A page of workflows with the columns that a list shows."""
     table = schema.workflow
     order = (table.c.submit_time, table.c.id)
-    query = select(*_WORKFLOW_COLUMNS).where(*_common(wanted))
+    apps = table.outerjoin(schema.app, schema.app.c.uuid == table.c.app_uuid)
+    query = select(*_WORKFLOW_COLUMNS).select_from(apps).where(*_common(wanted))
+    if wanted.app is not None:
+        name, version = wanted.app
+        query = query.where(schema.app.c.name == name)
+        if version is not None:
+            query = query.where(table.c.app_version == version)
     if wanted.name:
         query = query.where(table.c.id.contains(wanted.name, autoescape=True))
     if wanted.statuses:

@@ -34,6 +34,9 @@ def workflow_summary(row: Any, tags: list[str], links: Links, now: float) -> Wor
         logs=links.api(f"{row.id}/logs"),
         error_logs=links.api(f"{row.id}/error_logs"),
         pool=row.pool,
+        app_owner=row.app_owner,
+        app_name=row.app_name,
+        app_version=row.app_version,
         priority=row.priority,
         tags=tags,
     )

@@ -21,7 +21,7 @@ from casstore_orchestrator.gang import validate_fit
 from casstore_orchestrator.loader import load, render_text
 from casstore_orchestrator.plan import make_plan, restart_spec
 from casstore_orchestrator.pools import Pool, PoolStatus
-from casstore_orchestrator.records import WorkflowRecord
+from casstore_orchestrator.records import AppUse, WorkflowRecord
 from casstore_orchestrator.spec import (
     Checkpoint,
     DatasetInput,
@@ -34,6 +34,7 @@ from casstore_orchestrator.state import new_workflow
 from casstore_orchestrator.status import Priority
 from casstore_orchestrator.validation import check_submission
 from casstore_server.config import ServerConfig
+from casstore_server.db.apps import Apps
 from casstore_server.services.context import Caller, Services
 from casstore_server.services.workflows import check_priorities
 
@@ -68,11 +69,14 @@ def submit(
     environment: Sequence[str],
     check_only: bool,
     reuse: bool = False,
+    app: AppUse | None = None,
 ) -> Done:
     """Check a specification completely, and unless ``check_only`` run it. ``reuse``: take results of equal tasks.
 
-    Raises ``SpecError``, ``UsageError`` or ``NotFoundError`` with what is wrong.
+    ``app``: where the text came from. Raises ``SpecError``, ``UsageError`` or ``NotFoundError`` with what is wrong.
     """
+    if app is not None:
+        Apps(services.database).check(app.uuid, app.version)
     config = services.config.current()
     pool = _open_pool(config, pool_name)
     rank = _priority(priority)
@@ -94,7 +98,7 @@ def submit(
     record = _record(
         spec, pool, caller, rank, spec_text=loaded.rendered, template_text=template, warnings=loaded.warnings
     )
-    return _run(services, caller, replace(record, reuse=reuse), warnings)
+    return _run(services, caller, replace(record, reuse=reuse, app=app), warnings)
 
 
 def resubmit(

@@ -39,7 +39,6 @@ __all__ = [
     "list_tags",
     "list_tasks",
     "list_workflows",
-    "no_workflows",
     "query",
     "query_task",
     "spec_text",
@@ -84,11 +83,6 @@ def list_workflows(
         tags = queries.tags_of(connection, [row.id for row in rows])
     found = [replies.workflow_summary(row, tags.get(row.id, []), caller.links, now) for row in rows]
     return WorkflowList(workflows=found, more_entries=more)
-
-
-def no_workflows() -> WorkflowList:
-    """An empty page."""
-    return WorkflowList(workflows=[])
 
 
 def query(services: Services, caller: Caller, workflow_id: str, *, groups: bool, all_attempts: bool) -> WorkflowReply:
