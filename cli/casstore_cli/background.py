@@ -259,7 +259,8 @@ def _replace(config: Config, client: Client) -> None:
 def _check_installed() -> None:
     from importlib.util import find_spec
 
-    missing = [name for name in ("fastapi", "sqlalchemy", "uvicorn", "alembic", "jinja2", "websockets") if not find_spec(name)]
+    needed = ("fastapi", "sqlalchemy", "uvicorn", "alembic", "jinja2", "websockets")
+    missing = [name for name in needed if not find_spec(name)]
     if missing:
         raise UsageError(
             f"Workflows need packages that are not installed: {', '.join(missing)}",
