@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -217,6 +218,40 @@ def test_what_was_read_as_a_whole_is_read_by_the_kernel(mounted: Mounted, source
         assert first.read() == second.read() == data
     assert mounted.state.get("reads") == reads
     assert mounted.state.get("passed") >= 3
+
+
+def test_what_was_read_before_costs_two_messages_or_none(
+    bucket: Bucket, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    answer = Connection._answer
+
+    def listen(self: Connection, handler: Any, op: int, *rest: Any) -> None:
+        asked.append(op)
+        answer(self, handler, op, *rest)
+
+    monkeypatch.setattr(Connection, "_answer", listen)
+    small = next(f"d{n % 7}/f{n}" for n in range(300) if (source / f"d{n % 7}/f{n}").stat().st_size == 8192)
+    for no_open, wanted in ((False, {abi.Op.OPEN: 8, abi.Op.RELEASE: 8}), (True, {})):
+        path = tmp_path / f"mnt{no_open}"
+        path.mkdir()
+        found = Mounted(bucket, path, no_open=no_open, files=FileCache(Space(str(tmp_path / "cache"), 1 << 30)))
+        try:
+            for name in (small, "large"):
+                for _ in range(2):
+                    (path / name).read_bytes()
+            while not no_open and asked.count(abi.Op.RELEASE) < asked.count(abi.Op.OPEN):
+                time.sleep(0.01)  # nobody who closes a file waits for the answer
+            del asked[:]
+            for name in (small, "large") * 4:
+                with open(path / name, "rb", buffering=0) as file:
+                    assert file.read() == (source / name).read_bytes()
+            while asked.count(abi.Op.RELEASE) < asked.count(abi.Op.OPEN):
+                time.sleep(0.01)
+            assert {op: asked.count(op) for op in set(asked)} == wanted
+        finally:
+            found.end()
+            del asked[:]
 
 
 @pytest.mark.parametrize("fault", [Fault.ERROR_BEFORE, Fault.FLIP, Fault.TRUNCATE])
