@@ -11,8 +11,10 @@ that they were, and ``22:30`` is a string rather than a number in base sixty.
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import re
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from typing import Any, ClassVar, TypeAlias
 
 import yaml
@@ -27,6 +29,9 @@ MAX_DEPTH = 50
 """Mappings and lists inside each other."""
 MAX_NODES = 200_000
 """Scalars, mappings and lists, counted once for each place where they appear after aliases are expanded."""
+
+MAX_DIGITS = 100
+"""Of a whole number."""
 
 _CORE = frozenset(f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "map", "seq"))
 _MERGE = "tag:yaml.org,2002:merge"
@@ -54,6 +59,17 @@ class _Loader(_Base):  # type: ignore[misc]  # the C loader is chosen at run tim
         result: dict[Any, Any] = super().construct_mapping(node, deep=deep)
         return result
 
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        """A whole number, unless it is longer than anybody means."""
+        if len(node.value) > MAX_DIGITS:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"a number of more than {MAX_DIGITS} digits", node.start_mark
+            )
+        number: int = super().construct_yaml_int(node)
+        return number
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 # What a plain scalar is, and the characters that one may start with.
 _RESOLVERS = (
@@ -161,7 +177,8 @@ def load(text: str | bytes, *, what: str, max_bytes: int = MAX_BYTES, error: typ
         survey = _Survey()
         for event in yaml.parse(text, Loader=_Loader):
             survey.event(event)
-        return yaml.load(text, Loader=_Loader)  # noqa: S506  # a safe loader, see above
+        with _without_collection():
+            return yaml.load(text, Loader=_Loader)  # noqa: S506  # a safe loader, see above
     except _Refused as exc:
         raise error(f"{what}: {_place(exc.mark)}{exc.problem}") from None
     except yaml.MarkedYAMLError as exc:
@@ -171,6 +188,19 @@ def load(text: str | bytes, *, what: str, max_bytes: int = MAX_BYTES, error: typ
         # YAMLError without a mark: characters that YAML forbids. ValueError: a number no machine should read.
         problem = str(exc).splitlines()[0] if str(exc) else "not valid YAML"
         raise error(f"{what}: {problem}") from None
+
+
+@contextlib.contextmanager
+def _without_collection() -> Iterator[None]:
+    """What is made in here is bounded, and none of it is garbage yet: looking for some would take most of the time."""
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def _place(mark: _Mark | None) -> str:

@@ -75,6 +75,7 @@ def build_workflow(raw: Any, environment: Mapping[str, str] | None = None) -> Wo
         raise SpecError(f"{path}: cannot use both 'tasks' and 'groups'")
     if not tasks and not groups:
         raise SpecError(f"{path}: at least one group or one task is needed", hint="add 'tasks:' or 'groups:'")
+    _check_count(tasks, groups, path)
     resources = {
         key: _resource(entry, f"{path}.resources.{key}")
         for key, entry in _mapping(raw.get("resources"), f"{path}.resources").items()
@@ -92,11 +93,17 @@ def build_workflow(raw: Any, environment: Mapping[str, str] | None = None) -> Wo
     spec = replace(spec, groups=built, resources=resources, timeout=timeout)
     check_name(spec.name, f"{path}.name")
     check_labels(spec.labels, f"{path}.labels")
-    if len(spec.tasks) > MAX_TASKS:
-        raise SpecError(f"{path}: {len(spec.tasks)} tasks are more than the {MAX_TASKS} that a workflow may have")
     _check_names(spec, by_task=bool(tasks))
     _check_resources(spec, by_task=bool(tasks))
     return spec
+
+
+def _check_count(tasks: Any, groups: Any, path: str) -> None:
+    """Before anything is made of them."""
+    members = [group.get("tasks") for group in groups if isinstance(group, dict)] if isinstance(groups, list) else []
+    count = sum(len(items) for items in (tasks, *members) if isinstance(items, list))
+    if count > MAX_TASKS:
+        raise SpecError(f"{path}: {count} tasks are more than the {MAX_TASKS} that a workflow may have")
 
 
 def _with_environment(group: GroupSpec, environment: Mapping[str, str]) -> GroupSpec:

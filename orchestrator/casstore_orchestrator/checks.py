@@ -35,6 +35,8 @@ __all__ = [
 
 MAX_NAME: Final = 64
 MAX_LABELS: Final = 16
+MAX_PATH: Final = 4000
+MAX_REGEX: Final = 1000
 MAX_STRING: Final = 128 * 1024 - 1
 """Bytes of one argument, or of one variable with its name: what Linux passes to a program."""
 _SYSTEM_FOLDERS: Final = ("/dev", "/proc", "/sys")
@@ -49,13 +51,13 @@ VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*", re.ASCII)
 
 def check_name(name: str, path: str) -> None:
     """A name of a workflow, group or task."""
+    if len(name) > MAX_NAME:
+        raise SpecError(f"{path}: {len(name)} characters are more than {MAX_NAME}")
     if not _NAME.fullmatch(name):
         raise SpecError(
             f"{path}: {name!r} is not a name",
             hint="letters, digits, '_' and '-'; the first is a letter, the last a letter or a digit",
         )
-    if len(name) > MAX_NAME:
-        raise SpecError(f"{path}: {len(name)} characters are more than {MAX_NAME}")
 
 
 def check_files(files: tuple[FileSpec, ...], path: str) -> None:
@@ -63,6 +65,8 @@ def check_files(files: tuple[FileSpec, ...], path: str) -> None:
     taken: dict[str, int] = {}
     for index, file in enumerate(files):
         where = f"{path}[{index}]"
+        if len(file.path) > MAX_PATH:
+            raise SpecError(f"{where}.path: {len(file.path)} characters are more than {MAX_PATH}")
         if not file.path or "\0" in file.path or file.path.endswith("/"):
             raise SpecError(f"{where}.path: {file.path!r} is not the path of a file")
         target = posixpath.normpath("/" + file.path.lstrip("/"))
@@ -167,6 +171,8 @@ def check_regex(pattern: str | None, path: str) -> str | None:
     """The pattern when it compiles; None for an empty one."""
     if not pattern:
         return None
+    if len(pattern) > MAX_REGEX:
+        raise SpecError(f"{path}.regex: {len(pattern)} characters are more than {MAX_REGEX}")
     try:
         re.compile(pattern)
     except (re.error, RecursionError, OverflowError) as error:

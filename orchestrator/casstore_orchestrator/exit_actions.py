@@ -20,6 +20,9 @@ __all__ = ["ExitAction", "find_action", "parse_exit_actions"]
 _ITEM: Final = re.compile(r"\s*(\d{1,9})\s*(?:-\s*(\d{1,9})\s*)?", re.ASCII)
 
 
+MAX_RANGES: Final = 256
+
+
 class ExitAction(StrEnum):
     """What happens to a task that ends with a code."""
 
@@ -38,6 +41,8 @@ def parse_exit_actions(actions: Mapping[str, str]) -> dict[ExitAction, Ranges]:
         if name.upper() not in ExitAction.__members__:
             raise UsageError(f"unknown action {name!r}", hint=nearest(name, ExitAction))
         ranges = []
+        if text.count(",") >= MAX_RANGES:
+            raise UsageError(f"{name}: more than {MAX_RANGES} codes and ranges")
         for item in text.split(","):
             match = _ITEM.fullmatch(item)
             if match is None:

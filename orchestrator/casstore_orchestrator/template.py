@@ -25,12 +25,16 @@ from .typed import one_line
 
 __all__ = ["Protected", "is_template", "merge_values", "parse_assignments", "render"]
 
-CPU_SECONDS: Final = 2
-"""Processor time a template may use."""
+CPU_SECONDS: Final = 0.7
+"""Processor time a short template may use, without the start of the child; a long one has more, by its length."""
+CHARS_PER_SECOND: Final = 8 << 20
+"""Length of a template that has a second more."""
 WALL_SECONDS: Final = 30
 """Time after which the child is killed whatever it does; generous, because the machine may be busy."""
-MEMORY_BYTES: Final = 512 << 20
-"""Address space of the child. Python and Jinja take less than 40 MiB of it."""
+MEMORY_BYTES: Final = 60 << 20
+"""What the child may write to for a short template. With the programs themselves it takes less than 100 MiB."""
+MEMORY_PER_CHAR: Final = 32
+"""Bytes more for each character of the template, of which a node of a tree is made in the worst case."""
 OUTPUT_CHARS: Final = 4 << 20
 """Longest text that a template may become."""
 
@@ -152,9 +156,11 @@ def _hint(kind: str, message: str, values: Mapping[str, Any]) -> str | None:
 
 
 def _ask_child(text: str, values: dict[str, Any], what: str) -> dict[str, Any]:
+    seconds = CPU_SECONDS + len(text) / CHARS_PER_SECOND
+    memory = MEMORY_BYTES + MEMORY_PER_CHAR * len(text)
     command = [sys.executable, "-I", "-S", "-X", "utf8", str(Path(__file__).with_name("render_child.py"))]
     request = marshal.dumps(
-        (_library_folders(), CPU_SECONDS, MEMORY_BYTES, OUTPUT_CHARS, text, values)  # no user classes in it
+        (_library_folders(), seconds, memory, OUTPUT_CHARS, text, values)  # no user classes in it
     )
     with subprocess.Popen(
         command,
@@ -176,7 +182,7 @@ def _ask_child(text: str, values: dict[str, Any], what: str) -> dict[str, Any]:
         reply = json.loads(output)
     except ValueError:
         # Killed by the limit on processor time, or by running out of memory where Python can't say so.
-        raise _too_much(what, f"more than {CPU_SECONDS} s of processor time, or too much memory") from None
+        raise _too_much(what, f"more than {seconds:.1f} s of processor time, or too much memory") from None
     if not isinstance(reply, dict) or not ({"text"} <= reply.keys() or {"message", "kind"} <= reply.keys()):
         raise ServiceError(f"{what}: the template could not be rendered")
     if reply.get("kind") == "limit":
