@@ -1,28 +1,38 @@
 """The bytes of the files of a mounted version.
 
-Decided here and only here: which files are read ahead (those that are read from front to back), and which are kept
-whole, for the kernel to read them by itself. How ranges are read is ``casstore.transfer.ranges``.
+Decided here and only here: what is read with what is asked for (see ``streams``), and which files are kept whole, for
+the kernel to read them by itself. How ranges are read is ``casstore.transfer.ranges``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from threading import Lock, local
+from typing import TypeAlias
 
 from casstore.cache.files import FileCache, content_id
 from casstore.errors import CasstoreError
 from casstore.model import Content
 from casstore.repo.store import Store
 from casstore.repo.tree import Tree
-from casstore.transfer.ranges import LAYOUTS, Layout, Ranges
+from casstore.transfer.ranges import Layout, Ranges, Wanted
 from casstore_fuse.passthrough import LEAST
 from casstore_fuse.state import State
+from casstore_fuse.streams import Streams
 
-__all__ = ["AHEAD", "Contents", "Layout"]
+Neighbours: TypeAlias = Callable[[int], Iterable[tuple[int, int, Content]]]
+"""Inode, size and chunks of what comes after an inode, in the order of the manifest; no chunks for what is no file."""
 
-AHEAD = 4 << 20
-"""Bytes that are fetched together when a file is read from front to back."""
+__all__ = ["AHEAD", "Contents", "Layout", "Neighbours"]
+
+AHEAD, AHEAD_REMOTE = 4 << 20, 16 << 20
+"""Bytes that are fetched together when a file is read from front to back, at most."""
+SMALL = 1 << 20
+"""Bytes of a file up to which it is read together with the files after it, by who reads one after the other."""
+GROUP = 1024
+"""Small files that are read together, at most."""
 
 _MOST = 0.9
 """The share of a file by which it counts as read as a whole."""
@@ -39,9 +49,11 @@ class Contents:
         files: FileCache | None = None,
         state: State | None = None,
         whole: bool = True,
+        neighbours: Neighbours | None = None,
     ) -> None:
         """``files``: where files that were read as a whole are kept whole, unless ``whole`` is false: where the kernel
         is never going to read them by itself. ``state`` counts what is read from the store and from the cache.
+        ``neighbours`` tells what comes after a file; it is asked where the store is far away.
         """
         self.files = files
         self._whole = files is not None and whole
@@ -49,7 +61,9 @@ class Contents:
         self._ranges = Ranges(store, on_fetch=self._count)
         self._tree = tree
         self._lock = Lock()
-        self._next: dict[int, int] = {}
+        far = not store.backend.capabilities.local
+        self._neighbours = neighbours if far else None
+        self._streams = Streams(most=AHEAD_REMOTE if far else AHEAD, most_files=AHEAD)
         self._read: dict[int, int] = {}
         self._mine = local()
 
@@ -65,15 +79,38 @@ class Contents:
 
     def fetch(self, node: int, layout: Layout, offset: int, size: int) -> list[memoryview]:
         """Return a range of a file, reading what is not in memory. Raises what reading the store raises."""
-        with self._lock:
-            sequential = self._next.get(node, 0) == offset
-            self._next[node] = offset + size
-            if len(self._next) > LAYOUTS:
-                self._next.clear()
+        wanted = [(layout, offset, size)]
+        ahead = self._streams.of_file(node, offset, size)
+        also = [(layout, offset, ahead)]
+        if self._neighbours is not None and layout.size <= SMALL:
+            also += self._after(node)
         self._mine.waited = False
-        found = self._ranges.read(layout, offset, size, also=(offset, AHEAD if sequential else 0))
+        try:
+            (found,) = self._ranges.read_many(wanted, also=also)
+        except CasstoreError:
+            # What is asked for may be on the disk, and what was to be read with it behind a service that is away.
+            (found,) = self._ranges.read_many(wanted)
+        if isinstance(found, CasstoreError):
+            raise found
         if not self._mine.waited:
             self._counts.count("cached")
+        return found
+
+    def _after(self, node: int) -> Sequence[Wanted]:
+        """Return the small files after this one that are to be read with it."""
+        room = self._streams.of_small(node)
+        if not room or self._neighbours is None:
+            return ()
+        found: list[Wanted] = []
+        last = node
+        with contextlib.suppress(CasstoreError):  # whoever reads that file is told
+            for last, size, content in self._neighbours(node):
+                if size > SMALL or room <= 0 or len(found) >= GROUP:
+                    break
+                if size:
+                    found.append((self.layout(last, size, content), 0, size))
+                    room -= size
+        self._streams.reached(node, last)
         return found
 
     def fill(self, layouts: Sequence[Layout]) -> list[CasstoreError | None]:

@@ -20,6 +20,8 @@ __all__ = ["KIND", "Guard"]
 
 KIND = "mount"
 """What the lease says that it is."""
+_DELAY = 0.5
+"""Seconds in which those who mounted look into the folder, and want the processor for themselves."""
 _PAUSE = 30.0
 """Seconds after which it is tried again to take a lease."""
 _PATIENCE = 2.0
@@ -62,6 +64,7 @@ class Guard:
         if len(self._manifests) > MAX_READS:
             _log.warning("garbage collection is kept from %d of %d members", MAX_READS, len(self._manifests))
         told = ""
+        self._stopped.wait(_DELAY)
         while not self._stopped.is_set():
             try:
                 return Lease.acquire(self._backend, kind=KIND, dataset=self._title, reads=self._manifests)

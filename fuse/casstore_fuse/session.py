@@ -12,7 +12,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 
@@ -22,13 +22,14 @@ from casstore.cache.remote import RemoteCache
 from casstore.cache.space import default_limit
 from casstore.dataset.sources import matcher
 from casstore.errors import CasstoreError, StorageError
+from casstore.model import Content
 from casstore.repo.part import part_of
 from casstore.repo.store import Store
 from casstore.repo.tree import Tree
 from casstore_fuse import layers, modes
 from casstore_fuse.ahead import Ahead
 from casstore_fuse.connection import READ_AHEAD, Connection
-from casstore_fuse.contents import Contents
+from casstore_fuse.contents import Contents, Neighbours
 from casstore_fuse.guard import Guard
 from casstore_fuse.layers import Layer
 from casstore_fuse.library import Library
@@ -197,7 +198,9 @@ class _Server:
                 vfs = self._vfs(trees)
                 files = None if cache is None else cache.files
                 unasked = descriptor is None or modes.opens_unasked(vfs, cached=files is not None)
-                contents = Contents(store, trees[0], files=files, state=self._state, whole=not unasked)
+                contents = Contents(
+                    store, trees[0], files=files, state=self._state, whole=not unasked, neighbours=_neighbours(vfs)
+                )
             except CasstoreError as error:
                 _log.error("can't serve %s: %s", self._settings.path, error.message)
                 if deaths:
@@ -303,6 +306,16 @@ class _Server:
         if found is not None:
             layers.write(layer, msgspec.structs.replace(found, named=True))
         return record
+
+
+def _neighbours(vfs: Vfs | Members) -> Neighbours:
+    def after(node: int) -> Iterator[tuple[int, int, Content]]:
+        with contextlib.suppress(CasstoreError):  # there is a last one
+            while True:
+                node += 1
+                yield node, *vfs.content(node)
+
+    return after
 
 
 class _Log(logging.Handler):
