@@ -49,7 +49,7 @@ pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"nothing can be mounted f
 
 
 class Lab:
-    """A server without its API."""
+    """A server without its API, whose agents are threads."""
 
     def __init__(self, folder: Path) -> None:
         self.settings = Settings(
@@ -386,18 +386,21 @@ def test_the_members_of_a_collection_are_mounted_side_by_side(lab: Lab, source: 
     assert any(line.startswith("[reader][osmo] Mounted default/more:1 (1 files, 7 B)") for line in lines), lines
 
 
-def test_the_mounts_of_a_server_that_was_killed_are_cleared_by_the_next_one(lab: Lab, source: Path) -> None:
+def test_the_mounts_below_a_folder_are_cleared_whoever_made_them(lab: Lab, source: Path) -> None:
     lab.upload("ds", source)
     (version,) = BucketData(lab.stores.open).resolve("ds", "tester")
-    path = lab.settings.workflows / "left"
-    path.mkdir()
+    path, beside = lab.settings.workflows / "left" / "0", lab.settings.workflows / "left-alone"
+    path.mkdir(parents=True)
+    beside.mkdir()
     lab.mounts.mount(version, path, stop=lambda: False)
     lab.mounts.mount(version, path, stop=lambda: False)
     assert (path / "run").read_bytes() == (source / "run").read_bytes()
     (record,) = lab.registry().all()
     assert record.alive
-    next_one = ServerMounts(lab.settings)
-    next_one.clear()
+    lab.mounts.mount(version, beside, stop=lambda: False)
+    ServerMounts(lab.settings).clear(path.parent)
+    assert [point.path for point in lab.points()] == [os.path.realpath(beside)]
+    lab.mounts.unmount(beside)
     assert lab.points() == []
     assert lab.registry().all() == []
     eventually(lambda: not record.alive, "its processes end")

@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 
 from casstore.errors import ServiceError
+from casstore_fuse import mounted
+from casstore_fuse.mounting import why_not
 from casstore_orchestrator.agent import journal, protocol
 from casstore_orchestrator.agent.folder import RunFolder, Runs, Start
 from casstore_orchestrator.agent.host import ProcessAgents
@@ -43,9 +45,12 @@ from casstore_orchestrator.ports import RunKey
 from casstore_orchestrator.records import WorkflowRecord
 from casstore_orchestrator.state import new_workflow, with_number
 from casstore_server.agent import local_agents
+from casstore_server.config import Watched
 from casstore_server.settings import Settings
+from casstore_server.stores import Stores
 
 PATIENCE = 60.0
+NO_MOUNTS = why_not() or ("" if probe().sandbox else "; ".join(probe().reasons))
 
 
 def eventually(condition: Callable[[], Any], what: str) -> Any:
@@ -503,6 +508,60 @@ def test_an_agent_that_can_t_begin_is_given_up(lab: Lab) -> None:
     assert why.startswith("The agent of the group can't be started: ")
     assert "can't be read" in why
     lab.gone(run)
+
+
+# Mounted inputs.
+
+
+def reading(lab: Lab, dataset: str) -> RunKey:
+    """A run of a task that goes on reading from what is mounted for it."""
+    lab.count += 1
+    text = f"""
+workflow:
+  name: wf
+  groups:
+  - name: g
+    tasks:
+    - name: a
+      lead: true
+      image: x
+      command: [sh, -c, "cd {{{{input:0}}}}/{dataset}; cat one; while cat two; do sleep 0.1; done"]
+      inputs: [{{dataset: {{name: {dataset}}}}}]
+"""
+    pool = parse_pools({}, this_machine())["default"]
+    spec = load(text).spec
+    record = with_number(new_workflow(spec, uuid=uuid.uuid4().hex, user="tester", pool=pool), lab.count)
+    run = RunKey(record.id, "g", 1)
+    lab.agents.start(run, record, {"a": Resources()})
+    lab.agents.order(run, 1, StartGroup("g", (Attempt("a", 0, 0),)))
+    lab.listener.saw(run, InputsReady)
+    lab.agents.order(run, 2, ReleaseTasks("g", (Attempt("a", 0, 0),), whole_group=True))
+    lab.printed(run, "first line")
+    return run
+
+
+@pytest.mark.skipif(bool(NO_MOUNTS), reason=f"nothing can be mounted for tasks here: {NO_MOUNTS}")
+def test_mounts_outlive_the_server_and_not_the_run(lab: Lab, tmp_path: Path) -> None:
+    (tmp_path / "one").write_text("first line\n")
+    (tmp_path / "two").write_text("second line\n")
+    stores = Stores(Watched(lab.settings.config_file, lab.settings.data_dir, this_machine()), lab.settings)
+    stores.open(None, "tester").upload("ds", [f"{tmp_path}/*"])
+    stores.close()
+    run = reading(lab, "ds")
+    place = lab.settings.workflows / run.workflow_id / "_mounts" / "g.1" / "0"
+    assert (place / "one").read_text() == "first line\n"
+    lab.agents.leave(run)
+    other, told = lab.server()  # neither the end of a server nor the beginning of another one touches it
+    assert (place / "one").read_text() == "first line\n"
+    other.start(run, lab.folder(run).start().record, {}, seen=2)
+    told.wait(lambda: told.orders.get(run) == 2, "the run is adopted")
+    assert (place / "two").read_text() == "second line\n"
+    kill_agent(lab, run)
+    assert "ended unexpectedly" in (told.end(run) or "")
+    lab.gone(run)
+    assert mounted.at(str(place)) is None
+    registry = lab.settings.state_dir / "inputs" / "mounts"
+    assert [path.name for path in registry.iterdir() if path.suffix == ".json"] == []
 
 
 # Other versions.

@@ -42,6 +42,8 @@ class Cleaner:
                 path.rmdir()  # never more than the folders themselves: something may still be mounted there
             if folder.is_dir():
                 folder.rmdir()
+                with contextlib.suppress(OSError):  # another group's are in there
+                    folder.parent.rmdir()
         for task, retry_id in sorted(past.attempts):
             with _told(run):
                 remove_tree(self.homes.attempt(run.workflow_id, task, retry_id))
