@@ -38,7 +38,6 @@ __all__ = [
     "QueueGroup",
     "ReleaseTasks",
     "RestartInPlace",
-    "ServerRestarted",
     "StartGroup",
     "Submitted",
     "TaskExited",
@@ -182,14 +181,6 @@ class TimedOut(msgspec.Struct, frozen=True, tag=True):
     group: str
 
 
-class ServerRestarted(msgspec.Struct, frozen=True, tag=True):
-    """The server starts again and finds the workflow unfinished.
-
-    Every placed group is lost: its unfinished tasks get new attempts, and it is queued again. Also asks again
-    for everything that was queued.
-    """
-
-
 Event = (
     Submitted
     | GroupPlaced
@@ -205,7 +196,6 @@ Event = (
     | TaskFailed
     | CancelRequested
     | TimedOut
-    | ServerRestarted
 )
 
 

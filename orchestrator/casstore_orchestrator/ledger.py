@@ -9,7 +9,7 @@ whoever holds the pool's lease delivers what is there, as often as it takes, and
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from msgspec.structs import replace
 
@@ -27,12 +27,12 @@ from .events import (
     StartGroup,
     Submitted,
 )
-from .ports import RunKey, TaskNote
-from .records import GroupRecord, Held, Order, TaskRecord, WorkflowRecord
+from .ports import RunKey
+from .records import GroupRecord, Held, Order, WorkflowRecord
 from .state import apply
 from .status import GroupStatus
 
-__all__ = ["closing", "decided", "delivered", "ended", "lost", "notes", "placed", "recovered", "reported", "run_of"]
+__all__ = ["closing", "decided", "delivered", "ended", "lost", "placed", "recovered", "reported", "run_of"]
 
 
 def run_of(record: WorkflowRecord, group: GroupRecord) -> RunKey:
@@ -119,22 +119,6 @@ def recovered(record: WorkflowRecord, now: float) -> WorkflowRecord:
         if group.status.active and not group.holds:
             record = decided(record, GroupLost(group.name, "The server that ran the group is gone."), now)
     return record
-
-
-def notes(before: WorkflowRecord, after: WorkflowRecord, now: float) -> Sequence[TaskNote]:
-    """What people are told: every attempt that is new, or has another status or run than before."""
-    return [
-        TaskNote(task.name, task.retry_id, task.status.value, task.failure_message or "", now)
-        for task in _changed(before, after)
-    ]
-
-
-def _changed(before: WorkflowRecord, after: WorkflowRecord) -> Iterable[TaskRecord]:
-    known = {(task.name, task.retry_id): task for task in before.all_tasks()}
-    for task in after.all_tasks():
-        old = known.get((task.name, task.retry_id))
-        if old is None or (old.status, old.run) != (task.status, task.run):
-            yield task
 
 
 def _current(record: WorkflowRecord, run: RunKey) -> GroupRecord | None:

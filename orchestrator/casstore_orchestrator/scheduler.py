@@ -27,8 +27,9 @@ from .credentials import NoCredentials, secret_values
 from .decisions import Waiting
 from .events import CancelRequested, Event, GroupPreempted, Submitted
 from .logs import Clock, LogStore
+from .notes import ENDS, notes
 from .pools import Pool
-from .poolview import PoolView
+from .poolview import Passes, PoolView
 from .ports import (
     Credentials,
     GroupAgents,
@@ -88,6 +89,7 @@ class Scheduler:
         self._alone = alone
         self._owner = uuid.uuid4().hex
         self._views: dict[str, PoolView] = {}
+        self._passes = Passes()
         self._renewed = float("-inf")
         self._taken: dict[RunKey, int] = {}
         self._stripes = [threading.RLock() for _ in range(_STRIPES)]
@@ -189,7 +191,8 @@ class Scheduler:
                 elif view is None:
                     reason = f"no server that looks after pool '{record.pool}' is known to this one"
                 else:
-                    reason = view.reason(record.id, group.name) or "waiting for its turn"
+                    why = self._passes.why(view.waiting(record.id, group.name))
+                    reason = why.line if why is not None else "waiting for its turn"
                 reasons.append(f"{group.name}: {reason}")
             elif group.status is GroupStatus.WAITING:
                 before = [name for name in group.upstream if record.group(name).status is not GroupStatus.COMPLETED]
@@ -316,14 +319,13 @@ class Scheduler:
 
     def _write_log(self, record: WorkflowRecord, told: _Told) -> None:
         """Failures stand in the logs of the attempts that they end."""
-        failures = [note for note in told.notes if note.message]
+        failures = [note for note in told.notes if note.message and note.reason in ENDS]
         if failures:
             self.logs.begin(record.id, secret_values(record.spec, record.user, self._credentials))
         for note in failures:
             self.logs.note(record.id, note.task, note.retry_id, note.message)
         for note in told.notes:
-            status = TaskStatus(note.reason)
-            if status.failed or status is TaskStatus.RESCHEDULED:
+            if note.reason in ENDS and note.reason != TaskStatus.COMPLETED:
                 self.logs.keep_error(record.id, note.task, note.retry_id)
 
     # Leases.
@@ -411,10 +413,10 @@ class Scheduler:
             pools = self._pools()
             done = self._keep_leases(pools, now)
             for view in list(self._views.values()):
-                done = self._try(partial(self._step, view, pools, now)) and done
-            return done
+                done = self._try(partial(self._step, view, now)) and done
+            return self._place_all(pools, now) and done
 
-    def _step(self, view: PoolView, pools: Mapping[str, Pool], now: float) -> None:
+    def _step(self, view: PoolView, now: float) -> None:
         if not view.adopted:
             self._adopt(view)
         self._take_up(view, () if self._alone else self._store.news([view.fence]))
@@ -423,17 +425,25 @@ class Scheduler:
             for workflow_id, event in view.due(now)
             if not self._try(partial(self._happen, view, workflow_id, event))
         ]
-        decisions = view.decide(pools, now) if self._placing else None
-        if decisions is not None:
-            for (workflow_id, group), why in decisions.preempt:
-                failed += (
-                    [] if self._try(partial(self._happen, view, workflow_id, GroupPreempted(group, why))) else [group]
-                )
-            for waiting, holds in decisions.placed:
-                failed += [] if self._try(partial(self._place, view, waiting, holds)) else [waiting.group]
         if failed:
-            view.touch()
-            raise ServiceError(f"{len(failed)} changes in pool {view.name} are tried again")
+            raise ServiceError(f"{len(failed)} deadlines in pool {view.name} are looked at again")
+
+    def _place_all(self, pools: Mapping[str, Pool], now: float) -> bool:
+        """Give nodes to who may have them now. False when something of it did not happen: it is looked at again."""
+        views = {name: view for name, view in sorted(self._views.items()) if view.adopted}
+        decisions = self._passes.decide(list(views.values()), pools, now) if self._placing else None
+        if decisions is None:
+            return True
+        done = True
+        for victim, why in decisions.preempt:
+            view = next(view for view in views.values() if view.knows(victim[0]))
+            done = self._try(partial(self._happen, view, victim[0], GroupPreempted(victim[1], why))) and done
+        for waiting, holds in decisions.placed:
+            done = self._try(partial(self._place, views[waiting.pool], waiting, holds)) and done
+        if not done:
+            for view in views.values():
+                view.touch()
+        return done
 
     def _happen(self, view: PoolView, workflow_id: str, event: Event) -> None:
         now = self._clock.time()
@@ -483,5 +493,5 @@ class _Told:
         self._now = now
 
     def __call__(self, before: WorkflowRecord, after: WorkflowRecord) -> Sequence[TaskNote]:
-        self.notes = ledger.notes(before, after, self._now)
+        self.notes = notes(before, after, self._now)
         return self.notes

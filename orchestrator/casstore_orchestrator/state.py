@@ -32,9 +32,7 @@ from .events import (
     InputsReady,
     NewAttempt,
     OutputsFailed,
-    QueueGroup,
     RestartInPlace,
-    ServerRestarted,
     StartGroup,
     Submitted,
     TaskExited,
@@ -187,18 +185,6 @@ def _timed_out(draft: Draft, event: TimedOut) -> None:
         message = f"The group was queued for longer than its limit of {queue_limit(draft.record, group):g} s."
         draft.end_all(group.name, TaskStatus.FAILED_QUEUE_TIMEOUT, message)
     draft.settle(group.name)
-
-
-def _restarted(draft: Draft, _event: ServerRestarted) -> None:
-    if draft.record.status.finished:
-        return
-    _submitted(draft, Submitted())
-    queued = {effect.group for effect in draft.effects if isinstance(effect, QueueGroup)}
-    for group in draft.record.groups:
-        if group.status is GroupStatus.SCHEDULING and group.name not in queued:
-            draft.effects.append(QueueGroup(group.name))
-        elif group.status.active:
-            _group_lost(draft, GroupLost(group.name, "The server stopped while the task was running."))
 
 
 # --- one group
@@ -422,5 +408,4 @@ _RULES: Final[dict[type[Any], Callable[[Draft, Any], None]]] = {
     TaskFailed: _task_failed,
     CancelRequested: _cancelled,
     TimedOut: _timed_out,
-    ServerRestarted: _restarted,
 }

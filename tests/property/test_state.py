@@ -30,7 +30,6 @@ from casstore_orchestrator.events import (
     QueueGroup,
     ReleaseTasks,
     RestartInPlace,
-    ServerRestarted,
     StartGroup,
     Submitted,
     TaskExited,
@@ -274,7 +273,6 @@ def any_event(draw: st.DataObject, world: World) -> Event:
         st.sampled_from(
             [
                 Submitted(),
-                ServerRestarted(),
                 GroupFailed(group.name, "no"),
                 GroupLost(group.name, "gone"),
                 GroupPreempted(group.name, "another comes first"),

@@ -30,7 +30,6 @@ from casstore_orchestrator.events import (
     QueueGroup,
     ReleaseTasks,
     RestartInPlace,
-    ServerRestarted,
     StartGroup,
     Submitted,
     TaskExited,
@@ -585,12 +584,12 @@ def test_a_gang_that_is_lost_while_the_others_finish() -> None:
     assert life.record.status is WorkflowStatus.COMPLETED
 
 
-def test_a_server_that_starts_again_queues_what_it_lost() -> None:
+def test_only_the_lost_gang_starts_again() -> None:
     life = Life(group("a", task("a1"), task("a2"), task("a3")), group("b", task("b1")), group("c", task("c1", "a1")))
     life.run("a")
     life.exit("a2")
-    life(ServerRestarted())
-    assert life.effects == [CloseGroup("a"), QueueGroup("a"), QueueGroup("b")]
+    life(GroupLost("a", "gone"))
+    assert life.effects == [CloseGroup("a"), QueueGroup("a")]
     assert life.record.group("a").status is GroupStatus.SCHEDULING
     assert life.record.task("a1").retry_id == 1
     assert life.record.task("a1", 0).status is TaskStatus.RESCHEDULED
@@ -602,17 +601,6 @@ def test_a_server_that_starts_again_queues_what_it_lost() -> None:
     life.exit("a1")
     assert life.record.group("a").status is GroupStatus.COMPLETED
     assert life.record.group("a").placements == 2
-
-
-def test_a_server_that_fails_again_and_again_gives_up() -> None:
-    life = Life(group("g", task("t")))
-    for _ in range(3):
-        life.run("g")
-        life(ServerRestarted())
-    life.run("g")
-    life(ServerRestarted())
-    assert life.record.status is WorkflowStatus.FAILED_SERVER_ERROR
-    assert life.record.task("t").exit_code == ExitCode.SERVER_ERROR
 
 
 def test_a_lost_gang_is_queued_again_and_uses_up_retries() -> None:
@@ -664,11 +652,6 @@ def test_an_exit_action_for_preemption() -> None:
     life.run("g")
     life(GroupPreempted("g", "for w-2"))
     assert (life.status("a"), life.status("b")) == (TaskStatus.SCHEDULING, TaskStatus.COMPLETED)
-
-
-def test_a_server_that_stopped_before_it_took_the_submission_up() -> None:
-    life = Life(group("g", task("t")), start=False)
-    assert life(ServerRestarted()) == [QueueGroup("g")]
 
 
 def test_a_refused_submission_is_kept() -> None:
