@@ -26,6 +26,11 @@ def content_id(size: int, content: Content) -> bytes:
     return hashing.digest(b"%d %d " % (size, content.depth) + content.refs)
 
 
+STEP = 1 << 20
+"""Bytes that are written at once. Written chunk by chunk, a file lies in the kernel's memory in so small pieces that
+reading it from there costs half as much again."""
+
+
 class FileCache:
     """Whole files by the identity of their content. Thread-safe, and safe among processes."""
 
@@ -78,15 +83,8 @@ class FileCache:
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o400)
         except OSError:
             return False
-        written = 0
         try:
-            for piece in pieces:
-                view = memoryview(piece)
-                while view:
-                    done = os.write(descriptor, view)
-                    written += done
-                    view = view[done:]
-            if written != size:
+            if _write(descriptor, pieces, max(1, min(STEP, size))) != size:
                 return False
             os.rename(temporary, path)
             temporary = ""
@@ -99,3 +97,27 @@ class FileCache:
                     os.unlink(temporary)
         self._space.added(size)
         return True
+
+
+def _write(descriptor: int, pieces: Iterable[Buffer], step: int) -> int:
+    """Write all pieces, ``step`` bytes at once, and return how many bytes that were. ``OSError``."""
+    buffer = bytearray(step)
+    written = filled = 0
+    for piece in pieces:
+        view = memoryview(piece)
+        while view:
+            part = view[: step - filled]
+            buffer[filled : filled + len(part)] = part
+            filled += len(part)
+            view = view[len(part) :]
+            if filled == step:
+                written += _write_all(descriptor, memoryview(buffer))
+                filled = 0
+    return written + _write_all(descriptor, memoryview(buffer)[:filled])
+
+
+def _write_all(descriptor: int, view: memoryview) -> int:
+    size = len(view)
+    while view:
+        view = view[os.write(descriptor, view) :]
+    return size

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from casstore import hashing
-from casstore.cache.files import FileCache, content_id
+from casstore.cache.files import STEP, FileCache, content_id
 from casstore.cache.frames import FrameCache
 from casstore.cache.remote import RemoteCache
 from casstore.cache.space import STALE, Space, parse_limit
@@ -191,6 +191,25 @@ def test_whole_files(space: Space) -> None:
     os.truncate(cache.path(identity), 3)
     assert cache.open(identity, 6) is None
     assert not os.path.exists(cache.path(identity))
+
+
+def test_files_are_written_in_large_steps(space: Space, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which makes reading them cheaper for the kernel; whatever the sizes of the pieces, and where a write is short."""
+    rng = random.Random(2)
+    wanted = rng.randbytes(3 * STEP + 12_345)
+    cuts = sorted(rng.randrange(len(wanted)) for _ in range(40))
+    pieces = [wanted[a:b] for a, b in zip([0, *cuts], [*cuts, len(wanted)], strict=True)]
+    write, sizes = os.write, []
+
+    def short(descriptor: int, view: memoryview) -> int:
+        sizes.append(len(view))
+        return write(descriptor, view[: 1000 if len(sizes) == 2 else None])
+
+    monkeypatch.setattr("casstore.cache.files.os.write", short)
+    assert FileCache(space).add(b"i" * 32, len(wanted), pieces)
+    assert sizes == [STEP, STEP, STEP - 1000, STEP, 12_345]
+    assert Path(FileCache(space).path(b"i" * 32)).read_bytes() == wanted
+    assert not FileCache(space).add(b"j" * 32, 5, [b"123", b"45", b"6"])
 
 
 def test_a_file_whose_source_fails_is_not_kept(space: Space) -> None:
