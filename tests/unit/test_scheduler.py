@@ -1050,7 +1050,7 @@ def test_events_tell_the_story_of_a_task(world: World) -> None:
     world.started(wf, "g", "a").exit(1)
     world.finished(wf)
     reasons = [note.reason for name, note in world.store.notes if name == wf]
-    assert reasons == ["SCHEDULING", "INITIALIZING", "RUNNING", "FAILED"]
+    assert reasons == ["SCHEDULING", "INITIALIZING", "RUNNING", "STARTED", "STORING", "FAILED"]
 
 
 def test_many_workflows_at_once(world: World) -> None:
