@@ -1,7 +1,7 @@
 """What the holder of a pool's lease knows of the pool: who waits, who holds what, when what is due.
 
 Decided here and only here: that all of it follows from the records, one workflow at a time, the newest revision of
-each; and what a change of a record gives reason to: a look at the queue, or none. A pass over the queue is a pure
+each; and what a change of a record gives reason to: a look at the queues, or none. A pass over the queues is a pure
 function of what is known (``decisions.decide``).
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from msgspec.structs import replace
 
@@ -23,7 +23,7 @@ from .records import WorkflowRecord
 from .spec import WorkflowSpec
 from .status import GroupStatus
 
-__all__ = ["PoolView"]
+__all__ = ["Passes", "PoolView"]
 
 _REMEMBERED = 1024
 """Ended workflows whose revision is remembered, so that a late thread can't bring an older one back."""
@@ -51,11 +51,7 @@ class PoolView:
         self._queue: dict[tuple[str, str], Waiting] = {}
         self._holdings: dict[tuple[str, str], Holding] = {}
         self._deadlines: dict[str, tuple[float, TimedOut]] = {}
-        self._memory = Memory()
-        self._last: Decisions | None = None
-        self._deciding = threading.Lock()
         self._dirty = True
-        self._pools: Mapping[str, Pool] | None = None
 
     @property
     def dirty(self) -> bool:
@@ -112,32 +108,21 @@ class PoolView:
         with self._lock:
             return min((at for at, _ in self._deadlines.values()), default=None)
 
-    def decide(self, pools: Mapping[str, Pool], now: float) -> Decisions | None:
-        """Go once through the queue; None when nothing can be other than the last time."""
+    def waiting(self, workflow_id: str, group: str) -> Waiting | None:
+        """A group that waits for nodes; None when it does not."""
         with self._lock:
-            if not self._dirty and pools == self._pools:
-                return None
-            queue, holdings = list(self._queue.values()), list(self._holdings.values())
-            self._dirty = False
-            self._pools = pools
-        with self._deciding:
-            self._last = decide(pools, queue, holdings, now, self._memory)
-            return self._last
+            return self._queue.get((workflow_id, group))
 
-    def why(self, workflow_id: str, group: str) -> Why | None:
-        """Why a group waits, as of the last pass; None when it does not, or nobody has looked yet."""
+    def take(self, queue: list[Waiting], holdings: list[Holding]) -> bool:
+        """Add what is known to these; whether it may be another than the last time."""
         with self._lock:
-            waiting = self._queue.get((workflow_id, group))
-        with self._deciding:
-            return None if waiting is None or self._last is None else self._last.why(waiting)
-
-    def reason(self, workflow_id: str, group: str) -> str:
-        """``why`` in one line; empty when there is nothing to say."""
-        why = self.why(workflow_id, group)
-        return "" if why is None else why.line
+            dirty, self._dirty = self._dirty, False
+            queue += self._queue.values()
+            holdings += self._holdings.values()
+            return dirty
 
     def touch(self) -> None:
-        """Have the next ``decide`` look again: something that it decided did not happen."""
+        """Have the next pass look again: something that was decided did not happen."""
         with self._lock:
             self._dirty = True
 
@@ -155,6 +140,35 @@ class PoolView:
         """The groups that hold nodes: they run, or something of them is left."""
         with self._lock:
             return list(self._holdings)
+
+
+class Passes:
+    """The passes over the queues of all pools that are ours: one decision, for pools lend nodes to each other."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._memory = Memory()
+        self._last: Decisions | None = None
+        self._pools: Mapping[str, Pool] = {}
+        self._fences: list[Fence] = []
+
+    def decide(self, views: Sequence[PoolView], pools: Mapping[str, Pool], now: float) -> Decisions | None:
+        """Go once through the queues; None when nothing can be other than the last time."""
+        queue: list[Waiting] = []
+        holdings: list[Holding] = []
+        dirty = [view.take(queue, holdings) for view in views]
+        fences = [view.fence for view in views]
+        with self._lock:
+            if not any(dirty) and fences == self._fences and pools == self._pools:
+                return None
+            self._pools, self._fences = pools, fences
+            self._last = decide(pools, queue, holdings, now, self._memory)
+            return self._last
+
+    def why(self, waiting: Waiting | None) -> Why | None:
+        """Why a group waits, as of the last pass; None when it does not, or nobody has looked yet."""
+        with self._lock:
+            return None if waiting is None or self._last is None else self._last.why(waiting)
 
 
 def _slim(record: WorkflowRecord) -> WorkflowRecord:

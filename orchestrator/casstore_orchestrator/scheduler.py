@@ -436,8 +436,9 @@ class Scheduler:
             return True
         done = True
         for victim, why in decisions.preempt:
-            view = next(view for view in views.values() if view.knows(victim[0]))
-            done = self._try(partial(self._happen, view, victim[0], GroupPreempted(victim[1], why))) and done
+            for view in views.values():
+                if view.knows(victim[0]):
+                    done = self._try(partial(self._happen, view, victim[0], GroupPreempted(victim[1], why))) and done
         for waiting, holds in decisions.placed:
             done = self._try(partial(self._place, views[waiting.pool], waiting, holds)) and done
         if not done:
