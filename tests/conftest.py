@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import uuid
@@ -100,6 +101,6 @@ def postgres() -> Iterator[Callable[[], str]]:
                 pytest.fail(f"PostgreSQL ended with {server.returncode}")
         yield make
     finally:
-        server.terminate()
+        server.send_signal(signal.SIGINT)  # it ends at once, whoever is connected
         server.wait()
         shutil.rmtree(folder, ignore_errors=True)
