@@ -124,18 +124,6 @@ class Homes:
             raise NotFoundError(msg) from None
         return folder / "output", note
 
-    def remove_attempts(self, workflow_id: str, task: str) -> None:
-        """Remove the homes of all attempts of a task, and nothing else."""
-        folder = self.task(workflow_id, task)
-        if folder.is_dir():
-            for name in os.listdir(folder):
-                if name.isdigit():
-                    remove_tree(folder / name)
-
-    def remove_attempt(self, workflow_id: str, task: str, retry_id: int) -> None:
-        """Remove the home of one attempt, if there is one."""
-        remove_tree(self.attempt(workflow_id, task, retry_id))
-
     def remove_workflow(self, workflow_id: str) -> None:
         """Remove everything of a workflow, logs and kept outputs included."""
         remove_tree(self.workflow(workflow_id))

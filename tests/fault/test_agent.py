@@ -404,11 +404,6 @@ def test_an_agent_that_is_told_to_end_takes_its_tasks_with_it(lab: Lab) -> None:
     assert "told to end" in (lab.listener.end(run) or "")
     assert not any(map(alive, tree))
     lab.gone(run)
-    run = lab.running("echo began; sleep 600")
-    lab.printed(run, "began")
-    lab.agents.end(run, "the server is stopped with its tasks")
-    assert lab.listener.end(run) == "the server is stopped with its tasks"
-    lab.gone(run)
 
 
 def test_a_stopped_agent_is_waited_for(lab: Lab) -> None:

@@ -87,11 +87,7 @@ class ProcessAgents(GroupAgents):
 
     def discard(self, run: RunKey) -> None:
         """See ``ports.GroupAgents``."""
-        self._link(run, None, 0).end("nobody knows of the run any more", silent=True)
-
-    def end(self, run: RunKey, why: str) -> None:
-        """End a run that goes on, though nobody closed it; it is reported as lost, with this reason."""
-        self._link(run, None, 0).end(why)
+        self._link(run, None, 0).discard()
 
     def close(self) -> None:
         """See ``ports.GroupAgents``. A call of the listener that is going on is waited for, for a while."""

@@ -79,8 +79,7 @@ class Link:
         self._taken = 0
         self._told_taken = 0
         self._left = False
-        self._end: str | None = None
-        self._silent = False
+        self._discarded = False
         self._wake_read, self._wake_write = socket.socketpair()
         self._wake_read.setblocking(False)
         self._wake_write.setblocking(False)
@@ -107,12 +106,9 @@ class Link:
         with self._lock:
             self._seen = max(self._seen, number)
 
-    def end(self, why: str, *, silent: bool = False) -> None:
-        """End the run; ``silent``: and tell nobody."""
-        with self._lock:
-            self._silent = self._silent or silent
-            if self._end is None:
-                self._end = why
+    def discard(self) -> None:
+        """End the run and remove its traces; nobody is told."""
+        self._discarded = True
         self._wake()
 
     def leave(self) -> None:
@@ -201,7 +197,7 @@ class Link:
             lock = folder.lock()
             if lock is not None:
                 try:
-                    over = folder.closed or folder.begun or self._start is None or self._end is not None
+                    over = folder.closed or folder.begun or self._start is None or self._discarded
                     if over or (tries >= _TRIES and not _alive(process)):
                         kept, lock = lock, None
                         return kept, "" if over else self._stillborn()
@@ -229,8 +225,8 @@ class Link:
     def _converse(self, connection: socket.socket) -> str:
         """Speak with the agent until the connection ends. Gives why it was sent away, if it was."""
         pid = self._peer(connection)
-        if (unwanted := self._unwanted()) is not None:
-            return self._send_away(connection, unwanted, pid)
+        if self._unwanted():
+            return self._send_away(connection, "nobody knows of the run any more", pid)
         with self._lock:
             seen = self._seen
         self._inbox.clear()
@@ -250,7 +246,7 @@ class Link:
             selector.register(self._wake_read, selectors.EVENT_READ)
             while True:
                 self._check()
-                if self._unwanted() is not None:
+                if self._unwanted():
                     return ""
                 self._deliver()
                 try:
@@ -266,10 +262,8 @@ class Link:
                 except OSError:
                     return ""
 
-    def _unwanted(self) -> str | None:
-        """Why the run has to end, if it has."""
-        with self._lock:
-            return self._end
+    def _unwanted(self) -> bool:
+        return self._discarded
 
     @staticmethod
     def _peer(connection: socket.socket) -> int:
@@ -400,7 +394,7 @@ class Link:
             if past is None:
                 past, why = Past(), why or "No trace of the group's agent is left."
             self._host.cleaner.clean(run, past)
-            if not self._silent:
+            if not self._discarded:
                 self._tell_end(past, why)
             with contextlib.suppress(OSError):  # another server may do the same; it is told no second time
                 folder.remove()
@@ -409,8 +403,8 @@ class Link:
 
     def _tell_end(self, past: Past, why: str) -> None:
         listener, run = self._host.listener, self.run
-        if past.orders:
-            last = past.orders[-1].number
+        last = past.orders[-1].number if past.orders else 0
+        if last > self._told_taken:
             self._insist(lambda: listener.taken(run, last))
         for happened in past.events:
             if happened.number > self._seen:
@@ -419,7 +413,7 @@ class Link:
         if over is not None and not over.why:
             self._insist(lambda: listener.ended(run))
             return
-        told = (over.why if over is not None else "") or self._end or why or self._last_words()
+        told = (over.why if over is not None else "") or why or self._last_words()
         self._insist(lambda: listener.lost(run, told))
 
     def _last_words(self) -> str:
