@@ -212,3 +212,93 @@ def test_a_full_disk_costs_lines_that_are_counted_and_nothing_else(
     assert kept == [f"[a] line {number}" for number in range(len(kept))]
     assert 0 < len(kept) < 100
     assert lines[len(kept) :] == [f"[a][osmo] {100 - len(kept)} lines of this log were lost: No space left on device"]
+
+
+# Several processes: who writes is not who reads.
+
+
+@pytest.fixture
+def others(tmp_path: Path, clock: Clock) -> Iterator[LogStore]:
+    """Another process's store over the same folder."""
+    made = LogStore(tmp_path, clock=clock)
+    yield made
+    made.close()
+
+
+def test_what_another_process_writes_is_followed_to_its_end(store: LogStore, others: LogStore) -> None:
+    seen: list[str] = []
+    first, live = threading.Event(), threading.Event()
+    live.set()
+
+    def follow() -> None:
+        for line in others.read("wf-1", follow=True, live=live.is_set):
+            seen.append(line)
+            first.set()
+
+    follower = threading.Thread(target=follow)
+    follower.start()
+    store.append("wf-1", "a", 0, b"0")
+    assert first.wait(30), "lines reach the disk by themselves"
+    for i in range(1, 2000):
+        store.append("wf-1", "ab"[i % 2], 0, b"%d" % i)
+    store.close()
+    live.clear()
+    follower.join(30)
+    assert not follower.is_alive()
+    assert sorted(int(line.split()[-1]) for line in seen) == list(range(2000))
+    for task in "ab":
+        own = [int(line.split()[-1]) for line in seen if f"[{task}]" in line]
+        assert own == sorted(own)
+
+
+def test_a_follower_that_is_told_to_stop_stops(store: LogStore, others: LogStore) -> None:
+    store.append("wf-1", "a", 0, b"one")
+    store.flush()
+    assert len(list(others.read("wf-1", follow=True, live=lambda: True, stop=lambda: True))) == 1
+
+
+def test_a_line_that_is_not_whole_is_shown_when_it_is_or_never_will_be(
+    tmp_path: Path, store: LogStore, others: LogStore
+) -> None:
+    store.append("wf-1", "a", 0, b"whole")
+    store.flush()
+    path = tmp_path / "wf-1" / "_logs" / "a.0.log"
+    with path.open("ab") as file:
+        file.write(b"2026/11/21 04:00:01.000000 [a] be")
+    shown = others.read("wf-1", follow=True, live=iter([True, False]).__next__)
+    assert next(shown).endswith("[a] whole")
+    with path.open("ab") as file:
+        file.write(b"gun\n2026/11/21 04:00:02.000000 [a] cut o")
+    assert [line.split("[a] ")[1] for line in shown] == ["begun", "cut o"]
+    assert [line.split("[a] ")[1] for line in others.read("wf-1", live=lambda: True)] == ["whole", "begun"]
+
+
+def test_notes_of_others_stand_beside_the_log(tmp_path: Path, store: LogStore, others: LogStore, clock: Clock) -> None:
+    others.begin("wf-1", ["hidden-word"])
+    store.append("wf-1", "a", 0, b"first")
+    clock.now += 1
+    others.note("wf-1", "a", 0, "It is over: hidden-word")
+    clock.now += 1
+    store.append("wf-1", "a", 0, b"last")
+    assert [line.split(" ", 2)[2] for line in read(store)] == [
+        "[a] first",
+        "[a][osmo] It is over: [MASKED]",
+        "[a] last",
+    ]
+    others.note("wf-1", "b", 1, "never ran")
+    assert store.retries("wf-1", "b") == [1]
+    others.keep_error("wf-1", "a", 0)
+    assert [line.split(" ", 2)[2] for line in read(others, error=True)][-1] == "[a] last"
+    assert sorted(path.name for path in (tmp_path / "wf-1" / "_logs").iterdir()) == [
+        "a.0.err",
+        "a.0.log",
+        "a.0.note",
+        "b.1.note",
+    ]
+
+
+def test_who_only_reads_makes_no_folders(tmp_path: Path, others: LogStore) -> None:
+    assert list(others.read("wf-9", follow=True, live=lambda: False)) == []
+    others.note("wf-9", "a", 0, "dropped: nothing was begun")
+    others.end("wf-9")
+    assert not (tmp_path / "wf-9").exists()
