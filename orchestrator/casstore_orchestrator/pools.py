@@ -36,6 +36,7 @@ from .units import format_quantity, parse_duration, parse_quantity
 
 __all__ = [
     "DEFAULT_POOL",
+    "EXECUTORS",
     "Machine",
     "Node",
     "Platform",
@@ -50,6 +51,8 @@ __all__ = [
 ]
 
 DEFAULT_POOL: Final = "default"
+EXECUTORS: Final = ("process", "container", "podman", "docker")
+"""How tasks of a pool are run; ``container`` is the first engine that this machine has."""
 _DAYS_60: Final = 60 * 86400.0
 _NAME: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?", re.ASCII)
 _MAX_NODES: Final = 10_000
@@ -171,6 +174,7 @@ class Pool:
     ``gpu_guarantee`` is how many GPUs HIGH and NORMAL workflows may use, and how many the pool gets back from pools
     that borrowed them (None: no quota). ``gpu_maximum`` is how many all its workflows may use together (None: no
     limit). ``gpu_weight`` is its share of what can be borrowed, beside the weights of the pools that share its nodes.
+    ``executor`` is one of ``EXECUTORS``; ``egress``: whether tasks reach what is beyond their group.
     """
 
     name: str
@@ -178,6 +182,8 @@ class Pool:
     description: str = ""
     status: PoolStatus = PoolStatus.ONLINE
     backend: str = "local"
+    executor: str = "process"
+    egress: bool = True
     default_platform: str | None = None
     default_exec_timeout: float = _DAYS_60
     max_exec_timeout: float = _DAYS_60
@@ -261,6 +267,8 @@ _POOL_KEYS: Final = (
     "description",
     "status",
     "backend",
+    "executor",
+    "egress",
     "default_platform",
     "default_exec_timeout",
     "max_exec_timeout",
@@ -325,6 +333,8 @@ def _pool(name: str, raw: dict[str, Any], machine: Machine) -> Pool:
         description=_typed(raw, "description", str, "", where),
         status=_status(raw.get("status"), where),
         backend=_typed(raw, "backend", str, "local", where),
+        executor=_executor(raw, where),
+        egress=_typed(raw, "egress", bool, True, where),
         default_platform=default,
         default_exit_actions={
             str(key): str(value)
@@ -334,6 +344,14 @@ def _pool(name: str, raw: dict[str, Any], machine: Machine) -> Pool:
         topology_keys=_strings(raw.get("topology_keys"), f"{where}.topology_keys"),
         **(_quota(raw, where) | timeouts),
     )
+
+
+def _executor(raw: Mapping[str, Any], where: str) -> str:
+    name = _typed(raw, "executor", str, EXECUTORS[0], where)
+    if name not in EXECUTORS:
+        msg = f"{where}.executor: there is no executor {name!r}"
+        raise UsageError(msg, hint=f"the executors are: {', '.join(EXECUTORS)}")
+    return name
 
 
 def _quota(raw: Mapping[str, Any], where: str) -> dict[str, Any]:

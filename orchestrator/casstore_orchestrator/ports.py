@@ -76,7 +76,7 @@ class TaskLaunch:
 
     ``home`` is the attempt's folder on the host; ``home/data/input/<i>`` may be filled until the task is released,
     but for ``layers``, whose folders are there before ``prepare``; ``home/data/output`` receives the outputs. ``cpu``
-    is in cores, ``memory`` in bytes, ``gpu`` in whole devices; 0 means no limit (cpu, memory) or none (gpu).
+    is in cores, ``memory`` and ``storage`` in bytes, ``gpu`` in whole devices; 0 means no limit, or no device.
     ``volumes`` are folders of the host and where the task sees them. What the pool's policy does not allow is not asked
     for here.
     """
@@ -95,6 +95,7 @@ class TaskLaunch:
     volumes: tuple[tuple[str, str], ...] = ()
     host_network: bool = False
     privileged: bool = False
+    storage: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +134,8 @@ class RunningTask(Protocol):
     def name(self) -> str: ...
 
     @property
-    def oom(self) -> bool:
-        """Whether the task ended by reaching its memory limit; meaningful once ``poll`` gives a code."""
+    def evicted(self) -> str:
+        """The limit by which the task was ended, in a sentence, else empty; meaningful once ``poll`` gives a code."""
 
     def poll(self) -> int | None:
         """The exit code (0-255; killed by signal n: 128+n) once all processes ended and all lines are out."""

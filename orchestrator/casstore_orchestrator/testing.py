@@ -185,7 +185,7 @@ class FakeTask:
     def __init__(self, launch: TaskLaunch, log: LogSink) -> None:
         self.launch = launch
         self.log = log
-        self.oom = False
+        self.evicted = ""
         self.started = threading.Event()
         self.killed = False
         self._ended = threading.Event()
@@ -214,7 +214,7 @@ class FakeTask:
     def exit(self, code: int, *, oom: bool = False) -> None:
         """Let the command end."""
         if not self._ended.is_set():
-            self.oom = oom
+            self.evicted = "out of memory" if oom else ""
             self._code = code
             self._ended.set()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,11 @@ from casstore_orchestrator.executors.probe import probe
 from casstore_orchestrator.homes import Homes
 from casstore_orchestrator.logwriter import LogWriter
 from casstore_orchestrator.pools import this_machine
+from casstore_orchestrator.ports import RunKey
 from casstore_orchestrator.urls import StorageUrls
 from casstore_server.config import Watched
 from casstore_server.credentials import UserCredentials
-from casstore_server.executor import LocalExecutor
+from casstore_server.executor import LocalExecutor, registry_login
 from casstore_server.mounts import ServerMounts
 from casstore_server.settings import Settings
 from casstore_server.stores import Stores
@@ -42,7 +44,14 @@ def local_agents(settings: Settings) -> ProcessAgents:
     # ``-P`` keeps the current folder out of the module path.
     told = msgspec.json.encode(settings, enc_hook=str).decode()
     command = [sys.executable, "-P", "-m", "casstore_server.agent", told]
-    cleaner = Cleaner(Homes(settings.workflows), ServerMounts(settings), lambda _: sweep_groups(probe().bases))
+    config = Watched(settings.config_file, settings.data_dir, this_machine(settings.state_dir))
+    executor = LocalExecutor(settings, config)
+
+    def sweep(run: RunKey) -> None:
+        sweep_groups(probe().bases)
+        executor.sweep(f"{run.workflow_id}/{run.group}")
+
+    cleaner = Cleaner(Homes(settings.workflows), ServerMounts(settings), sweep)
     return ProcessAgents(_runs(settings), Nursery(command), cleaner)
 
 
@@ -51,19 +60,27 @@ def _runs(settings: Settings) -> Runs:
 
 
 @contextlib.contextmanager
-def _services(settings: Settings, hold: int) -> Iterator[Services]:
+def _services(settings: Settings, start: Start, hold: int) -> Iterator[Services]:
     """What the runner of a group needs."""
     config = Watched(settings.config_file, settings.data_dir, this_machine(settings.state_dir))
     credentials = UserCredentials(settings.config_file, settings.user)
     stores = Stores(config, settings, credentials.storage(settings.user))
     mounts = ServerMounts(settings)
+    executor = LocalExecutor(
+        settings,
+        config,
+        pool=start.record.pool,
+        login_for=partial(registry_login, credentials, start.record.user),
+        hold=hold,
+    )
     data = BucketData(stores.open)
     config.on_change(data.forget)
     with contextlib.ExitStack() as stack:
         stack.callback(stores.close)
         stack.callback(mounts.close)
         yield Services(
-            executor=LocalExecutor(settings, config, hold=hold),
+            executor=executor,
+            default_mounts=executor.default_mounts,
             data=data,
             homes=Homes(settings.workflows),
             logs=LogWriter(settings.workflows),
@@ -78,8 +95,8 @@ def main(args: Sequence[str]) -> int:
     """What the process runs: settings, and the descriptor by which the server speaks to it."""
     settings = msgspec.json.decode(args[0], type=Settings, dec_hook=_decoded)
 
-    def open_services(_: Start, hold: int) -> contextlib.AbstractContextManager[Services]:
-        return _services(settings, hold)
+    def open_services(start: Start, hold: int) -> contextlib.AbstractContextManager[Services]:
+        return _services(settings, start, hold)
 
     def run(folder: RunFolder) -> int:
         return serve(folder, open_services)

@@ -1,30 +1,49 @@
-"""The executor of this machine, with everything hidden from tasks that is ours.
+"""The executor of a pool on this machine, with everything hidden from tasks that is ours.
 
-Decided here and only here: which folders no task may see: the server's state and socket, the configuration with its
-credentials, caches, and the stores of all buckets as they are declared at the moment a group starts.
+Decided here and only here: which executor a pool's declaration means, which folders no task may see (the server's state
+and socket, the configuration with its credentials, caches, and the stores of all buckets as they are declared at the
+moment a group starts), and how a user's credential for a registry becomes a login.
 """
 
 from __future__ import annotations
 
+import base64
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from casstore.wire.credentials import REGISTRY
+from casstore_orchestrator.executors.container import ContainerExecutor, LoginFor
 from casstore_orchestrator.executors.process import ProcessExecutor
+from casstore_orchestrator.pools import DEFAULT_POOL
 from casstore_orchestrator.ports import Executor, Gang, Isolation, Layout, LogSink, TaskLaunch
 from casstore_server.config import Watched
+from casstore_server.credentials import UserCredentials
 from casstore_server.settings import Settings
 from casstore_server.stores import local_folder
 
-__all__ = ["LocalExecutor"]
+__all__ = ["LocalExecutor", "registry_login"]
+
+_HUB = ("registry-1.docker.io", "docker.io", "index.docker.io")
 
 
 class LocalExecutor(Executor):
-    """Implements ``ports.Executor``; what is hidden follows the configuration."""
+    """Implements ``ports.Executor``; everything follows the configuration as it is now."""
 
-    def __init__(self, settings: Settings, config: Watched, *, hold: int | None = None) -> None:
-        """``hold``: see ``ProcessExecutor``."""
+    def __init__(
+        self,
+        settings: Settings,
+        config: Watched,
+        *,
+        pool: str = DEFAULT_POOL,
+        login_for: LoginFor | None = None,
+        hold: int | None = None,
+    ) -> None:
+        """``hold``: see ``ProcessExecutor``; ``login_for``: see ``ContainerExecutor``."""
         self._settings = settings
         self._config = config
+        self._pool = pool
+        self._login_for = login_for
         self._hold = hold
 
     def describe(self) -> Isolation:
@@ -51,8 +70,24 @@ class LocalExecutor(Executor):
         """Prepare all tasks or none."""
         return self._now().prepare(group_key, launches, log)
 
-    def _now(self) -> ProcessExecutor:
+    def default_mounts(self, pool: str, platform: str) -> tuple[str, ...]:
+        """What every task of a platform gets mounted."""
+        found = self._config.pools().get(pool)
+        place = None if found is None else found.platforms.get(platform)
+        return () if place is None else place.default_mounts
+
+    def sweep(self, group_key: str) -> None:
+        """Remove what a group that nobody follows can have left in the engines that pools use."""
+        names = {pool.executor for pool in self._config.pools().values()} - {"process"}
+        for name in names:
+            _containers(self._settings, name).sweep(group_key)
+
+    def _now(self) -> Executor:
         settings = self._settings
+        pool = self._config.pools().get(self._pool)
+        egress = pool is None or pool.egress
+        if pool is not None and pool.executor != "process":
+            return _containers(settings, pool.executor, egress=egress, login_for=self._login_for, hold=self._hold)
         hidden = [
             settings.state_dir,
             settings.socket_path.parent,
@@ -62,4 +97,30 @@ class LocalExecutor(Executor):
         ]
         folders = (local_folder(bucket.url) for bucket in self._config.last_good().buckets.values())
         hidden += [Path(folder) for folder in folders if folder]
-        return ProcessExecutor(hidden=hidden, hold=self._hold)
+        return ProcessExecutor(hidden=hidden, egress=egress, hold=self._hold)
+
+
+def _containers(
+    settings: Settings,
+    name: str,
+    *,
+    egress: bool = True,
+    login_for: LoginFor | None = None,
+    hold: int | None = None,
+) -> ContainerExecutor:
+    engine = None if name == "container" else name
+    return ContainerExecutor(settings.state_dir, engine=engine, egress=egress, login_for=login_for, hold=hold)
+
+
+def registry_login(credentials: UserCredentials, user: str, image: str) -> str | None:
+    """The login of a user for the registry of an image, as docker's ``config.json``; None when there is none."""
+    first, slash, _ = image.partition("/")
+    hub = not slash or not ("." in first or ":" in first or first == "localhost")
+    for name in _HUB if hub else (first,):
+        found = credentials.vault.by_profile(user, REGISTRY, name)
+        if found is not None:
+            payload = found.payload
+            auth = base64.b64encode(f"{payload.get('username', '')}:{payload.get('auth', '')}".encode()).decode()
+            where = "https://index.docker.io/v1/" if hub else first
+            return json.dumps({"auths": {where: {"auth": auth}}})
+    return None

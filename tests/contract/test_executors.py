@@ -68,6 +68,7 @@ class Group:
         environment: dict[str, str] | None = None,
         files: tuple[PlacedFile, ...] = (),
         memory: int = 0,
+        storage: int = 0,
         home: str | None = None,
         argv: tuple[str, ...] = ("bash", "/tmp/run.sh"),
         read_only_inputs: bool = False,
@@ -81,6 +82,7 @@ class Group:
             home=self.base / (home or name),
             cpu=1.0,
             memory=memory,
+            storage=storage,
             gpu=0,
             read_only_inputs=read_only_inputs,
         )
@@ -433,6 +435,18 @@ def test_a_restart_that_can_not_be_prepared_leaves_the_group_usable(group: Group
     assert gang.tasks["t"].wait(PATIENCE) == 2
 
 
+def test_more_storage_than_asked_for_ends_a_task(group: Group) -> None:
+    layout = group.executor.layout(group.base / "big")
+    script = f"head -c 33554432 /dev/zero > {layout.output}/big; sleep 600"
+    within = f"head -c 1048576 /dev/zero > {layout.output.replace('big', 'small')}/fits; sleep 600"
+    gang = group.prepare(group.launch("big", script, storage=16 << 20), group.launch("small", within, storage=16 << 20))
+    gang.release()
+    assert gang.tasks["big"].wait(PATIENCE) == 137
+    assert "more storage than its limit of 16Mi" in gang.tasks["big"].evicted
+    assert gang.tasks["small"].poll() is None
+    assert any(b"more storage" in line for line in group.log.of("big", "osmo"))
+
+
 def test_close_is_idempotent_and_final(group: Group) -> None:
     marker = a_marker()
     gang = group.prepare(group.launch("a", f"sleep {marker}"), group.launch("b", f"sleep {marker}"))
@@ -758,7 +772,7 @@ def test_out_of_memory_is_told(sandboxed: Group) -> None:
     )
     gang.release()
     assert [gang.tasks[name].wait(PATIENCE) for name in ("big", "child", "small")] == [137, 137, 137]
-    assert [gang.tasks[name].oom for name in ("big", "child", "small")] == [True, True, False]
+    assert [bool(gang.tasks[name].evicted) for name in ("big", "child", "small")] == [True, True, False]
     assert sandboxed.log.of("big") == []
 
 

@@ -71,6 +71,12 @@ def list_(pools: Sequence[str], mode: str, format_type: str) -> None:
 @click.option("--default-platform", metavar="PLATFORM", help="For tasks that name none.")
 @click.option("--gpu-guarantee", type=click.IntRange(min=0), help="GPUs for HIGH and NORMAL priority.")
 @click.option(
+    "--executor",
+    type=click.Choice(("process", "container", "podman", "docker")),
+    help="How tasks run: as processes, or their images as containers.",
+)
+@click.option("--egress/--no-egress", default=None, help="Whether tasks reach other networks than their group's.")
+@click.option(
     "--status", type=click.Choice(("ONLINE", "OFFLINE", "MAINTENANCE"), case_sensitive=False), help="Whether it runs."
 )
 def declare(
@@ -85,6 +91,8 @@ def declare(
     description: str | None,
     default_platform: str | None,
     gpu_guarantee: int | None,
+    executor: str | None,
+    egress: bool | None,
     status: str | None,
 ) -> None:
     """Declare the pool NAME, or add platforms to it.
@@ -98,6 +106,8 @@ def declare(
         "description": description,
         "default_platform": default_platform,
         "gpu_guarantee": gpu_guarantee,
+        "executor": executor,
+        "egress": egress,
         "status": status,
     }
 

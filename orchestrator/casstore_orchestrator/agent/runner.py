@@ -83,6 +83,8 @@ class Services:
     file_urls: bool
     urls: UrlStore | None = None
     mounts: VersionMounts | None = None
+    default_mounts: Callable[[str, str], tuple[str, ...]] = lambda *_: ()
+    """What every task of a platform (the second name) of a pool gets mounted, as ``volumeMounts`` have it."""
 
 
 class _Run:
@@ -353,13 +355,9 @@ class GroupRunner:
         if not task.command:
             msg = f"task {task.name} has no command, and the entry point of its image can't be run without images."
             raise UsageError(msg, hint="Give the task a 'command:'.")
-        for what, given in (
-            ("volumeMounts", task.volume_mounts),
-            ("privileged", task.privileged),
-            ("hostNetwork", task.host_network),
-        ):
-            if given:
-                self._say(task.name, f"{what} has no effect here: tasks are processes in a sandbox, not containers")
+        place = record.group(self._group).task(task.name)
+        wanted = [*task.volume_mounts, *services.default_mounts(record.pool, place.platform or "")]
+        volumes = tuple(dict.fromkeys((mount.partition(":")[0], mount.rpartition(":")[2]) for mount in wanted))
         secrets, secret_files = task_credentials(task, record.user, services.credentials)
         # Now, and not only when the workflow began: the credentials may be others since.
         services.logs.mask(record.id, [*secrets.values(), *(file.data.decode() for file in secret_files)])
@@ -380,6 +378,11 @@ class GroupRunner:
             memory=limits.memory,
             gpu=limits.gpu,
             layers=layers,
+            image=task.image,
+            volumes=volumes,
+            host_network=task.host_network,
+            privileged=task.privileged,
+            storage=limits.storage,
         )
         return task, launch
 
@@ -429,11 +432,12 @@ class GroupRunner:
         finally:
             checkpoints.stop()
         self._report(CommandExited(attempt, code))
-        say(f"The command ended with exit code {code}" + (": out of memory" if run.task.oom else ""))
-        problem = self._storing.store(made, code, checkpoints, say, run.stop, oom=run.task.oom)
+        evicted = run.task.evicted
+        say(f"The command ended with exit code {code}" + (f": {evicted}" if evicted else ""))
+        problem = self._storing.store(made, code, checkpoints, say, run.stop, oom=bool(evicted))
         if problem is None:
             run.stop.check()
-        self._report(problem or TaskExited(attempt, code, oom=run.task.oom))
+        self._report(problem or TaskExited(attempt, code, message=evicted or None, oom=bool(evicted)))
 
     def _sayer(self, run: _Run) -> Say:
         return partial(self._services.logs.say, self._record.id, run.attempt.task, run.attempt.retry_id)

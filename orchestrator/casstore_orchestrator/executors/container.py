@@ -15,6 +15,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from casstore.errors import CasstoreError, ServiceError, UsageError
 from casstore_orchestrator.executors.engine import Engine, find_engine
 from casstore_orchestrator.executors.launch import check_launches, open_document
 from casstore_orchestrator.executors.network import host_names
+from casstore_orchestrator.executors.places import container_place
 from casstore_orchestrator.executors.running import Attempt, ProcessGang, close_all, open_channel
 from casstore_orchestrator.ports import Executor, Isolation, Layout, LogSink, TaskLaunch
 
@@ -42,16 +44,24 @@ class ContainerExecutor(Executor):
     """Runs groups in containers of this machine; implements ``ports.Executor``.
 
     ``scope`` tells the containers of one server from another's: a folder of its own. ``egress``: whether tasks reach
-    what is beyond their group. ``login_for`` gives the path of a file with the credentials of an image's registry.
+    what is beyond their group. ``login_for`` gives the login for an image's registry, as the text of a
+    ``config.json`` of docker's, or None. ``hold``: see ``ProcessExecutor``.
     """
 
     def __init__(
-        self, scope: Path, *, engine: str | None = None, egress: bool = True, login_for: LoginFor | None = None
+        self,
+        scope: Path,
+        *,
+        engine: str | None = None,
+        egress: bool = True,
+        login_for: LoginFor | None = None,
+        hold: int | None = None,
     ) -> None:
         self._scope = hashlib.sha256(os.fsencode(scope.resolve())).hexdigest()[:16]
         self._name = engine
         self._egress = egress
         self._login_for = login_for
+        self._hold = () if hold is None else (hold,)
 
     def describe(self) -> Isolation:
         """The isolation that tasks get here, and why."""
@@ -67,6 +77,10 @@ class ContainerExecutor(Executor):
     def host(self, group_key: str, task: str) -> str:
         """A name that resolves to the task inside its group."""
         return task
+
+    def place_of(self, launch_home: Path, path: str) -> tuple[Path, str]:
+        """Where on the host what the task sees at a path lies; the folders of its data alone have such a place."""
+        return container_place(launch_home, path)
 
     def why_no_layer(self, launch_home: Path, source: Path) -> str:
         """Why inputs can't be laid over ``source``; empty when they can."""
@@ -94,6 +108,7 @@ class ContainerExecutor(Executor):
             isolation=self.describe(),
             egress=self._egress,
             login_for=self._login_for,
+            hold=self._hold,
         )
         gang.prepare(launches)
         return gang
@@ -120,8 +135,10 @@ class ContainerGang(ProcessGang):
         isolation: Isolation,
         egress: bool,
         login_for: LoginFor | None,
+        hold: Sequence[int] = (),
     ) -> None:
         super().__init__(group_key, log)
+        self._hold = tuple(hold)
         self._engine = engine
         self._label = label
         self._isolation = isolation
@@ -171,7 +188,7 @@ class ContainerGang(ProcessGang):
                 stdin=subprocess.DEVNULL,
                 stdout=log_write,
                 stderr=log_write,
-                pass_fds=fds,
+                pass_fds=[*fds, *self._hold],
                 cwd=home / "run",  # podman's monitor leaves a file where it is started when memory runs out
                 env={},
                 start_new_session=True,
@@ -246,7 +263,13 @@ class ContainerGang(ProcessGang):
         if launch.image in self._images:
             return
         login = self._login_for(launch.image) if self._login_for is not None else None
-        self._images[launch.image] = self._engine.ensure_image(launch.image, auth_file=login)
+        with tempfile.TemporaryDirectory(prefix="osmo-login-") as folder:  # for this user alone
+            path = os.path.join(folder, "config.json")
+            if login is not None:
+                with open(path, "x", encoding="utf-8") as file:
+                    file.write(login)
+            auth_file = None if login is None else path
+            self._images[launch.image] = self._engine.ensure_image(launch.image, auth_file=auth_file)
 
     def _introduce(self, attempt: Attempt) -> None:
         pulled = " (pulled now)" if self._images.get(attempt.launch.image) else ""

@@ -31,6 +31,7 @@ import time
 
 _POLL = 0.02
 _GATE_SECONDS = 60.0
+_OOM_FILE = "oom"
 
 
 class _Refused(Exception):  # noqa: N818  the message is for the user; nothing here is an error of ours
@@ -150,6 +151,8 @@ class _Companion:
         return buffer.getvalue()
 
     def _start(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(_OOM_FILE)
         self._child = subprocess.Popen(
             [self._header["engine"], "start", "--attach", self._name],
             stdin=subprocess.DEVNULL,
@@ -238,7 +241,9 @@ class _Companion:
         code, _, oom = done.stdout.decode(errors="replace").strip().partition(" ")
         child = self._child
         number = int(code) if code.isdigit() else 137 if child is None else child.returncode
-        self.say(exit=number, oom=oom == "true" or self._memory.reached)
+        # Podman's monitor leaves a file of this name where it was started, and does not always tell podman.
+        told = oom == "true" or os.path.exists(_OOM_FILE)
+        self.say(exit=number, oom=told or self._memory.reached)
 
     def leave(self) -> None:
         """Leave nothing behind when nobody is there who would."""

@@ -263,6 +263,7 @@ class SandboxGang(ProcessGang):
             "op": "start",
             "id": number,
             "slot": self._slots[launch.name],
+            "host_network": launch.host_network and not self._machine.user,
             "memory": launch.memory,
             "cpu": launch.cpu,
             "layers": plan.layers,
@@ -289,6 +290,8 @@ class SandboxGang(ProcessGang):
             self._tell({"op": "kill", "id": number})
 
     def _introduce(self, attempt: Attempt) -> None:
+        if attempt.launch.host_network and self._machine.user:
+            attempt.note("hostNetwork has no effect: only root can give a task this machine's network")
         network = "own network" if self._isolation.network else "shared network"
         network += " with a way out" if self._uplink is not None else ""
         attempt.note(f"isolation: {self._isolation.mode}, {network}; details: osmo doctor")

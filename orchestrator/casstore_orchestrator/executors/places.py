@@ -10,7 +10,9 @@ import os
 import posixpath
 from pathlib import Path
 
-__all__ = ["plain_place", "sandbox_place"]
+from casstore.errors import UsageError
+
+__all__ = ["container_place", "plain_place", "sandbox_place"]
 
 _DATA = (("/osmo/data", "data"), ("/osmo/run/workspace", "run/workspace"))
 _OWN = (*_DATA, ("/tmp", "tmp"), ("/var/tmp", "var_tmp"))  # noqa: S108  names, no file is made in them
@@ -34,6 +36,18 @@ def plain_place(home: Path, path: str) -> tuple[Path, str]:
     path = posixpath.normpath("/" + path.lstrip("/"))
     found = _below(path, (*_DATA, *((str(home / name), name) for _, name in _DATA)))
     return (home / found[0], found[1]) if found is not None else (Path("/"), path.lstrip("/"))
+
+
+def container_place(home: Path, path: str) -> tuple[Path, str]:
+    """A data folder of an attempt, and the path below it. ``UsageError`` for what is in the container alone."""
+    normal = posixpath.normpath("/" + path.lstrip("/"))
+    found = _below(normal, _DATA)
+    if found is None:
+        raise UsageError(
+            f"{path} is inside the task's container, where it can't be read from outside",
+            hint=f"use a path below one of {', '.join(folder for folder, _ in _DATA)}",
+        )
+    return home.resolve() / found[0], found[1]
 
 
 def _below(path: str, folders: tuple[tuple[str, str], ...]) -> tuple[str, str] | None:

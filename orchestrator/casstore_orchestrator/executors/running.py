@@ -17,12 +17,15 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import BinaryIO
 
 from casstore.errors import ConflictError, NotFoundError, ServiceError, UsageError
 from casstore_orchestrator.executors.entering import Entered, Programs
 from casstore_orchestrator.executors.loop import Loop
+from casstore_orchestrator.executors.storage import Limit, StorageWatch
 from casstore_orchestrator.ports import Gang, LogSink, RunningTask, TaskLaunch
+from casstore_orchestrator.units import format_quantity
 
 __all__ = ["Attempt", "Loop", "ProcessGang", "close_all", "open_channel"]
 
@@ -33,6 +36,7 @@ _KILLED = 128 + signal.SIGKILL
 _LOG_LINGER_SECONDS = 5.0
 _PREPARE_SECONDS = 120.0
 _CONNECT_SECONDS = 10.0
+OUT_OF_MEMORY = "The task reached its memory limit."
 _log = logging.getLogger(__name__)
 
 
@@ -57,7 +61,7 @@ class Attempt(RunningTask):
         self._gone = False
         self._reported: int | None = None
         self._code: int | None = None
-        self._oom = False
+        self._evicted = ""
         self._kill_hard: Callable[[], None] = self.order_kill
         self._on_control_end: Callable[[], None] = lambda: None
         self._open_socket: Callable[[int, int], socket.socket] = self._no_socket
@@ -91,8 +95,8 @@ class Attempt(RunningTask):
         return self.launch.name
 
     @property
-    def oom(self) -> bool:
-        return self._oom
+    def evicted(self) -> str:
+        return self._evicted
 
     def poll(self) -> int | None:
         return self._code if self._done.is_set() else None
@@ -199,10 +203,22 @@ class Attempt(RunningTask):
             self._error = reason
             self._ready.set()
 
+    def evict(self, reason: str) -> None:
+        """End the attempt because it reached a limit; from any thread."""
+
+        def begin() -> None:
+            if not self._done.is_set():
+                self._evicted = self._evicted or reason
+                self.note(reason)
+                self._kill_hard()
+
+        self._loop.call(begin)
+
     def mark_gone(self, *, oom: bool = False) -> None:
         """In the loop: every process of the attempt has ended."""
         self._gone = True
-        self._oom = self._oom or oom
+        if oom:
+            self._evicted = self._evicted or OUT_OF_MEMORY
         self._loop.call_later(_LOG_LINGER_SECONDS, self._close_output)
         self._finish_if_over()
 
@@ -284,7 +300,8 @@ class Attempt(RunningTask):
             self.note(str(message["note"]))
         elif "exit" in message:
             self._reported = int(str(message["exit"]))
-            self._oom = self._oom or message.get("oom") is True
+            if message.get("oom") is True:
+                self._evicted = self._evicted or OUT_OF_MEMORY
 
     def _finish_if_over(self) -> None:
         if self._done.is_set() or not self._gone or self._output >= 0 or self._control.fileno() >= 0:
@@ -292,9 +309,9 @@ class Attempt(RunningTask):
         said = b"; ".join(self._setup_lines).decode(errors="replace")
         self.fail(said or "it ended before it was ready")
         self._code = _KILLED if self._reported is None else self._reported
-        if self._oom and self._code == 0:
+        if self._evicted and self._code == 0:
             self.note("A process of the task was ended at the memory limit; the command went on without it")
-        self._oom = self._oom and self._code != 0
+            self._evicted = ""
         self._done.set()
 
 
@@ -307,6 +324,7 @@ class ProcessGang(Gang, ABC):
         self._tasks: dict[str, Attempt] = {}
         self._lock = threading.Lock()
         self._closed = False
+        self._storage = StorageWatch(f"storage {group_key}", self._storage_limits)
 
     @property
     def tasks(self) -> Mapping[str, Attempt]:
@@ -346,6 +364,16 @@ class ProcessGang(Gang, ABC):
             raise
         for attempt in self._tasks.values():
             self._introduce(attempt)
+        if any(launch.storage for launch in launches):
+            self._storage.start()
+
+    def _storage_limits(self) -> dict[object, Limit]:
+        limits: dict[object, Limit] = {}
+        for attempt in list(self._tasks.values()):
+            launch = attempt.launch
+            if launch.storage and attempt.poll() is None:
+                limits[attempt] = Limit(launch.home, launch.storage, partial(_too_much, attempt))
+        return limits
 
     def release(self) -> None:
         """Start every command that has not been started."""
@@ -385,12 +413,18 @@ class ProcessGang(Gang, ABC):
             if self._closed:
                 return
             self._closed = True
+        self._storage.stop()
         for attempt in self._tasks.values():
             attempt.kill()
         self._tear_down()
         for attempt in self._tasks.values():
             attempt.wait()
         self._loop.stop()
+
+
+def _too_much(attempt: Attempt, used: int) -> None:
+    most = format_quantity(attempt.launch.storage)
+    attempt.evict(f"The task used more storage than its limit of {most}: {format_quantity(used)} or more.")
 
 
 def open_channel() -> tuple[tuple[int, int], tuple[socket.socket, socket.socket]]:

@@ -253,7 +253,8 @@ def plan_mounts(launch: TaskLaunch, view: View, hosts: Path, resolver: Path | No
     before = ["--bind", str(home / "root"), "/"]
     for folder in view.plain_folders:
         before += ["--ro-bind", folder, folder]
-    after = ["--ro-bind", "/sys", "/sys", "--proc", "/proc", "--dev", "/dev"]
+    devices = ["--dev-bind", "/dev", "/dev"] if launch.privileged else ["--dev", "/dev"]
+    after = ["--ro-bind", "/sys", "/sys", "--proc", "/proc", *devices]
     for path in _KERNEL_READ_ONLY:
         if os.path.exists(path):
             after += ["--ro-bind", path, path]
@@ -278,6 +279,8 @@ def plan_mounts(launch: TaskLaunch, view: View, hosts: Path, resolver: Path | No
         after += [kind, str(home / "layers" / name), f"{LAYOUT.input}/{layer.at}"]
     after += ["--bind", str(home / "data/output"), LAYOUT.output]
     after += ["--bind", str(home / "run/workspace"), WORKSPACE, "--ro-bind", str(home / "run/bin"), COMMANDS]
+    for source, target in launch.volumes:
+        after += ["--bind", source, target]
     after += ["--ro-bind", str(init), _INIT]
     if os.path.lexists("/etc/hosts") or "/etc" in view.folders:
         after += ["--ro-bind", str(hosts), "/etc/hosts"]
@@ -287,7 +290,7 @@ def plan_mounts(launch: TaskLaunch, view: View, hosts: Path, resolver: Path | No
     after += ["--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
     after += ["--hostname", launch.name, "--die-with-parent", "--as-pid-1", "--new-session", "--clearenv"]
     after += ["--cap-drop", "ALL"]
-    for capability in _CAPABILITIES:
+    for capability in ("ALL",) if launch.privileged else _CAPABILITIES:
         after += ["--cap-add", capability]
     after += ["--chdir", "/", "--info-fd", str(_INFO_FD), "--"]
     after += [python, "-I", "-S", _INIT, str(_CONTROL_FD), str(_LAUNCH_FD)]

@@ -146,6 +146,7 @@ class _Supervisor:
         self._bwrap = ""
         self._bases = Bases()
         self._network: GroupNetwork | None = None
+        self._machine_network = -1
 
     def say(self, **what: object) -> None:
         with contextlib.suppress(OSError):
@@ -160,6 +161,7 @@ class _Supervisor:
             self._bases = Bases(*bases)
         if self._user:
             enter_user_namespace()
+        self._machine_network = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         syscalls.unshare(syscalls.CLONE_NEWNET)
         self._network = GroupNetwork(bridged=bool(order["bridged"]))
         self.say(ready=True)
@@ -178,7 +180,9 @@ class _Supervisor:
         os.set_blocking(reading, False)
         namespace, group = None, None
         try:
-            if self._network is not None:
+            if order["host_network"]:
+                namespace = os.dup(self._machine_network)
+            elif self._network is not None:
                 namespace = self._network.join(int(str(order["slot"])), number)
             if self._bases.version:
                 name = f"{GROUP_PREFIX}{os.getpid()}-{number}"

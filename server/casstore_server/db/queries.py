@@ -36,7 +36,7 @@ _PLACED = (str(TaskStatus.INITIALIZING), str(TaskStatus.RUNNING))
 class WorkflowFilter:
     """Which workflows; empty and None do not restrict. Times are seconds since the epoch.
 
-    ``name`` is a part of the id. A workflow with any of ``tags`` matches. ``app`` is a name and, unless None, a version.
+    ``name`` is a part of the id. A workflow with any of ``tags`` matches. ``app`` is a name and a version, None for any.
     """
 
     users: Sequence[str] = ()
