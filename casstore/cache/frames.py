@@ -6,6 +6,8 @@ a frame verifies it: a hole that was filled half-way, a disk that lost power and
 whose frame is then written over what was wrong. Nothing is held open, so that what is evicted is gone at once.
 
     frames/<2 hex>/<pack id>    the frames, at their places
+
+What a frame refers to, somewhere else, is kept in a file of its own kind: see ``referred``.
 """
 
 from __future__ import annotations
@@ -15,16 +17,22 @@ import time
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
+from casstore import hashing
 from casstore.cache.space import STALE, Space
+from casstore.compression import RAW
 from casstore.format.index import Location
 from casstore.model import Buffer
 
-__all__ = ["FrameCache"]
+__all__ = ["FrameCache", "referred"]
 
 GAP = 16 << 10
 """Bytes between two frames that are rather read than skipped."""
 READ = 8 << 20
 """Bytes that one read covers at most, unless one frame is longer."""
+_SPREAD = 1 << 17
+"""How much further apart than references are the bytes that they lead to. Were some longer, they would write over each
+other, and be fetched again.
+"""
 _VECTORS = 512
 _HEAD = bytes(64)
 _WRITE = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -117,6 +125,11 @@ class FrameCache:
     def _path(self, pack_id: bytes) -> str:
         name = pack_id.hex()
         return os.path.join(self._root, name[:2], name)
+
+
+def referred(place: Location) -> Location:
+    """Return where the bytes are kept that the frame at this place refers to."""
+    return Location(hashing.digest(b"referred " + place.pack_id), place.offset * _SPREAD, place.raw, place.raw, RAW)
 
 
 def _runs(places: Sequence[Location]) -> Iterator[list[Location]]:

@@ -78,7 +78,9 @@ class Store:
         self.index = Index(backend, config.id)
         self._windows = Windows(backend)
         self.cache: RemoteCache | None = None
-        """Where what is read from far away is kept; see ``use``."""
+        """Where what is read from far away is kept, where the store itself is; see ``use``."""
+        self.elsewhere: RemoteCache | None = None
+        """The same for what references lead to, wherever the store is."""
 
     @property
     def id(self) -> str:
@@ -137,10 +139,11 @@ class Store:
         return report
 
     def use(self, cache: RemoteCache | None, *, recall: bool = False) -> None:
-        """Read through the cache of this machine, where the store is far away.
+        """Read through the cache of this machine, where the store, or what it refers to, is far away.
 
         For those who want data, and not for those who look whether a store has it. ``recall``: see ``Index.recall``.
         """
+        self.elsewhere = cache
         if cache is None or self.backend.capabilities.local:
             return
         self.cache = self.index.cache = cache

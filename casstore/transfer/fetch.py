@@ -16,6 +16,8 @@ import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from casstore import hashing
+from casstore.cache.frames import referred
 from casstore.compression import REFERENCE
 from casstore.errors import CasstoreError, IntegrityError, NotFoundError, StorageError
 from casstore.format.index import Location
@@ -95,9 +97,23 @@ class Fetcher:
                         lengths[chunk_id] = raw
                 except NotFoundError as error:
                     self._frames[chunk_id] = _NOWHERE, _missing(error)
+        if lengths:
+            self._look_elsewhere(wanted, lengths)
         self._read(self._look(wanted), retry=True)
         if lengths:
             self._follow(lengths)
+
+    def _look_elsewhere(self, wanted: dict[bytes, Location], lengths: dict[bytes, int]) -> None:
+        """Take what is in the cache of what is referred to: neither that nor the references need be read then."""
+        cache = self._store.elsewhere
+        if cache is None:
+            return
+        rows = sorted((referred(wanted[chunk_id]), chunk_id) for chunk_id in lengths)
+        for (place, chunk_id), data in zip(rows, cache.frames.get_many([row[0] for row in rows]), strict=True):
+            if data is not None and place.raw == lengths[chunk_id] and hashing.digest(data) == chunk_id:
+                self._ready[chunk_id] = data
+                self.cached += len(data)
+                del wanted[chunk_id], lengths[chunk_id]
 
     def _look(self, wanted: dict[bytes, Location]) -> dict[bytes, Location]:
         """Take what is in the cache; returns the rest."""
@@ -117,8 +133,8 @@ class Fetcher:
     def keep(self) -> None:
         """Put what was taken since it was loaded into the cache, if this fetcher is to fill it."""
         fresh, self._fresh = self._fresh, []
-        if fresh and self._store.cache is not None:
-            self._store.cache.frames.put_many(fresh)
+        if fresh and self._store.elsewhere is not None:
+            self._store.elsewhere.frames.put_many(fresh)
 
     def _follow(self, lengths: dict[bytes, int]) -> None:
         """Read what is not in the store but elsewhere, if it is as long as whoever wants it says."""
@@ -137,6 +153,8 @@ class Fetcher:
             else:
                 self._ready[chunk_id] = data
                 self.fetched += len(data)
+                if self.fill:
+                    self._fresh.append((referred(self._frames[chunk_id][0]), data))
 
     def take(self, chunk_id: bytes, raw: int) -> Buffer:
         """Return a loaded chunk, verified; valid until the next ``load``. It is decoded once.

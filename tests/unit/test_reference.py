@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import struct
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 
 from casstore import hashing
 from casstore.backend.memory import MemoryBackend
+from casstore.cache.remote import RemoteCache
 from casstore.compression import RAW, REFERENCE
 from casstore.errors import AccessError, FormatError, IntegrityError, UsageError
 from casstore.format.index import Location, Segment, encode, merge
@@ -292,6 +294,34 @@ def test_neighbours_are_one_read(world: World) -> None:
     assert [bytes(data) for data in world.store.read_chunks(refs)] == chunks
     assert world.lab.log == [("read", "a")]
     fetcher.close()
+
+
+def test_what_was_followed_is_kept_and_verified_again(world: World, tmp_path: Path) -> None:
+    chunks = world.object("a", [50_000, 4096, 1 << 20, 70_000])
+    refs = world.refer("a", chunks)
+
+    def read(fill: bool) -> tuple[int, int]:
+        store = world.open()
+        store.use(RemoteCache.at(str(tmp_path / "cache"), 1 << 30))
+        fetcher = Fetcher(store, fill=fill)
+        fetcher.load(refs)
+        assert [bytes(fetcher.take(*ref)) for ref in refs] == chunks
+        fetcher.keep()
+        return fetcher.fetched, fetcher.cached
+
+    size = sum(map(len, chunks))
+    assert read(fill=False) == (size, 0)
+    assert read(fill=True) == (size, 0)
+    world.lab.log.clear()
+    assert read(fill=False) == (0, size)
+    assert world.lab.log == []
+    (kept,) = [path for path in (tmp_path / "cache/frames").rglob("*") if path.stat().st_size > size]
+    with open(kept, "r+b") as file:
+        file.seek(os.lseek(file.fileno(), 0, os.SEEK_DATA) + 5000)
+        file.write(b"?" * 5000)
+    fetched, cached = read(fill=True)
+    assert 0 < fetched < size and fetched + cached == size
+    assert read(fill=True) == (0, size)
 
 
 def test_a_read_is_bounded(world: World) -> None:
