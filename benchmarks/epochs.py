@@ -26,8 +26,8 @@ WORKERS = "2"
 class RemoteOsmo(Osmo):
     """The project's command with a bucket of the server."""
 
-    def __init__(self, work: Path, bucket: str, server: S3Server) -> None:
-        super().__init__(work)
+    def __init__(self, work: Path, bucket: str, server: S3Server, *options: str, home: Path | None = None) -> None:
+        super().__init__(work, *options, home=home)
         self.bucket = bucket
         self.server = server
 
@@ -37,6 +37,12 @@ class RemoteOsmo(Osmo):
     def prepare(self, source: Path) -> None:
         self.osmo("bucket", "add", "remote", f"s3://{self.bucket}/store", "--default")
         super().prepare(source)
+
+
+class WithoutCache(RemoteOsmo):
+    """The same, keeping nothing on the disk: what the cache costs."""
+
+    name = "casstore, no cache"
 
 
 class Download(Folder):
@@ -128,6 +134,7 @@ def streamed(name: str, folder: Path, rounds: int, scale: float, only: Sequence[
                 Download(work / "download", bucket, server),
                 RcloneCopy(work / "rclone-copy", bucket, server),
                 ours,
+                WithoutCache(work / "plain", bucket, server, "--no-cache", home=work / "osmo"),
                 Rclone(work / "rclone", f"s3:{bucket}/plain", server),
                 S3fs(work / "s3fs", bucket, "plain", server),
             ]
