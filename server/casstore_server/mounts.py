@@ -280,7 +280,7 @@ def _end(process: subprocess.Popen[bytes], *, patient: bool) -> None:
 
 
 def main(args: Sequence[str]) -> int:
-    """What the process of a mount runs: ``ORDER``, a descriptor for the answer, and one that ends with who ordered it."""
+    """What the process of a mount runs: ``ORDER``, a descriptor for the answer, one that ends with whoever ordered."""
     order = msgspec.json.decode(args[0], type=_Order)
     descriptor = int(args[1])
     os.set_inheritable(descriptor, False)
@@ -303,7 +303,8 @@ def main(args: Sequence[str]) -> int:
             stores.close()
 
     try:
-        return session.run(order.mount, open_store, ready)
+        hold = _stores(order).is_writable(order.mount.bucket)
+        return session.run(msgspec.structs.replace(order.mount, hold=hold), open_store, ready)
     except CasstoreError as error:
         ready(error)
         return error.exit_code

@@ -46,6 +46,11 @@ class Stores:
             cache_dir=str(self._settings.cache_dir),
         )
 
+    def is_writable(self, name: str) -> bool:
+        """Whether a bucket is declared, and not as one that is only read."""
+        declared = self._config.last_good().buckets.get(name)
+        return declared is not None and declared.writable
+
     def close(self) -> None:
         """Close every store."""
         with self._lock:
