@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -353,3 +354,51 @@ def test_what_nobody_follows_is_swept(group: Group) -> None:
     group.executor.sweep(group.key)
     assert group.left() == []
     assert gang.tasks["t"].wait(PATIENCE) == 137
+
+
+def read_all(fd: int) -> bytes:
+    data = b""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        if select.select([fd], [], [], 0.2)[0]:
+            try:
+                piece = os.read(fd, 4096)
+            except OSError:  # a terminal whose other side was closed
+                return data
+            if not piece:
+                return data
+            data += piece
+    return data
+
+
+def test_programs_run_beside_the_command_and_its_ports_are_reached(group: Group) -> None:
+    serve = (
+        "import socket\nserver = socket.create_server(('127.0.0.1', 7000))\n"
+        "while True:\n    peer, _ = server.accept()\n    peer.sendall(b'served')\n    peer.close()"
+    )
+    gang = group.prepare(group.launch("t", "", argv=("python3", "-c", serve), environment={"MINE": "yes"}))
+    gang.release()
+    task = gang.tasks["t"]
+    assert eventually(lambda: task.started_ns is not None)
+    program = task.enter(["bash", "-c", "read line; echo $line $MINE; exit 3"])
+    os.write(program.stdin, b"hello\n")
+    assert read_all(program.stdout) == b"hello yes\n"
+    select.select([program.ended], [], [], PATIENCE)
+    assert program.code == 3
+    program.close()
+    program = task.enter(["bash", "-c", "test -t 0 && stty size; exit 4"], terminal=(33, 77))
+    assert b"33 77" in read_all(program.terminal)
+    select.select([program.ended], [], [], PATIENCE)
+    assert program.code == 4
+    program.close()
+
+    def answer() -> bytes:
+        try:
+            with task.connect(7000) as peer:
+                return peer.recv(100)
+        except NotFoundError:
+            return b""
+
+    assert eventually(lambda: answer() == b"served")
+    with pytest.raises(NotFoundError, match="nothing listens on port 7001"):
+        task.connect(7001)

@@ -13,13 +13,17 @@ import hashlib
 import ipaddress
 import os
 import re
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from casstore.errors import CasstoreError, ServiceError, UsageError
+from casstore_orchestrator.executors import syscalls
 from casstore_orchestrator.executors.engine import Engine, find_engine
 from casstore_orchestrator.executors.launch import check_launches, open_document
 from casstore_orchestrator.executors.network import host_names
@@ -205,8 +209,34 @@ class ContainerGang(ProcessGang):
             process.wait()
             attempt.mark_gone()
 
-        attempt.attach(kill_hard=attempt.order_kill, on_control_end=ended)
+        attempt.attach(
+            kill_hard=attempt.order_kill,
+            on_control_end=ended,
+            open_socket=partial(self._open_socket, name),
+        )
         return attempt
+
+    def _open_socket(self, name: str, family: int, kind: int) -> socket.socket:
+        """A socket in the network of a container. ``ServiceError``."""
+        form = "{{.State.Pid}}"
+        pid = self._engine.ask("inspect", "--type", "container", "--format", form, name, doing="find the task").strip()
+        made: list[socket.socket | OSError] = []
+
+        def enter() -> None:
+            try:
+                with open(f"/proc/{pid}/ns/net", "rb") as namespace:
+                    syscalls.setns(namespace.fileno(), syscalls.CLONE_NEWNET)
+                made.append(socket.socket(family, kind))
+            except OSError as error:
+                made.append(error)
+
+        # A thread of its own, because a network namespace belongs to a thread: it ends with this one.
+        thread = threading.Thread(target=enter, name=f"network of {name}")
+        thread.start()
+        thread.join()
+        if isinstance(made[0], OSError):
+            raise ServiceError(f"the network of the task can't be reached: {made[0].strerror}")
+        return made[0]
 
     def _header(self, launch: TaskLaunch, home: Path, name: str, *, fresh: bool) -> dict[str, object]:
         script, variables = _environment(launch)

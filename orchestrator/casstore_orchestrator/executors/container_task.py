@@ -19,19 +19,24 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import io
 import json
 import os
 import select
+import signal
 import socket
+import struct
 import subprocess
 import sys
 import tarfile
+import termios
 import time
 
 _POLL = 0.02
 _GATE_SECONDS = 60.0
 _OOM_FILE = "oom"
+_MAX_HANDED = 8
 
 
 class _Refused(Exception):  # noqa: N818  the message is for the user; nothing here is an error of ours
@@ -79,6 +84,10 @@ class _Memory:
             )
 
 
+def _take_terminal() -> None:
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
 class _Companion:
     def __init__(self, control: socket.socket, launch: int) -> None:
         self._control = control
@@ -94,6 +103,7 @@ class _Companion:
         self._child: subprocess.Popen[bytes] | None = None
         self._deserted = False
         self._memory = _Memory()
+        self._entered: dict[int, subprocess.Popen[bytes]] = {}  # id of the request -> client of the engine
 
     def say(self, **what: object) -> None:
         with contextlib.suppress(OSError):
@@ -185,6 +195,7 @@ class _Companion:
     def follow(self) -> None:
         """Obey the socket until the container has ended."""
         while self._child is None or self._child.poll() is None:
+            self._reap()
             watched: list[socket.socket | int] = [] if self._deserted else [self._control]
             if self._memory.fd >= 0:
                 watched.append(self._memory.fd)
@@ -195,7 +206,8 @@ class _Companion:
             if pid >= 0:
                 watched.append(pid)
             try:
-                ready = select.select(watched, [], [], None if pid >= 0 or self._child is None else _POLL)[0]
+                idle = (pid >= 0 or self._child is None) and not self._entered
+                ready = select.select(watched, [], [], None if idle else _POLL)[0]
             finally:
                 if pid >= 0:
                     os.close(pid)
@@ -211,9 +223,11 @@ class _Companion:
 
     def _obey(self) -> bool:
         """Take one order; False when the attempt ends without having started."""
-        data = self._control.recv(1)
+        data, fds, _, _ = socket.recv_fds(self._control, 1, _MAX_HANDED)
         if data == b"g":
             self._go()
+        elif data == b"e":
+            self._take_request(fds)
         elif data == b"t":
             self._engine("kill", "--signal", "TERM", self._name)
         elif data in {b"k", b""}:
@@ -222,6 +236,61 @@ class _Companion:
                 return False
             self._engine("kill", "--signal", "KILL", self._name)
         return True
+
+    def _take_request(self, fds: list[int]) -> None:
+        """Start a program beside the command, or hang up on one; see ``task_init``."""
+        number = 0
+        try:
+            with open(fds.pop(0), "rb", buffering=0) as stream:
+                stream.seek(0)
+                data = stream.readall()
+            request = json.loads(data[8 : 8 + int.from_bytes(data[:8], "big")])
+            number = int(request["id"])
+            if request["op"] == "enter":
+                self._enter(number, request, fds)
+            elif number in self._entered:
+                self._entered[number].send_signal(signal.SIGHUP)
+        except (_Refused, OSError, ValueError, KeyError, IndexError) as error:
+            self.say(entered=number, error=str(error))
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _enter(self, number: int, request: dict[str, object], fds: list[int]) -> None:
+        size, argv, extra, master = request.get("terminal"), request["argv"], request["environment"], -1
+        if not isinstance(argv, list) or not isinstance(extra, dict):
+            raise _Refused("the request is damaged")
+        command = [self._header["engine"], "exec", "--interactive"]
+        if isinstance(size, list):
+            master, slave = os.openpty()
+            fds.append(slave)
+            fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
+            command.append("--tty")
+        command += [f"--env={name}={value}" for name, value in extra.items()]
+        streams = fds * 3 if master >= 0 else fds
+        try:
+            self._entered[number] = subprocess.Popen(
+                [*command, self._name, *argv],
+                stdin=streams[0],
+                stdout=streams[1],
+                stderr=streams[2],
+                env=self._header["environment"],
+                start_new_session=True,
+                preexec_fn=_take_terminal if master >= 0 else None,  # noqa: PLW1509  this process has one thread
+            )
+            said = json.dumps({"entered": number, "running": True}).encode() + b"\n"
+            with contextlib.suppress(OSError):
+                socket.send_fds(self._control, [said], [master] if master >= 0 else [])
+        finally:
+            if master >= 0:
+                os.close(master)
+
+    def _reap(self) -> None:
+        for number, client in list(self._entered.items()):
+            code = client.poll()
+            if code is not None:
+                del self._entered[number]
+                self.say(entered=number, exit=code if code >= 0 else 128 - code)
 
     def _go(self) -> None:
         if self._opened >= 0:

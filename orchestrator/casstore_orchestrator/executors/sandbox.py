@@ -224,6 +224,17 @@ def _hide(paths: Sequence[str], shown: Sequence[str]) -> list[str]:
     return arguments
 
 
+def _names(view: View, hosts: Path, resolver: Path | None) -> list[str]:
+    """How names are resolved."""
+    arguments: list[str] = []
+    if os.path.lexists("/etc/hosts") or "/etc" in view.folders:
+        arguments += ["--ro-bind", str(hosts), "/etc/hosts"]
+    if resolver is not None and os.path.lexists("/etc/resolv.conf"):
+        # Often a link into /run, which is the task's own and empty: then the file is made there.
+        arguments += ["--ro-bind", str(resolver), os.path.realpath("/etc/resolv.conf")]
+    return arguments
+
+
 def _gpu_devices() -> list[str]:
     arguments: list[str] = []
     for name in sorted(os.listdir("/dev")):
@@ -282,11 +293,7 @@ def plan_mounts(launch: TaskLaunch, view: View, hosts: Path, resolver: Path | No
     for source, target in launch.volumes:
         after += ["--bind", source, target]
     after += ["--ro-bind", str(init), _INIT]
-    if os.path.lexists("/etc/hosts") or "/etc" in view.folders:
-        after += ["--ro-bind", str(hosts), "/etc/hosts"]
-    if resolver is not None and os.path.lexists("/etc/resolv.conf"):
-        # Often a link into /run, which is the task's own and empty: then the file is made there.
-        after += ["--ro-bind", str(resolver), os.path.realpath("/etc/resolv.conf")]
+    after += _names(view, hosts, resolver)
     after += ["--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
     after += ["--hostname", launch.name, "--die-with-parent", "--as-pid-1", "--new-session", "--clearenv"]
     after += ["--cap-drop", "ALL"]
