@@ -173,6 +173,17 @@ def _inputs(folder: str) -> str:
     return f"downloaded: {reason}" if reason else "mounted"
 
 
+def _containers() -> str:
+    """Which container engine pools can use here, or why there is none."""
+    from casstore_orchestrator.executors.engine import find_engine
+
+    try:
+        engine = find_engine()
+    except CasstoreError as exc:
+        return exc.message
+    return f"{engine.name} {engine.version}" + (", without root" if engine.rootless else "")
+
+
 @click.command("doctor", cls=Command)
 @output.format_option("text", "json")
 def doctor(format_type: str) -> None:
@@ -189,6 +200,7 @@ def doctor(format_type: str) -> None:
         capacity = this_machine(config.paths.state).capacity
         report["isolation"] = isolation.mode
         report["network"] = "a network of its own for each group" if isolation.network else "the machine's own"
+        report["containers"] = _containers()
         report["inputs"] = _inputs(config.paths.state)
         report["reasons"] = list(isolation.reasons)
         report["capacity"] = {

@@ -2,7 +2,7 @@
 
 Decided here and only here: how they are called (ctypes on the C library) and their numbers. Every function raises
 ``OSError`` with the errno and a short description of what was tried. They change the thread that calls them, so only
-the small single-threaded processes that set sandboxes up call them, or a thread that ends right after; never the server.
+the small single-threaded processes that set sandboxes up call them, or a thread that ends right after it.
 """
 
 from __future__ import annotations
