@@ -37,12 +37,13 @@ class View(NamedTuple):
 
 
 class NodeClass:
-    """Nodes that are alike for every pool."""
+    """Nodes that are alike for every pool. Classes of the same platforms of the same pools are one ``zone``."""
 
-    __slots__ = ("number", "size", "views")
+    __slots__ = ("number", "size", "views", "zone")
 
-    def __init__(self, number: int, views: Mapping[str, View]) -> None:
+    def __init__(self, number: int, zone: int, views: Mapping[str, View]) -> None:
         self.number = number
+        self.zone = zone
         self.views = views
         self.size = 0
 
@@ -50,10 +51,11 @@ class NodeClass:
 class Kind:
     """What a task asks of a pool's nodes; equal demands are one object within a layout."""
 
-    __slots__ = ("amount", "excluded", "limits", "needs", "platforms", "pool", "preferred", "required")
+    __slots__ = ("amount", "excluded", "limits", "needs", "platforms", "pool", "preferred", "required", "zones")
 
     def __init__(
         self,
+        zones: tuple[int, ...],
         pool: str,
         amount: Vector,
         platforms: tuple[str, ...],
@@ -61,6 +63,7 @@ class Kind:
         required: tuple[tuple[str, str], ...],
         preferred: tuple[tuple[str, str], ...],
     ) -> None:
+        self.zones = zones
         self.pool = pool
         self.amount = amount
         self.needs = tuple((index, value) for index, value in enumerate(amount) if value)
@@ -112,6 +115,7 @@ class Layout:
         self.distinct: list[NodeClass] = []
         self.by_name: dict[tuple[str, str], int] = {}
         self.resources: tuple[str, ...] = _PLAIN
+        self.zones: dict[tuple[tuple[str, str], ...], int] = {}
         self._kinds: dict[tuple[object, ...], Kind] = {}
         declared: dict[str, dict[str, Node]] = {}
         extras: set[str] = set()
@@ -144,7 +148,9 @@ class Layout:
                 self.by_name[pool, node.name] = number
             cls = known.get(tuple(seen))
             if cls is None:
-                cls = known[tuple(seen)] = NodeClass(len(known), dict(seen))
+                where = tuple((pool, view.platform) for pool, view in seen)
+                zone = self.zones.setdefault(where, len(self.zones))
+                cls = known[tuple(seen)] = NodeClass(len(known), zone, dict(seen))
             cls.size += 1
             self.nodes.append(key)
             self.names.append(next(iter(views.values())).name)
@@ -183,7 +189,9 @@ class Layout:
         key = (pool, vector, platforms, excluded, required, preferred)
         found = self._kinds.get(key)
         if found is None:
-            found = self._kinds[key] = Kind(pool, vector, platforms, excluded, required, preferred)
+            own = {(pool, platform) for platform in platforms}
+            zones = tuple(zone for where, zone in self.zones.items() if not own.isdisjoint(where))
+            found = self._kinds[key] = Kind(zones, pool, vector, platforms, excluded, required, preferred)
         return found
 
     def hardness(self, kind: Kind) -> tuple[float, ...]:
@@ -234,15 +242,27 @@ class Bucket:
         """A heap; it may hold nodes that are elsewhere by now."""
         self.count = 0
 
+    def copy(self) -> Bucket:
+        """The same bucket of another cluster."""
+        twin = Bucket(self.number, self.cls, self.used)
+        if self.count:
+            twin.nodes, twin.count = self.nodes.copy(), self.count
+        return twin
+
 
 class _Lane:
-    """The buckets that one kind fits, the best one first; ``seen`` entries of the cluster's log were looked at."""
+    """The buckets that one kind fits, the best one first; ``seen`` entries of the log of each zone were looked at."""
 
     __slots__ = ("heap", "seen")
 
-    def __init__(self) -> None:
+    def __init__(self, zones: int) -> None:
         self.heap: list[tuple[tuple[int, ...], int]] = []
-        self.seen = 0
+        self.seen = [0] * zones
+
+    def copy(self) -> _Lane:
+        twin = _Lane(0)
+        twin.heap, twin.seen = self.heap.copy(), self.seen.copy()
+        return twin
 
 
 class Cluster:
@@ -253,47 +273,52 @@ class Cluster:
         self.buckets: list[Bucket] = []
         self.looks = 0
         """Buckets looked at by searches, as a measure of work that does not depend on the machine."""
-        self._where: dict[tuple[int, Vector], Bucket] = {}
+        self._where: dict[tuple[int, Vector], int] = {}
         self._at: list[int] = []
-        self._log: list[int] = []
+        self._live: list[dict[int, None]] = [{} for _ in layout.zones]
+        self._logs: list[list[int]] = [[] for _ in layout.zones]
         self._lanes: dict[Kind, _Lane] = {}
         self._journal: list[tuple[int, Vector]] = []
-        if source is None:
-            for node, cls in enumerate(layout.classes):
-                bucket = self._bucket(cls, layout.zero)
-                bucket.nodes.append(node)  # ascending, which is a heap
-                bucket.count += 1
-                self._at.append(bucket.number)
-        else:
-            self._at = self._adopt(source.buckets, source.places)
-        self._log.extend(range(len(self.buckets)))
+        if source is not None:
+            source.fill(self)
+            return
+        for node, cls in enumerate(layout.classes):
+            bucket = self._bucket(cls, layout.zero)
+            bucket.nodes.append(node)  # ascending, which is a heap
+            bucket.count += 1
+            self._at.append(bucket.number)
+        self._index()
 
-    @property
-    def places(self) -> Sequence[int]:
-        """The number of each node's bucket."""
-        return self._at
+    def fill(self, twin: Cluster) -> None:
+        """Make an empty cluster of the same layout equal to this one, with all that was found out so far."""
+        twin.buckets = [bucket.copy() for bucket in self.buckets]
+        twin._where, twin._at = self._where.copy(), self._at.copy()
+        twin._live = [live.copy() for live in self._live]
+        twin._logs = [log.copy() for log in self._logs]
+        twin._lanes = {kind: lane.copy() for kind, lane in self._lanes.items()}
+
+    def _index(self) -> None:
+        """Note every bucket with nodes in its zone, as if all had just come to be."""
+        self._lanes = {}
+        for live, log in zip(self._live, self._logs, strict=True):
+            live.clear()
+            log.clear()
+        for bucket in self.buckets:
+            if bucket.count:
+                self._live[bucket.cls.zone][bucket.number] = None
+                self._logs[bucket.cls.zone].append(bucket.number)
 
     def copy(self) -> Cluster:
         """The same state, to be changed apart from this one."""
         return Cluster(self.layout, self)
 
-    def _adopt(self, buckets: Sequence[Bucket], places: Sequence[int]) -> list[int]:
-        """Fill this empty cluster with what is in these buckets."""
-        moved: dict[int, int] = {}
-        for bucket in buckets:
-            if bucket.count:
-                fresh = self._bucket(bucket.cls, bucket.used)
-                fresh.nodes, fresh.count = bucket.nodes.copy(), bucket.count
-                moved[bucket.number] = fresh.number
-        return [moved[number] for number in places]
-
     def _bucket(self, cls: NodeClass, used: Vector) -> Bucket:
         key = (cls.number, used)
-        found = self._where.get(key)
-        if found is None:
-            found = self._where[key] = Bucket(len(self.buckets), cls, used)
-            self.buckets.append(found)
-        return found
+        number = self._where.get(key)
+        if number is None:
+            number = self._where[key] = len(self.buckets)
+            self.buckets.append(Bucket(number, cls, used))
+        return self.buckets[number]
 
     # Changes.
 
@@ -311,10 +336,13 @@ class Cluster:
 
     def _move(self, node: int, old: Bucket, used: Vector) -> None:
         old.count -= 1
-        new = self._where.get((old.cls.number, used)) or self._bucket(old.cls, used)
+        if not old.count:
+            del self._live[old.cls.zone][old.number]
+        new = self._bucket(old.cls, used)
         if not new.count:
             new.nodes.clear()
-            self._log.append(new.number)
+            self._logs[new.cls.zone].append(new.number)
+            self._live[new.cls.zone][new.number] = None
         heapq.heappush(new.nodes, node)
         new.count += 1
         if len(new.nodes) > 2 * new.count + 32:
@@ -344,10 +372,20 @@ class Cluster:
     def settle(self) -> None:
         """Let go of what is only needed to take changes back, and of what has become useless in the indexes."""
         self._journal.clear()
-        if len(self._log) > 8 * len(self.buckets) + 10_000 or len(self.buckets) > 4 * len(self._at) + 1_000:
-            buckets, self.buckets, self._where, self._lanes = self.buckets, [], {}, {}
-            self._at = self._adopt(buckets, self._at)
-            self._log = list(range(len(self.buckets)))
+        live = sum(map(len, self._live))
+        if sum(map(len, self._logs)) > 8 * live + 10_000 or len(self.buckets) > 4 * live + 4_000:
+            self._compact()
+
+    def _compact(self) -> None:
+        """Forget empty buckets."""
+        kept = [bucket for bucket in self.buckets if bucket.count]
+        moved = {bucket.number: number for number, bucket in enumerate(kept)}
+        self._at = [moved[number] for number in self._at]
+        for number, bucket in enumerate(kept):
+            bucket.number = number
+        self.buckets = kept
+        self._where = {(bucket.cls.number, bucket.used): bucket.number for bucket in kept}
+        self._index()
 
     # Looking for room.
 
@@ -355,18 +393,13 @@ class Cluster:
         """The bucket from which a node for this kind is taken; None when no node has room."""
         lane = self._lanes.get(kind)
         if lane is None:
-            lane = self._lanes[kind] = _Lane()
+            lane = self._lanes[kind] = _Lane(len(kind.zones))
         buckets, heap = self.buckets, lane.heap
-        if lane.seen < len(self._log):
-            limits = kind.limits
-            for number in self._log[lane.seen :]:
-                bucket = buckets[number]
-                if bucket.count:
-                    cls = bucket.cls
-                    limit = limits[cls.number] if cls.number in limits else kind.limit(cls)
-                    if limit is not None and _within(bucket.used, limit):
-                        heapq.heappush(heap, (_order(kind, bucket), number))
-            lane.seen = len(self._log)
+        for number, zone in enumerate(kind.zones):
+            log = self._logs[zone]
+            if lane.seen[number] < len(log):
+                self._catch_up(kind, heap, log[lane.seen[number] :])
+                lane.seen[number] = len(log)
         while heap:
             bucket = buckets[heap[0][1]]
             if bucket.count:
@@ -374,13 +407,35 @@ class Cluster:
             heapq.heappop(heap)
         return None
 
+    def _catch_up(self, kind: Kind, heap: list[tuple[tuple[int, ...], int]], numbers: Sequence[int]) -> None:
+        buckets, limits = self.buckets, kind.limits
+        for number in numbers:
+            bucket = buckets[number]
+            if bucket.count:
+                cls = bucket.cls
+                limit = limits[cls.number] if cls.number in limits else kind.limit(cls)
+                if limit is not None:
+                    used = bucket.used
+                    for index, most in limit:
+                        if used[index] > most:
+                            break
+                    else:
+                        heapq.heappush(heap, (_order(kind, bucket), number))
+
+    def live(self, kind: Kind) -> Iterator[Bucket]:
+        """The buckets of the platforms of a kind."""
+        for zone in kind.zones:
+            for number in self._live[zone]:
+                yield self.buckets[number]
+
     def candidates(self, kind: Kind) -> list[Bucket]:
         """Every bucket with room for this kind, the best one first."""
-        live = [bucket for bucket in self.buckets if bucket.count]
-        self.looks += len(live)
-        found = [
-            bucket for bucket in live if (limit := kind.limit(bucket.cls)) is not None and _within(bucket.used, limit)
-        ]
+        self.looks += sum(len(self._live[zone]) for zone in kind.zones)
+        found = []
+        for bucket in self.live(kind) if self.best(kind) is not None else ():
+            limit = kind.limit(bucket.cls)
+            if limit is not None and all(bucket.used[index] <= most for index, most in limit):
+                found.append(bucket)
         found.sort(key=lambda bucket: _order(kind, bucket))
         return found
 
@@ -407,13 +462,6 @@ def room(kind: Kind, bucket: Bucket, wanted: int) -> int:
     for index, need in kind.needs:
         found = min(found, (capacity[index] - used[index]) // need)
     return found
-
-
-def _within(used: Vector, limit: tuple[tuple[int, int], ...]) -> bool:
-    for index, most in limit:  # noqa: SIM110 - a generator costs twice as much, and this is asked most often of all
-        if used[index] > most:
-            return False
-    return True
 
 
 def _order(kind: Kind, bucket: Bucket) -> tuple[int, ...]:

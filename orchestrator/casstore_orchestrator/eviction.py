@@ -35,10 +35,10 @@ class Evictions:
     def __init__(self, current: Pass) -> None:
         self._pass = current
         self.gone: set[Key] = set()
-        """Who was chosen so far."""
+        """Who has to leave, as far as the pass has decided."""
         self._attempts = _ATTEMPTS
         self._low: list[Holding] | None = None
-        self._without: dict[tuple[str, bool, bool], Cluster] = {}
+        self._without: dict[tuple[str, bool, bool], Cluster | None] = {}
 
     def find(
         self, waiting: Waiting, pool: Pool, shape: Shape, excess: int
@@ -47,43 +47,41 @@ class Evictions:
 
         ``excess`` is how many GPUs the pool itself would have too many.
         """
+        if self._attempts <= 0 or not self._enough(waiting, pool, shape):
+            return (), None
         candidates = self._candidates(waiting, pool, shape)
-        if not candidates or self._attempts <= 0:
-            return (), None
-        if not self._enough(waiting, pool, shape, candidates):
-            return (), None
         chosen = self._fewest(pool, shape, excess, candidates)
         if chosen is None:
             return (), None
         soon = self._pass.clearing()
         for victim in chosen:
             self._pass.release(soon, victim)
-            self.gone.add(victim.key)
         return chosen, fit(soon, shape)
 
-    def _candidates(self, waiting: Waiting, pool: Pool, shape: Shape) -> list[Holding]:
-        """Whom the rules allow to be preempted at all, the youngest first."""
+    def _youngest_low(self) -> list[Holding]:
         if self._low is None:
             low = [held for held in self._pass.holdings if held.priority is Priority.LOW and not held.ending]
             self._low = sorted(low, key=lambda held: (held.since, held.key), reverse=True)
-        reclaims = pool.gpu_guarantee is not None and shape.gpus > 0
-        return [
-            held
-            for held in self._low
-            if held.key not in self.gone
-            and (
-                waiting.guaranteed
-                if held.pool == pool.name
-                else reclaims and self._pass.layout.together(held.pool, pool.name) and self._borrowed(held.pool) > 0
-            )
-        ]
+        return self._low
+
+    def _candidates(self, waiting: Waiting, pool: Pool, shape: Shape) -> list[Holding]:
+        """Whom the rules allow to be preempted at all, the youngest first."""
+        pools = self._pass.pools
+        allowed = {name: name != pool.name and self._reclaims(pool, name, shape) for name in pools}
+        allowed[pool.name] = waiting.guaranteed
+        return [held for held in self._youngest_low() if allowed.get(held.pool) and held.key not in self.gone]
+
+    def _reclaims(self, pool: Pool, other: str, shape: Shape) -> bool:
+        """Whether a pool may take back GPUs from another one now."""
+        wants = pool.gpu_guarantee is not None and shape.gpus > 0
+        return wants and self._pass.layout.together(other, pool.name) and self._borrowed(other) > 0
 
     def _borrowed(self, name: str) -> int:
         """How many GPUs a pool has beyond its guarantee; a pool without one has no more than what is its own."""
         pool = self._pass.pools.get(name)
         if pool is None or pool.gpu_guarantee is None:
             return 0
-        return self._pass.total[name] - self._pass.leaving[name] - pool.gpu_guarantee
+        return self._pass.quotas.total[name] - self._pass.quotas.leaving[name] - pool.gpu_guarantee
 
     def _allowed(self, pool: Pool, shape: Shape, victims: Sequence[Holding]) -> bool:
         """Whether the pools may lose these groups: own ones first, then lenders take back what they lent."""
@@ -92,7 +90,7 @@ class Evictions:
         others = [victim for victim in victims if victim.pool != pool.name]
         if not others:
             return True
-        after = self._pass.total[pool.name] - self._pass.leaving[pool.name] - own + shape.gpus
+        after = self._pass.quotas.total[pool.name] - self._pass.quotas.leaving[pool.name] - own + shape.gpus
         if pool.gpu_guarantee is None or after > pool.gpu_guarantee:
             return False
         borrowed: dict[str, int] = {}
@@ -103,18 +101,25 @@ class Evictions:
             borrowed[victim.pool] = left - gpus(victim.key)
         return True
 
-    def _enough(self, waiting: Waiting, pool: Pool, shape: Shape, candidates: Sequence[Holding]) -> bool:
-        """Whether the group fits without all of the candidates; what is worked out for it serves the whole pass."""
+    def _enough(self, waiting: Waiting, pool: Pool, shape: Shape) -> bool:
+        """Whether the group fits without all candidates; what is worked out for it serves the whole pass."""
         key = (pool.name, waiting.guaranteed, shape.gpus > 0)
-        view = self._without.get(key)
+        if key not in self._without:
+            candidates = self._candidates(waiting, pool, shape)
+            self._without[key] = self._emptied(candidates) if candidates else None
+        view = self._without[key]
         if view is None:
-            view = self._without[key] = self._pass.clearing().copy()
-            for held in candidates:
-                self._pass.release(view, held)
+            return False
         mark = view.mark()
         fits = fit(view, shape) is not None
         view.rollback(mark)
         return fits
+
+    def _emptied(self, candidates: Sequence[Holding]) -> Cluster:
+        view = self._pass.clearing().copy()
+        for held in candidates:
+            self._pass.release(view, held)
+        return view
 
     def _fewest(self, pool: Pool, shape: Shape, excess: int, candidates: Sequence[Holding]) -> Sequence[Holding] | None:
         tried = 0
@@ -148,9 +153,12 @@ class Evictions:
     ) -> Sequence[Holding] | None:
         """Many would have to leave: the youngest that suffice, without those that then turn out not to matter."""
         usable: list[Holding] = []
+        borrowed: dict[str, int] = {}
         for held in candidates:
-            if self._allowed(pool, shape, [*usable, held]) or held.pool == pool.name:
+            left = borrowed.get(held.pool, self._borrowed(held.pool))
+            if held.pool == pool.name or left > 0:
                 usable.append(held)
+                borrowed[held.pool] = left - self._pass.memory.gpus(held.key)
         low, high = 0, len(usable)
         if not self._works(pool, shape, excess, usable):
             return None

@@ -1,7 +1,7 @@
 """Who runs now, who has to make room, who waits and why: one decision over all pools.
 
-Decided here and only here: the rules of quota and of borrowing, which group is looked at first, for whom nodes are
-kept free, and who may overtake. ``decide`` is a pure function of what it is told.
+Decided here and only here: which group is looked at first, for whom nodes are kept free, and who may overtake. The
+rules of quota are in ``quota``, those of preemption in ``eviction``. ``decide`` is a pure function of what it is told.
 
 A group that has to wait keeps nothing in part. The first one of each (pool, set of platforms) gets a *reservation*: the
 nodes that are free soonest if every running group takes as long as it may. Whoever is behind may overtake when it
@@ -11,22 +11,27 @@ the empty pool holds up nobody.
 
 from __future__ import annotations
 
+import gc
 import heapq
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from .capacity import Cluster, Vector
+from .capacity import Cluster, Kind, Vector
 from .eviction import Evictions
 from .fitting import Arrangement, Shape, fit
 from .pools import Pool, PoolStatus
+from .quota import MAXIMUM, QUOTA, Quotas, ending_order
 from .records import Held
-from .status import Priority
 from .waiting import Ask, Holding, Key, Memory, Placing, Preemption, Reservation, Waiting
 
 __all__ = ["Decisions", "Pass", "Verdict", "decide"]
 
+_REHEARSALS: Final = 8
+"""Preemptions in one pass that are checked against the reservations of those who come before."""
+_LARGE: Final = 2_000
 _RELEASES: Final = 100_000
 """Amounts that one pass may imagine to be given back while it looks for reservations."""
 
@@ -39,12 +44,39 @@ class Verdict(NamedTuple):
     before: int
 
 
-class _Wall(NamedTuple):
-    """A group that waits for GPUs of its pool's quota: what others may use of it meanwhile."""
+class _Dead:
+    """What does not fit a view any more. A group with at least as many tasks of a kind as did not fit alone is not
+    tried.
+    """
 
-    owner: Waiting
-    at: float
-    extra: int
+    def __init__(self) -> None:
+        self.shapes: set[Shape] = set()
+        self.least: dict[Kind, int] = {}
+
+    def copy(self) -> _Dead:
+        twin = _Dead()
+        twin.shapes, twin.least = self.shapes.copy(), self.least.copy()
+        return twin
+
+    def __contains__(self, shape: Shape) -> bool:
+        if shape in self.shapes:
+            return True
+        least = self.least
+        for kind, count in shape.parts:
+            if kind in least and count >= least[kind]:
+                self.shapes.add(shape)
+                return True
+        return False
+
+    def add(self, shape: Shape, *, alone: bool = True) -> None:
+        self.shapes.add(shape)
+        if alone and len(shape.parts) == 1:
+            kind, count = shape.parts[0]
+            self.least[kind] = min(count, self.least.get(kind, count))
+
+    def clear(self) -> None:
+        self.shapes.clear()
+        self.least.clear()
 
 
 @dataclass(frozen=True)
@@ -69,7 +101,21 @@ def decide(
     memory: Memory | None = None,
 ) -> Decisions:
     """Go once through the queue. ``memory`` saves what the last pass found out about the same cluster."""
-    return Pass(pools, queue, holdings, now, memory or Memory()).run()
+    with _collector_at_rest(len(queue) + len(holdings)):
+        return Pass(pools, queue, holdings, now, memory or Memory()).run()
+
+
+@contextmanager
+def _collector_at_rest(size: int) -> Iterator[None]:
+    """A large pass makes many small objects, none of them in a cycle: looking for cycles would take half its time."""
+    pause = size > _LARGE and gc.isenabled()
+    if pause:
+        gc.disable()
+    try:
+        yield
+    finally:
+        if pause:
+            gc.enable()
 
 
 class Pass:
@@ -86,6 +132,8 @@ class Pass:
         holdings: Sequence[Holding],
         now: float,
         memory: Memory,
+        *,
+        may_evict: bool = True,
     ) -> None:
         memory.follow(pools, queue, holdings)
         self.pools, self.queue, self.holdings, self.now, self.memory = pools, queue, holdings, now, memory
@@ -96,28 +144,21 @@ class Pass:
         self.brief: Cluster | None = None
         self.soon: Cluster | None = None
         self.held = {holding.key: holding for holding in holdings}
-        self.total: dict[str, int] = dict.fromkeys(pools, 0)
-        """GPUs in use by pool, and of those the ones that count against the guarantee,"""
-        self.guaranteed: dict[str, int] = dict.fromkeys(pools, 0)
-        self.leaving: dict[str, int] = dict.fromkeys(pools, 0)
-        """and the ones that are about to be free."""
-        for holding in holdings:
-            gpus = memory.gpus(holding.key)
-            if gpus:
-                self._count(holding, gpus)
+        self.quotas = Quotas(pools, holdings, memory)
         self.placed: list[Placing] = []
         self.preempt: list[Preemption] = []
         self.reservations: list[Reservation] = []
         self.kept: dict[int, None] = {}
         """Nodes that are reserved for a time that is not now: what is given back there is not anybody's to take."""
         self.verdicts: dict[Key, Verdict] = {}
-        self.walls: dict[tuple[str, str], _Wall] = {}
         self._keys: set[tuple[str, frozenset[str]]] = set()
         self._closed: dict[tuple[str, str], Waiting] = {}
         self._horizon: dict[str, float] = {}
-        self._dead: dict[str, set[Shape]] = {"long": set(), "brief": set(), "soon": set()}
+        self._dead: dict[str, _Dead] = {"long": _Dead(), "brief": _Dead(), "soon": _Dead()}
         self._before: dict[str, int] = {}
         self._releases = _RELEASES
+        self._rehearsals = _REHEARSALS
+        self._may_evict = may_evict
         self._ends: list[Holding] | None = None
         self._by_node: dict[int, list[Key]] | None = None
         self._evictions = Evictions(self)
@@ -131,14 +172,6 @@ class Pass:
                     found.setdefault(node, []).append(key)
             self._by_node = found
         return self._by_node
-
-    def _count(self, holding: Holding, gpus: int) -> None:
-        pool = holding.pool
-        self.total[pool] = self.total.get(pool, 0) + gpus
-        if holding.priority is not Priority.LOW:
-            self.guaranteed[pool] = self.guaranteed.get(pool, 0) + gpus
-        if holding.ending:
-            self.leaving[pool] = self.leaving.get(pool, 0) + gpus
 
     def run(self) -> Decisions:
         """Look at every group once."""
@@ -163,7 +196,7 @@ class Pass:
         share = 0.0
         pool = self.pools.get(waiting.pool)
         if pool is not None and not waiting.guaranteed:
-            share = max(0, self.total[pool.name] - (pool.gpu_guarantee or 0)) / pool.gpu_weight
+            share = max(0, self.quotas.total[pool.name] - (pool.gpu_guarantee or 0)) / pool.gpu_weight
         return waiting.priority.rank, share, waiting.submit_time
 
     def _wait(self, waiting: Waiting, code: str, *detail: object) -> None:
@@ -184,64 +217,17 @@ class Pass:
         elif not self._over_guarantee(waiting, pool, ask.shape.gpus):
             self._seek(waiting, pool, ask)
 
-    # Quota.
-
     def _over_guarantee(self, waiting: Waiting, pool: Pool, gpus: int) -> bool:
         if pool.gpu_guarantee is None or not gpus or not waiting.guaranteed:
             return False
-        return self._walled(
-            waiting,
-            "quota",
-            self.guaranteed[pool.name],
-            gpus,
-            pool.gpu_guarantee,
-            lambda held: held.priority is not Priority.LOW,
-        )
+        return self._refused(waiting, self.quotas.over(waiting, QUOTA, gpus, pool.gpu_guarantee, self._end(waiting)))
 
-    def _walled(
-        self, waiting: Waiting, code: str, used: int, gpus: int, limit: int, counts: Callable[[Holding], bool]
-    ) -> bool:
-        """Whether a limit of the pool keeps the group waiting; the first such group is not overtaken for ever."""
-        wall = self.walls.get((waiting.pool, code))
-        if used + gpus > limit:
-            self._wait(waiting, code, gpus, used, limit)
-            if wall is None and gpus <= limit:
-                self.walls[waiting.pool, code] = self._wall(waiting, used, gpus, limit, counts)
-            return True
-        if wall is not None and gpus > wall.extra and self._end(waiting) >= wall.at:
-            self._wait(waiting, "behind", wall.owner)
-            return True
-        return False
-
-    def _wall(self, waiting: Waiting, used: int, gpus: int, limit: int, counts: Callable[[Holding], bool]) -> _Wall:
-        own = [held for held in self.holdings if held.pool == waiting.pool and counts(held)]
-        for held in sorted(own, key=_ends):
-            used -= self.memory.gpus(held.key)
-            if used + gpus <= limit:
-                return _Wall(waiting, -math.inf if held.until is None else held.until, limit - used - gpus)
-        return _Wall(waiting, -math.inf, 0)  # it is what was placed a moment ago that is in the way
-
-    def _use_quota(self, waiting: Waiting, gpus: int) -> None:
-        self.total[waiting.pool] += gpus
-        if waiting.guaranteed:
-            self.guaranteed[waiting.pool] += gpus
-        for code in ("quota", "maximum"):
-            wall = self.walls.get((waiting.pool, code))
-            if wall is not None and (waiting.guaranteed or code == "maximum") and self._end(waiting) >= wall.at:
-                self.walls[waiting.pool, code] = wall._replace(extra=wall.extra - gpus)
-
-    def _keep_quota(self, waiting: Waiting, gpus: int, at: float | None) -> None:
-        """Nobody may use up the quota that a reservation needs when it comes due."""
-        pool = self.pools[waiting.pool]
-        limits = [("maximum", pool.gpu_maximum, self.total[pool.name])]
-        if waiting.guaranteed:
-            limits.append(("quota", pool.gpu_guarantee, self.guaranteed[pool.name]))
-        for code, limit, used in limits:
-            if gpus and limit is not None:
-                wall = self.walls.get((pool.name, code)) or _Wall(
-                    waiting, -math.inf if at is None else at, limit - used
-                )
-                self.walls[pool.name, code] = wall._replace(extra=wall.extra - gpus)
+    def _refused(self, waiting: Waiting, verdict: tuple[object, ...] | None) -> bool:
+        if verdict is None:
+            return False
+        code, *detail = verdict
+        self._wait(waiting, str(code), *detail)
+        return True
 
     # Nodes.
 
@@ -250,17 +236,13 @@ class Pass:
 
     def _seek(self, waiting: Waiting, pool: Pool, ask: Ask) -> None:
         shape = ask.shape
-        excess = 0 if pool.gpu_maximum is None else self.total[pool.name] + shape.gpus - pool.gpu_maximum
+        excess = 0 if pool.gpu_maximum is None else self.quotas.total[pool.name] + shape.gpus - pool.gpu_maximum
         if excess > 0 and shape.gpus:
             if not (waiting.guaranteed and self._make_room(waiting, pool, shape, excess)):
-                self._walled(
-                    waiting, "maximum", self.total[pool.name], shape.gpus, pool.gpu_maximum or 0, lambda _: True
-                )
+                self._over_maximum(waiting, pool, shape.gpus)
             return
-        if pool.gpu_maximum is not None and shape.gpus and (pool.name, "maximum") in self.walls:
-            used = self.total[pool.name]
-            if self._walled(waiting, "maximum", used, shape.gpus, pool.gpu_maximum, lambda _: True):
-                return
+        if shape.gpus and self._over_maximum(waiting, pool, shape.gpus):
+            return
         blocker = self._closed and self.closed(shape)
         if blocker:
             self._wait(waiting, "behind", blocker)
@@ -275,6 +257,11 @@ class Pass:
             if key not in self._keys:
                 self._keys.add(key)
                 self._reserve(waiting, shape)
+
+    def _over_maximum(self, waiting: Waiting, pool: Pool, gpus: int) -> bool:
+        if pool.gpu_maximum is None:
+            return False
+        return self._refused(waiting, self.quotas.over(waiting, MAXIMUM, gpus, pool.gpu_maximum, self._end(waiting)))
 
     def _place(self, waiting: Waiting, ask: Ask) -> bool:
         shape = ask.shape
@@ -298,7 +285,7 @@ class Pass:
         held = self._name(waiting, ask, found)
         self.placed.append(Placing(waiting, held))
         self.memory.hold(waiting.key, waiting.pool, held, taken=True)
-        self._use_quota(waiting, shape.gpus)
+        self.quotas.use(waiting, shape.gpus, self._end(waiting))
         return True
 
     def _name(self, waiting: Waiting, ask: Ask, found: Arrangement) -> tuple[Held, ...]:
@@ -346,17 +333,22 @@ class Pass:
         if shape in dead:
             return False
         soon = self.clearing()
-        excess -= self.leaving[pool.name]
+        excess -= self.quotas.leaving[pool.name]
         found = fit(soon, shape) if excess <= 0 else None
         victims: Sequence[Holding] = ()
-        if found is None:
+        if found is None and self._may_evict:
+            mark = soon.mark()
             victims, found = self._evictions.find(waiting, pool, shape, excess)
+            if found is not None and not self._stands(waiting, victims):
+                soon.rollback(mark)
+                victims, found = (), None
         if found is None:
-            dead.add(shape)
+            dead.add(shape, alone=False)
             return False
         for victim in victims:
+            self._evictions.gone.add(victim.key)
             self.preempt.append(Preemption(victim, waiting))
-            self.leaving[victim.pool] += self.memory.gpus(victim.key)
+            self.quotas.leaving[victim.pool] += self.memory.gpus(victim.key)
         if victims:
             dead.clear()
         nodes = list(dict.fromkeys(node for part in found for node, _ in part))
@@ -364,14 +356,31 @@ class Pass:
             self.brief = self.truth.copy()
         after = {node: soon.used(node) for node in nodes}
         self._keep(waiting, after, self.now, (self._long(), self.brief))
-        self._use_quota(waiting, shape.gpus)
+        self.quotas.use(waiting, shape.gpus, self._end(waiting))
         self._wait(waiting, "soon")
         return True
+
+    def _stands(self, waiting: Waiting, victims: Sequence[Holding]) -> bool:
+        """Whether the group runs once these have left, and not somebody with a reservation who comes before it."""
+        if self.layout.family(waiting.pool) not in self._horizon:
+            return True
+        if self._rehearsals <= 0:
+            return False
+        self._rehearsals -= 1
+        gone = self._evictions.gone | {victim.key for victim in victims}
+        stay = [held for held in self.holdings if not held.ending and held.key not in gone]
+        stay += [placing.holding(self.now) for placing in self.placed]
+        queue = [*dict.fromkeys(entry.waiting.key for entry in self.reservations), waiting.key]
+        owners = {entry.waiting.key: entry.waiting for entry in self.reservations} | {waiting.key: waiting}
+        rehearsal = Pass(
+            self.pools, [owners[key] for key in queue], stay, self.now, self.memory.twin(self.truth), may_evict=False
+        )
+        return waiting.key in {placing.key for placing in rehearsal.run().placed}
 
     def _long(self) -> Cluster:
         if self.long is None:
             self.long = self.truth.copy()
-            self._dead["brief"] = set(self._dead["long"])
+            self._dead["brief"] = self._dead["long"].copy()
         return self.long
 
     def _keep(self, waiting: Waiting, after: Mapping[int, Vector], at: float | None, views: Sequence[Cluster]) -> None:
@@ -401,14 +410,14 @@ class Pass:
         at = None if until is None else max(until, self.now)
         self._keep(waiting, after, at, (self._long(), soon))
         self.kept.update(dict.fromkeys(after))
-        self._keep_quota(waiting, shape.gpus, at)
+        self.quotas.keep(waiting, shape.gpus, at)
         family = self.layout.family(waiting.pool)
         self._horizon[family] = min(self._horizon.get(family, math.inf), -math.inf if at is None else at)
 
     def _endings(self, pool: str) -> list[Holding]:
         """The running groups that use nodes which a pool has too, by when they end."""
         if self._ends is None:
-            self._ends = sorted((held for held in self.holdings if not held.ending), key=_ends)
+            self._ends = sorted((held for held in self.holdings if not held.ending), key=ending_order)
         gone, family = self._evictions.gone, self.layout.family
         own = family(pool)
         return [held for held in self._ends if family(held.pool) == own and held.key not in gone]
@@ -450,8 +459,3 @@ def _take(view: Cluster, shape: Shape, found: Arrangement) -> None:
     for (kind, _), part in zip(shape.parts, found, strict=True):
         for node, times in part:
             view.take(node, kind.amount, times)
-
-
-def _ends(holding: Holding) -> tuple[float, float, Key]:
-    """The order in which running groups are expected to end."""
-    return (math.inf if holding.until is None else holding.until), holding.since, holding.key

@@ -210,8 +210,8 @@ def _closest(truth: Cluster, kind: Kind) -> tuple[Bucket, int] | None:
     """The nodes that lack the fewest resources, and of those the least; and how many nodes there are in all."""
     best: tuple[tuple[float, ...], Bucket] | None = None
     nodes = 0
-    for bucket in truth.buckets:
-        if not bucket.count or kind.limit(bucket.cls) is None:
+    for bucket in truth.live(kind):
+        if kind.limit(bucket.cls) is None:
             continue
         if kind.excluded and next(truth.members(bucket, kind.excluded), None) is None:
             continue

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import NamedTuple
 
 from casstore.errors import CasstoreError
@@ -34,7 +33,8 @@ class Waiting:
     """A group that may run as soon as there are nodes for the named tasks.
 
     ``exec_timeout`` is how many seconds it may run at most; None: nobody knows. ``requests`` are used in place of the
-    specification's where they are given.
+    specification's where they are given. ``key`` names it, ``rank`` is its position in the queue of its pool,
+    ``guaranteed`` says whether it counts against its pool's guarantee, and can't be preempted.
     """
 
     workflow_id: str
@@ -47,6 +47,9 @@ class Waiting:
     user: str = ""
     exec_timeout: float | None = None
     requests: tuple[TaskRequest, ...] = ()
+    key: Key = field(init=False, compare=False, repr=False)
+    rank: tuple[int, float, str, str] = field(init=False, compare=False, repr=False)
+    guaranteed: bool = field(init=False, compare=False, repr=False)
 
     @classmethod
     def of(cls, record: WorkflowRecord, group: str) -> Waiting:
@@ -64,20 +67,11 @@ class Waiting:
             exec_timeout=exec_limit(record, queued),
         )
 
-    @cached_property
-    def key(self) -> Key:
-        """What names it."""
-        return self.workflow_id, self.group
-
-    @cached_property
-    def rank(self) -> tuple[int, float, str, str]:
-        """Position in the queue of its pool."""
-        return self.priority.rank, self.submit_time, self.workflow_id, self.group
-
-    @cached_property
-    def guaranteed(self) -> bool:
-        """Whether it counts against its pool's guarantee, and can't be preempted."""
-        return self.priority is not Priority.LOW
+    def __post_init__(self) -> None:
+        # Asked for a hundred thousand times in one pass.
+        object.__setattr__(self, "key", (self.workflow_id, self.group))
+        object.__setattr__(self, "rank", (self.priority.rank, self.submit_time, self.workflow_id, self.group))
+        object.__setattr__(self, "guaranteed", self.priority is not Priority.LOW)
 
 
 @dataclass(frozen=True)
@@ -85,7 +79,7 @@ class Holding:
     """A placed group with what it holds, until nothing of it is left on its nodes.
 
     ``since`` is when it was placed, ``until`` when its time is over at the latest (None: nobody knows). ``ending``:
-    it has ended or was told to, and only has to be cleaned up.
+    it has ended or was told to, and only has to be cleaned up. ``key`` names it.
     """
 
     workflow_id: str
@@ -97,6 +91,7 @@ class Holding:
     since: float = 0.0
     until: float | None = None
     ending: bool = False
+    key: Key = field(init=False, compare=False, repr=False)
 
     @classmethod
     def of(cls, record: WorkflowRecord, group: GroupRecord) -> Holding:
@@ -115,10 +110,8 @@ class Holding:
             ending=not group.status.active,
         )
 
-    @cached_property
-    def key(self) -> Key:
-        """What names it."""
-        return self.workflow_id, self.group
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", (self.workflow_id, self.group))
 
     @property
     def limits(self) -> dict[str, Resources]:
@@ -137,6 +130,12 @@ class Placing:
     def key(self) -> Key:
         """What names it."""
         return self.waiting.key
+
+    def holding(self, now: float) -> Holding:
+        """What it holds from now on."""
+        entry = self.waiting
+        until = None if entry.exec_timeout is None else now + entry.exec_timeout
+        return Holding(*entry.key, entry.pool, entry.priority, self.held, entry.user, now, until)
 
 
 @dataclass(frozen=True)
@@ -223,6 +222,12 @@ class Memory:
             if known is None:
                 self.hold(key, holding.pool, holding.held)
         self.cluster.settle()
+
+    def twin(self, cluster: Cluster) -> Memory:
+        """A memory of the same, with a copy of this cluster, that may follow another course."""
+        twin = Memory(self.pools, self.layout, self.known.copy(), self._asks, self._shapes, self._possible)
+        twin.cluster = cluster.copy()
+        return twin
 
     def _same(self, pools: Mapping[str, Pool]) -> bool:
         if self.pools.keys() != pools.keys():
