@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -17,6 +19,8 @@ from typing import Any
 import pytest
 
 from casstore.errors import ServiceError
+from casstore.vault import Vault
+from casstore.wire.credentials import GENERIC, Credential
 from casstore_fuse import mounted
 from casstore_fuse.mounting import why_not
 from casstore_orchestrator.agent import journal, protocol
@@ -406,6 +410,51 @@ def test_an_agent_that_is_told_to_end_takes_its_tasks_with_it(lab: Lab) -> None:
     lab.gone(run)
 
 
+def test_an_agent_whose_folder_was_removed_ends(lab: Lab) -> None:
+    run = lab.running("echo began; sleep 600")
+    lab.printed(run, "began")
+    tree = children(lab.pid(run))
+    lab.agents.leave(run)
+    shutil.rmtree(lab.folder(run).path)
+    eventually(lambda: not any(map(alive, tree)), "it ends with its tasks")
+
+
+def test_no_secret_leaves_the_agent(lab: Lab) -> None:
+    canary = "canary-0b9f5c1e"
+    vault = Vault(str(lab.settings.config_file.parent))
+    vault.put("tester", "key", Credential(type=GENERIC, profile=None, payload={"value": canary}))
+    lab.count += 1
+    text = """
+workflow:
+  name: wf
+  groups:
+  - name: g
+    tasks:
+    - name: a
+      lead: true
+      image: x
+      command: [sh, -c, "echo it is $SECRET; sleep 600"]
+      credentials: {key: {SECRET: value}}
+"""
+    pool = parse_pools({}, this_machine())["default"]
+    spec = load(text).spec
+    record = with_number(new_workflow(spec, uuid=uuid.uuid4().hex, user="tester", pool=pool), lab.count)
+    run = RunKey(record.id, "g", 1)
+    lab.agents.start(run, record, {})
+    lab.agents.order(run, 1, StartGroup("g", (Attempt("a", 0, 0),)))
+    lab.agents.order(run, 2, ReleaseTasks("g", (Attempt("a", 0, 0),), whole_group=True))
+    lab.printed(run, "it is [MASKED]")
+    for pid in children(lab.pid(run))[:2]:  # the agent and the supervisor
+        for name in ("cmdline", "environ"):
+            assert canary.encode() not in Path(f"/proc/{pid}/{name}").read_bytes()
+    files = [path for path in lab.settings.state_dir.rglob("*") if path.is_file()]
+    assert lab.folder(run).journal in files
+    assert [path for path in files if canary.encode() in path.read_bytes()] == []
+    assert {stat.S_IMODE(path.stat().st_mode) & 0o077 for path in lab.folder(run).path.iterdir()} == {0}
+    lab.agents.order(run, 3, CloseGroup("g"))
+    assert lab.listener.end(run) is None
+
+
 def test_a_stopped_agent_is_waited_for(lab: Lab) -> None:
     run = lab.running("echo began; sleep 0.2; echo ended")
     lab.printed(run, "began")
@@ -500,8 +549,7 @@ def test_an_agent_that_can_t_begin_is_given_up(lab: Lab) -> None:
     lab.agents.start(run, record, {})
     why = lab.listener.end(run)
     assert why is not None
-    assert why.startswith("The agent of the group can't be started: ")
-    assert "can't be read" in why
+    assert why.startswith("The agent of the group can't be started: what the run is about can't be read: ")
     lab.gone(run)
 
 
@@ -691,6 +739,7 @@ def test_agents_outlive_the_process_that_they_are_forked_from(lab: Lab) -> None:
     nursery = second._nursery
     assert nursery._process is not None
     first = nursery._process.pid
+    assert len(os.listdir(f"/proc/{first}/task")) == 1, "only one thread may be there when it forks"
     os.kill(first, signal.SIGKILL)
     again = lab.start("echo ran", agents=second)
     told.saw(again, InputsReady)

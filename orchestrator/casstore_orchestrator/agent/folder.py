@@ -183,15 +183,24 @@ class RunFolder:
             return None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            held, there = os.fstat(descriptor), os.stat(name)
-            if (held.st_dev, held.st_ino) == (there.st_dev, there.st_ino):
-                # High, so that it is in nobody's way when it is handed on to other processes.
-                return Lock(fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _HIGH_FD))
-        except (BlockingIOError, FileNotFoundError):
-            pass
+            # High, so that it is in nobody's way when it is handed on to other processes.
+            lock = Lock(fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _HIGH_FD))
+        except BlockingIOError:
+            return None
         finally:
             os.close(descriptor)
-        return None
+        if not self.has(lock):  # removed just now
+            lock.release()
+            return None
+        return lock
+
+    def has(self, lock: Lock) -> bool:
+        """Whether this is still the folder that the lock was taken in."""
+        try:
+            held, there = os.fstat(lock.descriptor), os.stat(self.path / "lock")
+        except OSError:
+            return False
+        return (held.st_dev, held.st_ino) == (there.st_dev, there.st_ino)
 
     def listen(self) -> socket.socket:
         """Answer at the socket of the run; only with the lock."""
@@ -234,7 +243,9 @@ class RunFolder:
         with contextlib.suppress(OSError), open(self.path / "log", "rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
             lines = file.read(4096).decode("utf-8", "replace").split("\n")
-            return next((line.strip() for line in reversed(lines) if line.strip()), "")
+            last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+            _, logged, text = last.partition(" ERROR ")
+            return text.partition(": ")[2] if logged else last
         return ""
 
     def remove(self) -> None:

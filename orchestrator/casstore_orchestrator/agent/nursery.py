@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from casstore.errors import ServiceError
+from casstore.errors import CasstoreError, ServiceError
 from casstore_orchestrator.agent.folder import RunFolder, Runs
 
 __all__ = ["Nursery", "raise_agents"]
@@ -151,9 +151,11 @@ def _become_agent(control: socket.socket, folder: RunFolder, run: Callable[[RunF
         logging.root.handlers[:] = [handler]
         logging.root.setLevel(logging.WARNING)
         return run(folder)
+    except CasstoreError as error:
+        _log.error("%s", error.message)
     except Exception:  # noqa: BLE001 - nobody else could tell
         _log.exception("the agent failed")
-        return 1
+    return 1
 
 
 class _Bounded(logging.StreamHandler):  # type: ignore[type-arg]

@@ -42,7 +42,9 @@ MAX_ATTACHED = 256
 _MAX_CONNECTIONS = MAX_ATTACHED + 64
 _HEADER_SECONDS = 30.0
 _DISK_PAUSE = 1.0
+_LOOK_SECONDS = 5.0
 _TOLD = "the agent of the group was told to end"
+_REMOVED = "the folder of the run was removed"
 
 
 def serve(folder: RunFolder, open_services: OpenServices) -> int:
@@ -64,7 +66,9 @@ def serve(folder: RunFolder, open_services: OpenServices) -> int:
             _obey_signals(lambda: agent.end(_TOLD))
             agent.open(stack, open_services, lock.descriptor)
             threading.Thread(target=agent.listen, args=(listener,), name="listener", daemon=True).start()
-            agent.over.wait()
+            while not agent.over.wait(_LOOK_SECONDS):
+                if not folder.has(lock):
+                    agent.end(_REMOVED)  # nobody can ever reach us again
             with contextlib.suppress(OSError):
                 listener.shutdown(socket.SHUT_RDWR)
         agent.finish()
