@@ -15,7 +15,7 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
 from msgspec.structs import replace
@@ -23,11 +23,10 @@ from msgspec.structs import replace
 from casstore.errors import NotFoundError, ServiceError
 
 from . import ledger
-from .credentials import NoCredentials, secret_values
+from .credentials import NoCredentials
 from .decisions import Waiting
 from .events import CancelRequested, Event, GroupPreempted, Submitted
 from .logs import Clock, LogStore
-from .notes import ENDS, notes
 from .pools import Pool
 from .poolview import Passes, PoolView
 from .ports import (
@@ -36,12 +35,12 @@ from .ports import (
     LeaseLostError,
     RunKey,
     StateStore,
-    TaskNote,
     pool_lease,
     pool_of,
 )
 from .records import GroupRecord, Held, WorkflowRecord
-from .status import GroupStatus, TaskStatus
+from .status import GroupStatus
+from .telling import Told
 
 __all__ = ["Scheduler"]
 
@@ -92,7 +91,7 @@ class Scheduler:
         self._passes = Passes()
         self._renewed = float("-inf")
         self._taken: dict[RunKey, int] = {}
-        self._stripes = [threading.RLock() for _ in range(_STRIPES)]
+        self._stripes = [threading.Lock() for _ in range(_STRIPES)]
         self._news = threading.Condition()
         self._woken = False
         self._placing = True
@@ -248,7 +247,7 @@ class Scheduler:
 
     def _as_user(self, pool: str, write: Callable[..., WorkflowRecord]) -> WorkflowRecord:
         """A transaction that any server may make: as the holder of the pool's lease, or telling the one who is."""
-        told = _Told(self._clock.time())
+        told = Told(self._clock.time())
         view = self._views.get(pool)
         if view is not None:
             try:
@@ -259,14 +258,14 @@ class Scheduler:
         view = self._views.get(pool)
         if view is not None:  # we have become the holder, and may have looked before this was stored
             return self._follow_up(view, record, told)
-        self._write_log(record, told)
+        told.write(self.logs, record, self._credentials)
         self._renewed = float("-inf")
         self.wake()
         return record
 
     def _change(self, view: PoolView, workflow_id: str, fn: Change) -> WorkflowRecord:
         """A transaction that only the holder of the pool's lease may make."""
-        told = _Told(self._clock.time())
+        told = Told(self._clock.time())
         try:
             record = self._store.change(workflow_id, fn, notes=told, fence=view.fence)
         except LeaseLostError:
@@ -277,11 +276,11 @@ class Scheduler:
             raise
         return self._follow_up(view, record, told)
 
-    def _follow_up(self, view: PoolView, record: WorkflowRecord, told: _Told | None = None) -> WorkflowRecord:
+    def _follow_up(self, view: PoolView, record: WorkflowRecord, told: Told | None = None) -> WorkflowRecord:
         """Everything after a transaction. It is not taken back any more, so nothing here may fail it."""
         try:
             if told is not None:
-                self._write_log(record, told)
+                told.write(self.logs, record, self._credentials)
         except Exception:  # noqa: BLE001 - what people are told is worth less than the work itself
             _log.exception("a change of %s could not be told", record.id)
         with self._stripes[hash(record.id) % _STRIPES]:
@@ -310,23 +309,16 @@ class Scheduler:
         placement, sent = view.sent.get(key, (0, 0))
         if placement != run.placement:
             sent = 0
-            self._agents.start(run, record, {held.task: held.amount for held in group.holds}, seen=group.seen)
             view.sent[key] = run.placement, sent
+            try:
+                self._agents.start(run, record, {held.task: held.amount for held in group.holds}, seen=group.seen)
+            except Exception:
+                del view.sent[key]
+                raise
         for order in group.orders:
             if order.number > sent:
                 self._agents.order(run, order.number, order.effect)
                 view.sent[key] = run.placement, order.number
-
-    def _write_log(self, record: WorkflowRecord, told: _Told) -> None:
-        """Failures stand in the logs of the attempts that they end."""
-        failures = [note for note in told.notes if note.message and note.reason in ENDS]
-        if failures:
-            self.logs.begin(record.id, secret_values(record.spec, record.user, self._credentials))
-        for note in failures:
-            self.logs.note(record.id, note.task, note.retry_id, note.message)
-        for note in told.notes:
-            if note.reason in ENDS and note.reason != TaskStatus.COMPLETED:
-                self.logs.keep_error(record.id, note.task, note.retry_id)
 
     # Leases.
 
@@ -358,8 +350,11 @@ class Scheduler:
             del self._views[view.name]
             _log.warning("the lease of pool %s was lost", view.name)
         self._renewed = float("-inf")
-        for (workflow_id, group), (placement, _) in list(view.sent.items()):
-            self._agents.leave(RunKey(workflow_id, group, placement))
+        for key, (placement, _) in list(view.sent.items()):
+            with self._stripes[hash(key[0]) % _STRIPES]:
+                now = self._views.get(view.name)  # we may have it again, and follow the run again
+                if now is None or now.sent.get(key, (0, 0))[0] != placement:
+                    self._agents.leave(RunKey(*key, placement))
 
     def _adopt(self, view: PoolView) -> None:
         """Take up what there is in a pool, and end what no record knows."""
@@ -374,7 +369,7 @@ class Scheduler:
         """Go on with workflows from what their records say."""
         now = self._clock.time()
         known, view.again = view.again, set()
-        for workflow_id in {*workflow_ids, *known}:
+        for workflow_id in dict.fromkeys([*workflow_ids, *known]):
             try:
                 record = self._store.load(workflow_id)
                 if ledger.recovered(record, now) is record:
@@ -484,15 +479,3 @@ class Scheduler:
         deadlines = [at for view in list(self._views.values()) if (at := view.next_deadline()) is not None]
         first = min([self._renewed + LEASE / 3, *deadlines]) - self._clock.time()
         return min(max(0.0, first), LEASE / 3 if self._alone else POLL)
-
-
-class _Told:
-    """The notes of a transaction, which may be made several times until it is stored."""
-
-    def __init__(self, now: float) -> None:
-        self.notes: Sequence[TaskNote] = ()
-        self._now = now
-
-    def __call__(self, before: WorkflowRecord, after: WorkflowRecord) -> Sequence[TaskNote]:
-        self.notes = notes(before, after, self._now)
-        return self.notes

@@ -40,16 +40,22 @@ Begun = tuple[str, str, int, int]
 
 
 @dataclass
+class _Told:
+    """How far a follower of a run is."""
+
+    orders: int
+    events: int
+
+
+@dataclass
 class _Agent:
-    """One run. ``orders`` wait to be carried out; ``told`` events of the journal were taken by the follower."""
+    """One run. ``orders`` wait to be carried out. It obeys every follower, and tells each of them everything."""
 
     run: RunKey
-    follower: ScriptedAgents | None = None
+    followers: dict[ScriptedAgents, _Told] = field(default_factory=dict)
     orders: deque[tuple[int, Effect]] = field(default_factory=deque)
     taken: int = 0
-    told_taken: int = 0
     journal: list[Event] = field(default_factory=list)
-    told: int = 0
     running: set[Attempt] = field(default_factory=set)
     ended: bool = False
     lost: str = ""
@@ -79,6 +85,11 @@ class ScriptedMachine:
         agent.running.clear()
         agent.ended, agent.lost = True, "The agent was killed."
 
+    def disconnect(self) -> None:
+        """Whoever followed is gone."""
+        for agent in self.agents.values():
+            agent.followers.clear()
+
     def exit(self, workflow_id: str, task: str, code: int) -> None:
         """Let the running command of a task end."""
         for agent in list(self.agents.values()):
@@ -91,13 +102,13 @@ class ScriptedMachine:
         found = [(agent.run.workflow_id, *attempt) for agent in self.agents.values() for attempt in agent.running]
         return sorted(found)
 
-    def step(self) -> bool:
-        """Have one thing done or told; False when there is nothing."""
+    def step(self, deaf: Callable[[ScriptedAgents], bool] = lambda _: False) -> bool:
+        """Have one thing done or told, but not to who is ``deaf``; False when there is nothing."""
         for agent in list(self.agents.values()):
             if agent.orders and not agent.ended:
                 self._carry_out(agent, agent.orders.popleft()[1])
                 return True
-            if self._tell(agent):
+            if any(self._tell(agent, follower) for follower in list(agent.followers) if not deaf(follower)):
                 return True
         return False
 
@@ -132,26 +143,23 @@ class ScriptedMachine:
         agent.running.discard(attempt)
         agent.journal += [CommandExited(attempt, code), TaskExited(attempt, code)]
 
-    def _tell(self, agent: _Agent) -> bool:
-        """Tell the follower one thing; what it does not take is told again later."""
-        follower, run = agent.follower, agent.run
-        if follower is None:
+    def _tell(self, agent: _Agent, follower: ScriptedAgents) -> bool:
+        """Tell a follower one thing; what it does not take is told again later."""
+        listener, run, told = follower.listener, agent.run, agent.followers.get(follower)
+        if told is None:
             return False
-        listener = follower.listener
         try:
             if agent.lost:
                 listener.lost(run, agent.lost)
-            elif agent.told_taken < agent.taken:
+            elif told.orders < agent.taken:
                 taken = agent.taken
                 listener.taken(run, taken)
-                if agent.follower is follower:
-                    agent.told_taken = taken
+                told.orders = taken
                 return True
-            elif agent.told < len(agent.journal):
-                number = agent.told + 1
+            elif told.events < len(agent.journal):
+                number = told.events + 1
                 listener.event(run, number, agent.journal[number - 1])
-                if agent.follower is follower:
-                    agent.told = max(agent.told, number)
+                told.events = max(told.events, number)
                 return True
             elif agent.ended:
                 listener.ended(run)
@@ -183,8 +191,7 @@ class ScriptedAgents:
     def start(self, run: RunKey, record: WorkflowRecord, limits: Mapping[str, Resources], *, seen: int = 0) -> None:
         """See ``ports.GroupAgents``."""
         del record, limits
-        agent = self.machine.agent(run, seen)
-        agent.follower, agent.told, agent.told_taken = self, seen, 0
+        self.machine.agent(run, seen).followers[self] = _Told(orders=0, events=seen)
 
     def order(self, run: RunKey, number: int, effect: Effect) -> None:
         """See ``ports.GroupAgents``."""
@@ -211,8 +218,8 @@ class ScriptedAgents:
     def leave(self, run: RunKey) -> None:
         """See ``ports.GroupAgents``."""
         agent = self.machine.agents.get(run)
-        if agent is not None and agent.follower is self:
-            agent.follower = None
+        if agent is not None:
+            agent.followers.pop(self, None)
 
     def discard(self, run: RunKey) -> None:
         """See ``ports.GroupAgents``."""

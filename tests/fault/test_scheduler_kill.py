@@ -97,6 +97,7 @@ class World:
         self.clock = Clock()
         self.cancel = cancel
         self.cancelled = False
+        self.suspended: list[Scheduler] = []
 
     def _code(self, begun: tuple[str, str, int, int]) -> int | None:
         _, task, retry_id, _ = begun
@@ -125,7 +126,7 @@ class World:
             servers[0].submit(new_workflow(SPEC, uuid="1" * 32, user="tester", pool=POOLS["default"]))
         quiet = 0
         for _ in range(STEPS):
-            if self.machine.step():
+            if self.machine.step(lambda follower: follower.listener in self.suspended):
                 quiet = 0
                 continue
             if (self.ended() and not self.machine.agents) or (quiet > 3 and not submit):
@@ -204,7 +205,7 @@ def run(cancel: bool, *stops: Callable[[str], None]) -> None:
             server.stop()
             break
         except Crash:
-            continue
+            world.machine.disconnect()
     world.check()
 
 
@@ -251,8 +252,10 @@ def suspend(cancel: bool, at: int) -> int:
         if count == at:
             world.clock.now += LEASE + 1
             others.append(world.server(alone=False))
+            world.suspended.append(first)
             begin(others[0])
             world.drive(others[0], submit=False)
+            world.suspended.clear()
 
     first = world.server(point, alone=False)
     begin(first)
@@ -298,7 +301,7 @@ def lose(at: int, *, crash: bool) -> int:
             server.stop()
             break
         except Crash:
-            continue
+            world.machine.disconnect()
     world.check_nothing_is_left()
     return count
 

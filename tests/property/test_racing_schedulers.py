@@ -44,9 +44,13 @@ class Chaos:
         self.calm = False
         logs: Any = NoLogs()
         self.servers = []
+        self.locked: set[int] = set()
+        """Servers that are under the lock of a workflow, as they are when they talk to an agent: for the rest of them
+        nothing happens meanwhile.
+        """
         for number in range(3):
-            store: Any = Between(self.store, self, ("create", "change", "keep_leases", "news"))
-            agents: Any = Between(ScriptedAgents(self.machine), self, ("start", "order", "leave", "discard"))
+            store: Any = Between(self.store, self, ("create", "change", "keep_leases", "news"), None)
+            agents: Any = Between(ScriptedAgents(self.machine), self, ("start", "order", "leave", "discard"), number)
             self.servers.append(Scheduler(store, agents, lambda: POOLS, logs, clock=self, alone=False))
             agents.follow(self.servers[number])
 
@@ -57,29 +61,37 @@ class Chaos:
         _, _, retry_id, _ = begun
         return random.Random(repr(begun)).choice([0, 0, 0, 7]) if retry_id < 2 else 0
 
-    def meddle(self) -> None:
-        """Something that happens at the same time, now and then."""
-        if not self.calm and len(self.busy) < DEPTH and self.dice.random() < 0.15:
-            self.act()
+    def meddle(self, number: int | None) -> None:
+        """Something that happens at the same time, now and then; ``number`` is a server that is locked."""
+        if self.calm or len(self.busy) >= DEPTH or self.dice.random() > 0.15:
+            return
+        before = set(self.locked)
+        if number is not None:
+            self.locked.add(number)
+        self.act()
+        self.locked = before
 
     def act(self) -> None:
         what = self.dice.random()
         if what < 0.6:
             self.tick(self.dice.randrange(len(self.servers)))
         elif what < 0.9:
-            self.machine.step()
+            self.machine.step(self.deaf)
         else:  # whoever is in the middle of something has stood still past its lease
             self.now += LEASE + 1
         self.check_nodes()
 
     def tick(self, number: int) -> None:
-        if number in self.busy:  # a server is one thread here
+        if number in self.busy | self.locked:  # the loop of a server is one thread
             return
         self.busy.add(number)
         try:
             self.servers[number].tick()
         finally:
             self.busy.discard(number)
+
+    def deaf(self, follower: ScriptedAgents) -> bool:
+        return any(self.servers[number] is follower.listener for number in self.locked)
 
     def check_nodes(self) -> None:
         used: Counter[str] = Counter()
@@ -92,10 +104,11 @@ class Chaos:
 class Between:
     """Lets other things happen before and after the named calls."""
 
-    def __init__(self, inner: Any, chaos: Chaos, names: tuple[str, ...]) -> None:
+    def __init__(self, inner: Any, chaos: Chaos, names: tuple[str, ...], number: int | None) -> None:
         self._inner = inner
         self._chaos = chaos
         self._names = names
+        self._number = number
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._inner, name)
@@ -103,9 +116,9 @@ class Between:
             return found
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            self._chaos.meddle()
+            self._chaos.meddle(self._number)
             result = found(*args, **kwargs)
-            self._chaos.meddle()
+            self._chaos.meddle(self._number)
             return result
 
         return call
