@@ -154,7 +154,7 @@ class Client:
             )
         connection = self._connection(timeout)
         try:
-            connection.request(method, url, body=data, headers=self._headers())
+            connection.request(method, url, body=data, headers=self.headers())
             response = connection.getresponse()
         except TimeoutError as exc:
             connection.close()
@@ -182,7 +182,8 @@ class Client:
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         return kind(parts.hostname or "", parts.port, timeout=timeout)
 
-    def _headers(self) -> dict[str, str]:
+    def headers(self) -> dict[str, str]:
+        """What every request says of this client and its user."""
         headers = {
             "Content-Type": "application/json",
             "User-Agent": f"osmo-cli/{__version__}",
@@ -198,7 +199,7 @@ class Client:
         """The product version of the server when one answers, None when nothing listens."""
         connection = self._connection(REPLY_TIMEOUT_S)
         try:
-            connection.request("GET", f"{self._base}/health", headers=self._headers())
+            connection.request("GET", f"{self._base}/health", headers=self.headers())
             response = connection.getresponse()
             response.read(1 << 16)
             return response.getheader(SERVICE_VERSION_HEADER) or ""

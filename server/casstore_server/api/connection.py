@@ -20,6 +20,8 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 
 __all__ = ["CheckedProtocol", "CheckedWebSocket"]
 
+CLOSE_SECONDS = 3600.0
+"""How long a client may take to read what came before the end of a websocket."""
 _CREDENTIALS = struct.Struct("3i")
 _log = logging.getLogger(__name__)
 
@@ -42,6 +44,10 @@ class CheckedProtocol(H11Protocol):
 
 class CheckedWebSocket(WebSocketsSansIOProtocol):
     """A websocket on a connection that ``CheckedProtocol`` has let in."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.close_timeout = CLOSE_SECONDS
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as the base does
         """Tell the application who it is."""
