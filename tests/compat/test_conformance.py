@@ -1,9 +1,9 @@
 """The specification of OSMO 6.2, section by section, as files: ``workflows/<section>/<name>.yaml`` and beside each of
 them ``<name>.expect.yaml`` with what must become of it.
 
-A file is loaded, checked against a pool and lived through with a virtual clock: every effect that the state machine
-asks for is carried out by ``Virtual``, which does what the sidecar says that commands, inputs and outputs do. Nothing
-here waits, and every time is exact. The keys of a sidecar:
+A file is loaded, checked against a pool and lived through by the real scheduler with a virtual clock: its orders are
+carried out by ``Virtual``, which does what the sidecar says that commands, inputs and outputs do. Nothing here waits,
+and every time is exact. The keys of a sidecar:
 
     about       what it shows
     set, set_string, env   as --set, --set-string, --set-env of a submission
@@ -16,10 +16,11 @@ here waits, and every time is exact. The keys of a sidecar:
     commands    task: one entry for each time its command runs: [seconds (or "forever"), exit code, "oom"]
     inputs, outputs   task: one entry for each attempt: [seconds, exit code of the failure and its message, if any]
     events      list of {at: seconds, cancel: user | lose: group | preempt: group | fail: task, status: ...}
-    held        group: seconds for which there is no room for it
     workflow, message, groups, tasks   how it ends; of a task "STATUS code" of every attempt
     runs        task: how often its command was started
     started, ended   task: seconds at which its last command was started, at which its last attempt ended
+    told        task: the reasons of its events, "retry-<n> REASON" for later attempts
+    logs        regular expressions, each for a line of the workflow's log
     killed      tasks whose running command was ended from outside, in order
 """
 
@@ -29,7 +30,10 @@ import heapq
 import itertools
 import re
 from collections import Counter
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from socket import socket
 from typing import Any
 
 import msgspec
@@ -39,37 +43,34 @@ import yaml
 from casstore.errors import CasstoreError
 from casstore_orchestrator.events import (
     Attempt,
-    CancelRequested,
     CloseGroup,
     CommandExited,
     Effect,
     Event,
-    FinishWorkflow,
-    GroupLost,
-    GroupPlaced,
     GroupPreempted,
     InputsFailed,
     InputsReady,
     KillTask,
     NewAttempt,
     OutputsFailed,
-    Placed,
-    QueueGroup,
     ReleaseTasks,
     RestartInPlace,
     StartGroup,
-    Submitted,
     TaskExited,
     TaskFailed,
     TaskRunning,
 )
 from casstore_orchestrator.gang import validate_fit
 from casstore_orchestrator.loader import Loaded, load
+from casstore_orchestrator.logs import LogStore
 from casstore_orchestrator.pools import Machine, Pool, Resources, parse_pools
+from casstore_orchestrator.ports import AgentEvents, RunKey
 from casstore_orchestrator.records import WorkflowRecord
+from casstore_orchestrator.scheduler import Scheduler
 from casstore_orchestrator.spec import WorkflowSpec
-from casstore_orchestrator.state import apply, new_workflow, next_deadline, with_number
+from casstore_orchestrator.state import new_workflow, next_deadline
 from casstore_orchestrator.status import Priority, TaskStatus
+from casstore_orchestrator.testing import MemoryStateStore
 
 FOLDER = Path(__file__).with_name("workflows")
 CASES = sorted(str(path.relative_to(FOLDER)).removesuffix(".expect.yaml") for path in FOLDER.rglob("*.expect.yaml"))
@@ -81,127 +82,195 @@ FOREVER = "forever"
 
 
 class Virtual:
-    """A world in which every effect has its time, and nothing takes any other."""
+    """The agents of groups and the clock of a real scheduler: every effect has its time, and nothing takes any other.
 
-    def __init__(self, spec: WorkflowSpec, pool: Pool, expected: dict[str, Any]) -> None:
+    Implements ``ports.GroupAgents`` and ``logs.Clock``.
+    """
+
+    def __init__(self, spec: WorkflowSpec, pool: Pool, expected: dict[str, Any], folder: Path) -> None:
         self.expected = expected
         self.now = 0.0
-        self.queue: list[tuple[float, int, Event, int]] = []
-        self.order = itertools.count()
-        self.lives: Counter[str] = Counter()
-        self.runs: Counter[str] = Counter()
-        self.attempts: Counter[str] = Counter()
-        self.commands: dict[str, int] = {}
+        self.queue: list[tuple[float, int, Callable[[], None]]] = []
+        self.order_of = itertools.count()
+        self.live: set[RunKey] = set()
+        self.over: set[Attempt] = set()
+        self.taken: Counter[RunKey] = Counter()
+        self.told: Counter[RunKey] = Counter()
+        self.started: Counter[str] = Counter()
+        self.commands: set[str] = set()
         self.killed: list[str] = []
+        self.store = MemoryStateStore()
+        self.logs = LogStore(folder, clock=self)
+        self.scheduler = Scheduler(self.store, self, lambda: {pool.name: pool}, self.logs, clock=self)
+        self.scheduler.tick()
         rank = Priority(expected.get("priority", "NORMAL"))
         record = new_workflow(spec, uuid="0f" * 16, user="tester", pool=pool, priority=rank)
-        self.record: WorkflowRecord = with_number(record, 1)
+        self.id = self.scheduler.submit(record).id
         for item in expected.get("events", ()):
-            self.later(item["at"], self.foreseen(item))
+            self.later(item["at"], partial(self.foreseen, item))
 
-    @staticmethod
-    def foreseen(item: dict[str, Any]) -> Event:
+    @property
+    def record(self) -> WorkflowRecord:
+        return self.store.load(self.id)
+
+    def time(self) -> float:
+        return self.now
+
+    def later(self, at: float, what: Callable[[], None]) -> None:
+        heapq.heappush(self.queue, (at, next(self.order_of), what))
+
+    def run_of(self, group: str) -> RunKey:
+        return RunKey(self.id, group, self.record.group(group).placements)
+
+    def foreseen(self, item: dict[str, Any]) -> None:
         if "cancel" in item:
-            return CancelRequested(item["cancel"], item.get("message"))
-        if "lose" in item:
-            return GroupLost(item["lose"], "The machine went away.")
-        if "preempt" in item:
-            return GroupPreempted(item["preempt"], "Another workflow comes first.")
-        status = TaskStatus(item["status"])
-        return TaskFailed(Attempt(item["fail"], item.get("retry_id", 0), 0), status, item.get("message", ""))
+            self.scheduler.cancel(self.id, user=item["cancel"], message=item.get("message"), force=True)
+        elif "lose" in item:
+            run = self.run_of(item["lose"])
+            self.live.discard(run)
+            self.scheduler.lost(run, "The machine went away.")
+        elif "preempt" in item:
+            self.scheduler.post(self.id, GroupPreempted(item["preempt"], "Another workflow comes first."))
+        else:
+            run = self.run_of(self.record.group_of(item["fail"]).name)
+            status = TaskStatus(item["status"])
+            self.report(run, TaskFailed(Attempt(item["fail"], 0, 0), status, item.get("message", "")))
 
-    def later(self, at: float, event: Event, group: str = "") -> None:
-        heapq.heappush(self.queue, (at, next(self.order), event, self.lives[group]))
-
-    def live(self) -> None:
+    def be(self) -> None:
         """Everything that happens, until nothing more will."""
-        self.send(Submitted())
         for _ in range(10_000):
+            assert self.scheduler.tick()
+            times = [at for at, _, _ in self.queue[:1]]
             deadline = next_deadline(self.record)
-            if deadline is not None and (not self.queue or deadline[0] <= self.queue[0][0]):
-                self.now = max(self.now, deadline[0])
-                self.send(deadline[1])
-            elif self.queue:
-                at, _, event, life = heapq.heappop(self.queue)
-                if life == self.lives[self.group_of(event)]:
-                    self.now = max(self.now, at)
-                    self.begin(event)
-            else:
+            if deadline is not None:
+                times.append(deadline[0])
+            if not times:
                 return
+            self.now = max(self.now, min(times))
+            if self.queue and self.queue[0][0] <= self.now and (deadline is None or deadline[0] > self.queue[0][0]):
+                heapq.heappop(self.queue)[2]()
         pytest.fail("it never ends")
 
-    def group_of(self, event: Event) -> str:
-        attempt = getattr(event, "attempt", None)
-        if attempt is None or isinstance(event, TaskFailed):
-            return ""
-        return self.record.group_of(attempt.task).name
+    # What the scheduler asks of the agents.
 
-    def begin(self, event: Event) -> None:
-        self.send(event)
-        if isinstance(event, TaskRunning):
-            self.fetch(event.attempt)
-        elif isinstance(event, CommandExited):
-            self.store(event.attempt, event.exit_code)
+    def follow(self, listener: AgentEvents) -> None:
+        """The scheduler is the only one there is."""
 
-    def send(self, event: Event) -> None:
-        self.record, effects = apply(self.record, event, self.now)
-        for effect in effects:
-            self.do(effect)
+    def start(self, run: RunKey, record: WorkflowRecord, limits: Mapping[str, Resources], *, seen: int = 0) -> None:
+        assert seen == 0
+        self.live.add(run)
 
-    def do(self, effect: Effect) -> None:
-        if isinstance(effect, QueueGroup):
-            names = [task.name for task in self.record.group(effect.group).current()]
-            placed = {name: Placed("x86", "node", name) for name in names}
-            self.later(
-                max(self.now, self.expected.get("held", {}).get(effect.group, 0)), GroupPlaced(effect.group, placed)
-            )
-        elif isinstance(effect, StartGroup):
+    def order(self, run: RunKey, number: int, effect: Effect) -> None:
+        if number > self.taken[run]:
+            self.taken[run] = number
+            self.later(self.now, partial(self.carry_out, run, number, effect))
+
+    def acknowledge(self, run: RunKey, number: int) -> None:
+        assert number == self.told[run]
+
+    def attach(self, run: RunKey) -> socket:
+        raise NotImplementedError
+
+    def strays(self) -> list[RunKey]:
+        return []
+
+    def leave(self, run: RunKey) -> None:
+        raise AssertionError(run)
+
+    def discard(self, run: RunKey) -> None:
+        raise AssertionError(run)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    # What an agent does.
+
+    def report(self, run: RunKey, event: Event) -> None:
+        if run in self.live:
+            self.told[run] += 1
+            self.scheduler.event(run, self.told[run], event)
+
+    def carry_out(self, run: RunKey, number: int, effect: Effect) -> None:
+        if run not in self.live:
+            return
+        self.scheduler.taken(run, number)
+        if isinstance(effect, StartGroup):
             for attempt in effect.attempts:
-                self.later(self.now, TaskRunning(attempt), effect.group)
-        elif isinstance(effect, NewAttempt):
-            self.commands.pop(effect.attempt.task, None)
-            self.later(self.now, TaskRunning(effect.attempt), effect.group)
-        elif isinstance(effect, RestartInPlace):
-            self.commands.pop(effect.attempt.task, None)
-            self.later(self.now, InputsReady(effect.attempt), effect.group)
+                self.step(run, attempt, 0, self.begin)
+        elif isinstance(effect, NewAttempt | RestartInPlace):
+            self.stop(effect.attempt.task)
+            self.step(run, effect.attempt, 0, self.begin if isinstance(effect, NewAttempt) else self.ready)
         elif isinstance(effect, ReleaseTasks):
             for attempt in effect.attempts:
-                self.command(attempt, effect.group)
+                self.command(run, attempt)
         elif isinstance(effect, KillTask):
-            if self.commands.pop(effect.attempt.task, None) is not None:
+            self.over.add(effect.attempt)
+            if effect.attempt.task in self.commands:
                 self.killed.append(effect.attempt.task)
+            self.stop(effect.attempt.task)
         elif isinstance(effect, CloseGroup):
-            self.lives[effect.group] += 1
+            self.live.discard(run)
+            for task in self.record.spec.group(run.group).tasks:
+                self.stop(task.name)
+            self.scheduler.ended(run)
+
+    def stop(self, task: str) -> None:
+        self.commands.discard(task)
+
+    def step(
+        self,
+        run: RunKey,
+        attempt: Attempt,
+        seconds: float,
+        then: Callable[[RunKey, Attempt], None],
+        *,
+        command: int = 0,
+    ) -> None:
+        """Do this, unless the attempt is over by then or its command another one."""
+
+        def happen() -> None:
+            current = self.record.task(attempt.task)
+            same = (current.retry_id, current.run) == (attempt.retry_id, attempt.run)
+            same = same and command in {0, self.started[attempt.task]}
+            if run in self.live and attempt not in self.over and same:
+                then(run, attempt)
+
+        self.later(self.now + seconds, happen)
+
+    def begin(self, run: RunKey, attempt: Attempt) -> None:
+        self.report(run, TaskRunning(attempt))
+        seconds, *failure = self.scripted("inputs", attempt.task, attempt.retry_id, [0])
+        if failure:
+            message = failure[1] if len(failure) > 1 else "no"
+            self.step(run, attempt, seconds, lambda *_: self.report(run, InputsFailed(attempt, message, failure[0])))
         else:
-            assert isinstance(effect, FinishWorkflow)
+            self.step(run, attempt, seconds, self.ready)
 
-    def fetch(self, attempt: Attempt) -> None:
-        step = self.step("inputs", attempt.task, attempt.retry_id, [0])
-        group = self.group_of(TaskRunning(attempt))
-        if len(step) > 1:
-            self.later(self.now + step[0], InputsFailed(attempt, step[2] if len(step) > 2 else "no", step[1]), group)
-        else:
-            self.later(self.now + step[0], InputsReady(attempt), group)
+    def ready(self, run: RunKey, attempt: Attempt) -> None:
+        self.report(run, InputsReady(attempt))
 
-    def command(self, attempt: Attempt, group: str) -> None:
-        step = self.step("commands", attempt.task, self.runs[attempt.task], [1, 0])
-        self.runs[attempt.task] += 1
-        self.commands[attempt.task] = self.runs[attempt.task]
-        if step[0] != FOREVER:
-            self.later(self.now + step[0], CommandExited(attempt, step[1]), group)
+    def command(self, run: RunKey, attempt: Attempt) -> None:
+        task = attempt.task
+        seconds, code, *oom = self.scripted("commands", task, self.started[task], [1, 0])
+        self.started[task] += 1
+        self.commands.add(task)
 
-    def store(self, attempt: Attempt, exit_code: int) -> None:
-        step = self.step("outputs", attempt.task, attempt.retry_id, [0])
-        group = self.group_of(TaskRunning(attempt))
-        command = self.step("commands", attempt.task, self.runs[attempt.task] - 1, [1, 0])
-        self.commands.pop(attempt.task, None)
-        if len(step) > 1:
-            message = step[2] if len(step) > 2 else "no"
-            self.later(self.now + step[0], OutputsFailed(attempt, exit_code, message, step[1]), group)
-        else:
-            self.later(self.now + step[0], TaskExited(attempt, exit_code, oom="oom" in command), group)
+        def exit_(run: RunKey, attempt: Attempt) -> None:
+            self.stop(task)
+            self.report(run, CommandExited(attempt, code))
+            wait, *failure = self.scripted("outputs", task, attempt.retry_id, [0])
+            message = failure[1] if len(failure) > 1 else "no"
+            event = (
+                OutputsFailed(attempt, code, message, failure[0])
+                if failure
+                else TaskExited(attempt, code, oom=bool(oom))
+            )
+            self.step(run, attempt, wait, lambda *_: self.report(run, event))
 
-    def step(self, kind: str, task: str, number: int, default: list[Any]) -> list[Any]:
+        if seconds != FOREVER:
+            self.step(run, attempt, seconds, exit_, command=self.started[task])
+
+    def scripted(self, kind: str, task: str, number: int, default: list[Any]) -> list[Any]:
         steps: list[list[Any]] = self.expected.get(kind, {}).get(task) or [default]
         return steps[min(number, len(steps) - 1)]
 
@@ -241,7 +310,7 @@ def found_at(spec: WorkflowSpec, path: str) -> Any:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_conformance(case: str) -> None:
+def test_conformance(case: str, tmp_path: Path) -> None:
     text, expected = read(case)
     if "refused" in expected:
         with pytest.raises(CasstoreError) as refusal:
@@ -259,9 +328,12 @@ def test_conformance(case: str) -> None:
     for path, value in expected.get("spec", {}).items():
         assert found_at(loaded.spec, path) == value, path
     if "workflow" in expected:
-        world = Virtual(loaded.spec, pool, expected)
-        world.live()
-        check(world, expected)
+        world = Virtual(loaded.spec, pool, expected, tmp_path)
+        try:
+            world.be()
+            check(world, expected)
+        finally:
+            world.logs.close()
 
 
 def check(world: Virtual, expected: dict[str, Any]) -> None:
@@ -280,11 +352,17 @@ def check(world: Virtual, expected: dict[str, Any]) -> None:
         ]
         assert seen == ([attempts] if isinstance(attempts, str) else attempts), name
     for name, count in expected.get("runs", {}).items():
-        assert world.runs[name] == count, name
+        assert world.started[name] == count, name
     for name, at in expected.get("started", {}).items():
         assert record.task(name).command_start_time == at, name
     for name, at in expected.get("ended", {}).items():
         assert record.task(name).end_time == at, name
+    for name, reasons in expected.get("told", {}).items():
+        notes = [note for _, note in world.store.notes if note.task == name]
+        assert [f"retry-{note.retry_id} {note.reason}" if note.retry_id else note.reason for note in notes] == reasons
+    lines = list(world.logs.read(record.id)) if "logs" in expected else []
+    for pattern in expected.get("logs", []):
+        assert any(re.search(pattern, line) for line in lines), (pattern, lines)
     if "killed" in expected:
         assert world.killed == expected["killed"]
 
