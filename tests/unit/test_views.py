@@ -37,7 +37,15 @@ class Mounts:
     def why_not(self) -> str:
         return self.reason
 
-    def mount(self, version: DatasetVersion, path: Path, *, regex: str = "", stop: Callable[[], bool]) -> None:
+    def mount(
+        self,
+        version: DatasetVersion,
+        path: Path,
+        *,
+        regex: str = "",
+        cache_size: int | None = None,
+        stop: Callable[[], bool],
+    ) -> None:
         if self.error is not None:
             raise self.error
         self.calls.append(path)
