@@ -661,6 +661,21 @@ def test_a_refused_submission_is_kept() -> None:
     assert apply(refused, Submitted(), 6.0)[1] == []
 
 
+def test_a_gang_of_a_thousand() -> None:
+    names = [f"t{number}" for number in range(1000)]
+    life = Life(group("g", *(task(name) for name in names)))
+    life.place("g")
+    for name in names:
+        life(TaskRunning(Attempt(name, 0, 0)))
+    for name in names[:-1]:
+        assert life(InputsReady(Attempt(name, 0, 0))) == []
+    released = life(InputsReady(Attempt(names[-1], 0, 0)))
+    assert released == [ReleaseTasks("g", tuple(Attempt(name, 0, 0) for name in names), whole_group=True)]
+    life.exit("t0")
+    assert len(life.of(KillTask)) == 999
+    assert life.record.status is WorkflowStatus.COMPLETED
+
+
 # --- the tables
 
 

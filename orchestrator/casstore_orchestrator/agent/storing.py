@@ -140,10 +140,10 @@ class Storing:
 
 
 def _kept_tasks(record: WorkflowRecord) -> frozenset[str]:
-    """Tasks whose output folder is kept: other tasks read it, or it would be lost."""
+    """Tasks whose output folder is kept: other tasks read it, it would be lost, or results (``kpis``) are in it."""
     tasks = record.spec.tasks
     read = {item.task for task in tasks for item in task.inputs if isinstance(item, TaskInput) and not item.external}
-    return frozenset(read | {task.name for task in tasks if not task.outputs})
+    return frozenset(read | {task.name for task in tasks if task.kpis or not task.outputs})
 
 
 def error_text(error: CasstoreError | OSError) -> str:
