@@ -1,10 +1,10 @@
 """A conversation with the kernel about one mount.
 
 Decided here and only here: which requests are answered and how, what the kernel is allowed to keep, and what is done
-by whom. A few threads take requests and answer what they took. The last of them that is free reads nothing from the
-store: it gives that to a pool, so that slow reads hold up nobody else. (A pool for every read would cost a third of
-the speed of small files.) A failed read is ``EIO`` with a line in the log, never short or wrong data; the next one
-tries again.
+by whom. A few threads take requests and answer what they took. The last of them that is free reads no file from the
+store: it gives that to a pool; and where it must read the manifest, it calls another thread to take requests. So what
+is slow holds up nobody else. (A pool for every read would cost a third of the speed of small files.) A failed read is
+``EIO`` with a line in the log, never short or wrong data; the next one tries again.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import errno
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from casstore.errors import CasstoreError, NotFoundError
@@ -41,6 +41,8 @@ TAKERS = 2
 """Threads that take requests: more of them only wait for each other, as one of them can compute at a time."""
 POOL = 16
 """Reads that are under way at once, besides."""
+MOST = 32
+"""Threads that take requests, at most, while others of them wait for the manifest."""
 KEEPERS = 2
 """Files that are put into the cache at once: nobody waits for that."""
 _WANTED = (
@@ -108,8 +110,12 @@ class Connection:
         self._contents = contents
         self._pool = ThreadPoolExecutor(POOL, thread_name_prefix="casstore-fuse")
         self._keepers = ThreadPoolExecutor(KEEPERS, thread_name_prefix="casstore-fuse-keep")
-        self._lock = threading.Lock()
-        self._reading = 0
+        self._turn = threading.Condition()
+        self._free = TAKERS
+        self._idle = self._called = 0
+        self._over = False
+        self._takers: list[threading.Thread] = []
+        vfs.on_wait(self._away)
         self.flags = InitFlag(self._state.flags)
         self._through = Passthrough(descriptor, contents.files, self._state, first=first)
         self._handlers: dict[int, Callable[[int, int, memoryview], None]] = {
@@ -133,23 +139,67 @@ class Connection:
         """Answer requests until the file system is unmounted."""
         if not self._first and InitFlag.HAS_RESEND in self.flags:
             os.write(self._fd, abi.resend())  # what the last server had taken and not answered comes again
-        others = [threading.Thread(target=self._take, name="casstore-fuse-take") for _ in range(TAKERS - 1)]
         try:
-            for other in others:
-                other.start()
-            self._take()
+            with self._turn:
+                for _ in range(TAKERS - 1):
+                    self._another()
+            self._serve()
         finally:
-            for other in others:
+            for other in self._takers:
                 other.join()
             for pool in (self._pool, self._keepers):
                 pool.shutdown(wait=True, cancel_futures=True)
+
+    def _serve(self) -> None:
+        try:
+            self._take()
+        finally:
+            with self._turn:
+                self._over = True
+                self._turn.notify_all()
+
+    def _another(self) -> None:
+        other = threading.Thread(target=self._serve, name="casstore-fuse-take")
+        self._takers.append(other)
+        other.start()
+
+    @contextlib.contextmanager
+    def _away(self) -> Iterator[None]:
+        """What one of the threads that take requests does meanwhile may last."""
+        with self._turn:
+            self._free -= 1
+            if not self._free and not self._over:
+                if self._idle > self._called:
+                    self._called += 1
+                    self._free += 1
+                    self._turn.notify()
+                elif len(self._takers) < MOST:
+                    self._free += 1
+                    self._another()
+        try:
+            yield
+        finally:
+            with self._turn:
+                self._free += 1
+
+    def _stand_by(self) -> bool:
+        """Wait to be called, where there are enough that take requests; whether there is more to do."""
+        with self._turn:
+            if self._free > TAKERS:
+                self._free -= 1
+                self._idle += 1
+                self._turn.wait_for(lambda: self._called or self._over)
+                self._idle -= 1
+                if self._called:
+                    self._called -= 1
+            return not self._over
 
     def _take(self) -> None:
         buffer = memoryview(bytearray(BUFFER))
         into = [buffer]
         header = abi.IN_HEADER
         handlers = self._handlers
-        while True:
+        while self._free <= TAKERS or self._stand_by():
             try:
                 length = os.readv(self._fd, into)
             except OSError as error:
@@ -267,7 +317,8 @@ class Connection:
     def _read(self, unique: int, node: int, body: memoryview) -> None:
         _, offset, size, *_rest = abi.READ_IN.unpack_from(body)
         length, content = self._vfs.content(node)
-        layout = self._contents.layout(node, length, content)
+        with self._away() if content.depth else contextlib.nullcontext():  # a long list of chunks may be far away
+            layout = self._contents.layout(node, length, content)
         pieces = self._contents.cached(layout, offset, size)
         self._state.count("reads")
 
@@ -285,17 +336,17 @@ class Connection:
             self._reply(unique, *self._contents.fetch(node, layout, offset, size))
             worth(node)
 
-        with self._lock:
-            mine = self._reading < TAKERS - 1
-            self._reading += mine
+        with self._turn:
+            mine = self._free > 1
+            self._free -= mine
         if not mine:
             self._pool.submit(self._answer, work, Op.READ, unique, node, memoryview(b""))
             return
         try:
             work(unique, node, body)
         finally:
-            with self._lock:
-                self._reading -= 1
+            with self._turn:
+                self._free += 1
 
     def _keep(self, size: int, content: Content, layout: Layout) -> None:
         try:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import stat
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from itertools import accumulate
 
 from casstore.errors import NotFoundError
@@ -41,6 +42,11 @@ class Members:
             sum(one.symlinks for one in found),
             sum(one.size for one in found),
         )
+
+    def on_wait(self, waiting: Callable[[], AbstractContextManager[None]]) -> None:
+        """Have what may take long happen within ``waiting()``."""
+        for vfs in self._trees:
+            vfs.on_wait(waiting)
 
     def attributes(self, node: int) -> Attributes:
         """Return what ``stat`` shows of an inode."""

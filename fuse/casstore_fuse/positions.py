@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from itertools import accumulate
 from threading import Lock
 from typing import NamedTuple
@@ -45,6 +46,8 @@ class Positions:
         self._firsts = [0, *accumulate(ref.count for ref in self._refs)]
         self._leaves: OrderedDict[int, Leaf] = OrderedDict()
         self._lock = Lock()
+        self.waiting: Callable[[], AbstractContextManager[None]] = nullcontext
+        """What a leaf that is not in memory is read in."""
 
     @property
     def total(self) -> int:
@@ -110,7 +113,8 @@ class Positions:
                 self._leaves.move_to_end(which)
                 return found
         end = self._keys[which + 1] if which + 1 < len(self._keys) else None
-        groups = self._tree.leaf_groups(self._refs[which], end)
+        with self.waiting():
+            groups = self._tree.leaf_groups(self._refs[which], end)
         starts = list(accumulate((len(group.rows) for group in groups[:-1]), initial=self._firsts[which]))
         found = Leaf(self._firsts[which], groups, starts)
         with self._lock:

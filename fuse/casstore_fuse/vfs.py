@@ -8,7 +8,8 @@ changed: the bits for writing are not shown, unless something that can be change
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 
 from casstore.errors import NotFoundError
 from casstore.format.manifest import Row
@@ -52,6 +53,10 @@ class Vfs:
     def totals(self) -> Totals:
         """Sums over all entries."""
         return self.tree.totals
+
+    def on_wait(self, waiting: Callable[[], AbstractContextManager[None]]) -> None:
+        """Have what may take long, because a part of the manifest is not in memory, happen within ``waiting()``."""
+        self._entries.waiting = waiting
 
     def attributes(self, node: int) -> Attributes:
         """Return what ``stat`` shows of an inode."""

@@ -296,6 +296,44 @@ def test_reads_that_hang_hold_up_nobody_else(
         assert [reader.result() for reader in readers] == [(source / name).read_bytes() for name in slow]
 
 
+@pytest.mark.parametrize("mounted", ["open", "no-open"], indirect=True)
+def test_a_manifest_that_hangs_holds_up_nobody_else(
+    mounted: Mounted, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in mounted.path.rglob("*"):
+        pass
+    (mounted.path / "run").read_bytes()
+    assert mounted.connection is not None
+    lookup, away = Vfs.lookup, mounted.connection._away
+    going, go_on = threading.Semaphore(0), threading.Event()
+
+    def hang(self: Vfs, parent: int, name: bytes) -> Any:
+        if name.startswith(b"slow"):
+            with away():  # as reading a leaf does
+                going.release()
+                assert go_on.wait(60)
+        return lookup(self, parent, name)
+
+    monkeypatch.setattr(Vfs, "lookup", hang)
+    with ThreadPoolExecutor(8) as pool:
+        for round_ in range(2):
+            waiting = [pool.submit((mounted.path / f"d{n}" / f"slow{round_}").exists) for n in range(7)]
+            for _ in waiting:
+                assert going.acquire(timeout=60)
+            try:
+                assert not (mounted.path / "d0/other").exists()
+                assert (mounted.path / "large").read_bytes() == (source / "large").read_bytes()
+                assert not any(one.done() for one in waiting)
+            finally:
+                go_on.set()
+            assert [one.result() for one in waiting] == [False] * 7
+            go_on.clear()
+    number = 0
+    while mounted.connection._free > connection.TAKERS:  # those that are not needed any more stand by
+        assert not (mounted.path / f"other{number}").exists()
+        number += 1
+
+
 def test_readers_of_many_processes(mounted: Mounted, source: Path) -> None:
     script = 'cd "$0" && find . -type f -exec sha256sum {} + | LC_ALL=C sort'
     readers = [subprocess.Popen(["sh", "-c", script, mounted.path], stdout=subprocess.PIPE) for _ in range(4)]

@@ -251,6 +251,7 @@ def test_libfuse_takes_its_mount_along(run: Run, mnt: Path, monkeypatch: pytest.
 def test_libfuse_that_is_not_there_is_one_line(run: Run, mnt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CASSTORE_MOUNT_ADAPTER", "library")
     monkeypatch.setenv("FUSE_LIBRARY_NAME", "no-such-library")
+    monkeypatch.delitem(sys.modules, "mfusepy", raising=False)
     assert "can't mount by libfuse: Unable to find libfuse\n" in run("mount", "DS", "mnt", code=10)
     assert list(mnt.iterdir()) == [] and listed(run) == []
     monkeypatch.setenv("CASSTORE_MOUNT_ADAPTER", "both")

@@ -6,6 +6,7 @@ import os
 import random
 import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,30 @@ def test_a_folder_is_known_by_its_number_alone(bucket: Bucket, vfs: Vfs) -> None
     fresh = Vfs(bucket.tree(bucket.resolve("ds")), uid=7, gid=8)
     assert [name for name, _, _ in fresh.listing(node, 0)] == [b"c", b"x"]
     assert fresh.lookup(node, b"x") is not None
+
+
+def test_it_tells_before_it_reads_the_manifest(vfs: Vfs) -> None:
+    waits: list[bool] = []
+
+    @contextmanager
+    def waiting() -> Iterator[None]:
+        waits.append(True)
+        yield
+        waits.append(False)
+
+    vfs.on_wait(waiting)
+    node = find(vfs, "many/f2999")
+    assert waits and waits == [True, False] * (len(waits) // 2)
+    del waits[:]
+    assert find(vfs, "many/f2999") == node and vfs.content(node)[0] == 4
+    assert not waits
+
+
+def test_a_sample_is_of_files_all_over(vfs: Vfs, source: Path) -> None:
+    sizes = list(vfs.sample())
+    assert len(sizes) > 100
+    assert set(sizes) <= {path.stat().st_size for path in source.rglob("*") if path.is_file()}
+    assert len(sizes) <= vfs.totals.files
 
 
 def test_ranges_of_files(bucket: Bucket, vfs: Vfs, source: Path) -> None:
