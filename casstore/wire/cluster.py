@@ -23,7 +23,8 @@ class VersionReply(msgspec.Struct, kw_only=True):
 class ServerReply(msgspec.Struct, kw_only=True):
     """The server itself (``GET /api/v1/server``).
 
-    ``version`` is the product's; ``started`` is an ISO time.
+    ``version`` is the product's; ``started`` is an ISO time. ``running`` and ``pending`` are workflows, ``tasks`` those
+    that hold nodes.
 
     ``url`` is where it listens besides its socket.
     """
@@ -34,12 +35,19 @@ class ServerReply(msgspec.Struct, kw_only=True):
     started: str
     running: int
     pending: int
+    tasks: int = 0
     executor: str
     isolation: str
     network: bool
     reasons: list[str] = []
     state_dir: str = ""
     url: str | None = None
+
+
+class TasksEnded(msgspec.Struct, kw_only=True):
+    """What ``POST /api/v1/server/end-tasks`` did: ``left`` groups had not ended when it gave up waiting."""
+
+    left: int
 
 
 class Profile(msgspec.Struct, kw_only=True):

@@ -22,8 +22,8 @@ from typing import NamedTuple
 
 from casstore import __version__
 from casstore.config import Config, Paths
-from casstore.errors import ConflictError, ServiceError, UsageError
-from casstore.wire.cluster import ServerReply
+from casstore.errors import ServiceError, UsageError
+from casstore.wire.cluster import ServerReply, TasksEnded
 from casstore.wire.local import ERROR_PREFIX, HINT_PREFIX, LOG_FILE, MAX_SOCKET_PATH, PID_FILE, READY, START_LOCK_FILE
 from casstore_cli import output
 from casstore_cli.client import Client, Target
@@ -116,7 +116,7 @@ def _wait_for_the_last(place: Place) -> None:
         if time.monotonic() > deadline:
             raise ServiceError(
                 f"Your server (process {pid}) runs, but its socket {place.socket_path} is gone",
-                hint="End it with 'osmo server stop --force': what runs in it begins again with the next one.",
+                hint="End it with 'osmo server stop': what runs goes on, and the next one takes it up.",
             )
         time.sleep(0.05)
 
@@ -159,30 +159,38 @@ def running_pid(place: Place) -> int | None:
     return None
 
 
-def stop(config: Config, *, force: bool = False) -> bool:
-    """End the server and wait until it is gone; False when none was running.
+class Stopped(NamedTuple):
+    """A server that was stopped. ``tasks`` ran in it; ``ended`` says that they were ended, with ``left`` groups of them
+    that did not within the time; None: the server did not answer, so nobody knows.
+    """
 
-    Raises ``ConflictError`` when workflows run in it, unless ``force``: their tasks end with it.
+    tasks: int | None
+    ended: bool = False
+    left: int = 0
+
+
+def stop(config: Config, *, tasks: bool = False) -> Stopped | None:
+    """End the server and wait until it is gone; None when none was running. With ``tasks`` what runs ends with it, and
+    begins again with the next server; otherwise it goes on.
     """
     place = find_place(config)
     pid = running_pid(place)
     if pid is None:
-        return False
-    if not force:
-        with contextlib.suppress(ServiceError):  # one that does not answer is ended all the same
-            state = connect(place).get("api/v1/server", ServerReply)
-            if state.running:
-                raise ConflictError(
-                    f"{state.running} workflow(s) are running, and their tasks would end with the server",
-                    hint="Wait or cancel them; with --force they begin again when the server starts again.",
-                )
+        return None
+    stopped = Stopped(None)
+    with contextlib.suppress(ServiceError):  # one that does not answer is ended all the same
+        client = connect(place)
+        stopped = Stopped(client.get("api/v1/server", ServerReply).tasks)
+        if tasks and stopped.tasks:
+            left = client.post("api/v1/server/end-tasks", TasksEnded).left
+            stopped = stopped._replace(ended=True, left=left)
     for number, limit in ((signal.SIGTERM, STOP_TIMEOUT_S), (signal.SIGKILL, 5.0)):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
         deadline = time.monotonic() + limit
         while time.monotonic() < deadline:
             if running_pid(place) != pid:
-                return True
+                return stopped
             time.sleep(0.02)
     raise ServiceError(f"The server (process {pid}) does not end")
 
@@ -252,7 +260,7 @@ def _replace(config: Config, client: Client) -> None:
                 )
                 return
             output.message(f"Restarting the server: it is version {version}, this command {__version__}.")
-            stop(config, force=True)
+            stop(config)
         _spawn(config, place, None)
 
 

@@ -71,7 +71,7 @@ class Home:
         raise AssertionError(f"{name} is {found['status']}")
 
     def close(self) -> None:
-        self.osmo("server", "stop", "--force")
+        self.osmo("server", "stop", "--tasks")
 
 
 @pytest.fixture(scope="module")

@@ -105,7 +105,7 @@ class Home:
         return list(self.run_dir.glob("casstore/*.sock"))
 
     def close(self) -> None:
-        self.osmo("server", "stop", "--force")
+        self.osmo("server", "stop", "--tasks")
 
 
 @pytest.fixture(scope="module")
@@ -680,20 +680,31 @@ def test_a_killed_server_is_replaced_and_its_tasks_run_on(new_home: Home) -> Non
     assert (lines.count("attempt"), lines.count("went on")) == (1, 1)
 
 
-def test_stopping_is_refused_while_workflows_run(new_home: Home) -> None:
+def test_tasks_go_on_without_the_server_unless_they_are_to_end_with_it(new_home: Home) -> None:
     assert new_home.osmo("server", "stop") == "No server is running.\n"
     assert new_home.osmo("server", "status", code=1) == "No server is running.\n"
     workflow_id = new_home.submit(flow("running", "sleep 600"))
     new_home.wait(workflow_id, "RUNNING")
-    said = new_home.osmo("server", "stop", code=2)
-    assert "--force" in said
     pid = new_home.pid
-    assert new_home.osmo("server", "stop", "--force") == "The server was stopped.\n"
+    said = new_home.osmo("server", "stop")
+    assert said == (
+        "The server was stopped.\n1 task goes on; the next osmo command that needs the server takes it up.\n"
+    )
     assert gone(pid)
     assert new_home.sockets == []
     assert new_home.osmo("server", "start").startswith("The server is running (process ")
     assert new_home.osmo("server", "start") == "The server is running already.\n"
+    assert "1 running (1 task), 0 waiting" in new_home.osmo("server", "status")
+    said = new_home.osmo("server", "stop", "--tasks")
+    assert said == "The server was stopped.\n1 task ended with it, to begin again with the next one.\n"
+
+    def attempts() -> list[tuple[int, str]]:
+        groups = new_home.json("workflow", "query", workflow_id, "-v")["groups"]
+        return [(task["retry_id"], task["status"]) for group in groups for task in group["tasks"]]
+
+    eventually(lambda: (1, "RUNNING") in attempts(), "it begins again")
     new_home.osmo("workflow", "cancel", workflow_id)
+    new_home.wait(workflow_id, "FAILED_CANCELED")
 
 
 def test_a_server_that_can_not_start_says_why(new_home: Home) -> None:
@@ -732,15 +743,15 @@ def test_a_server_whose_socket_was_removed_is_named(new_home: Home) -> None:
     new_home.sockets[0].unlink()
     said = new_home.osmo("workflow", "list", code=10)
     assert f"process {new_home.pid}) runs, but its socket" in said
-    assert "osmo server stop --force" in said
+    assert "osmo server stop" in said
     assert "can't be asked" in new_home.json("doctor")["server"]
-    new_home.osmo("server", "stop", "--force")
+    new_home.osmo("server", "stop", "--tasks")
     assert new_home.osmo("workflow", "list") == "There are no workflows to view.\n"
 
 
 def test_a_database_that_becomes_unusable_is_told_in_one_line(new_home: Home) -> None:
     new_home.submit(flow("before", "true"))
-    new_home.osmo("server", "stop", "--force")
+    new_home.osmo("server", "stop", "--tasks")
     with (new_home.state / "server.sqlite").open("r+b") as file:
         file.seek(4096)
         file.write(os.urandom(15 * 4096))
@@ -805,7 +816,7 @@ def test_a_server_of_another_version_is_kept_while_it_works(new_home: Home) -> N
     new_home.osmo("workflow", "query", done.stdout.strip())
     assert "the running server is version 0.0.1" in new_home.stderr
     assert process.poll() is None
-    new_home.osmo("server", "stop", "--force")
+    new_home.osmo("server", "stop", "--tasks")
     process.communicate(timeout=PATIENCE)
 
 

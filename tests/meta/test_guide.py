@@ -118,7 +118,7 @@ def test_the_guide_shows_what_happens(page: Path, short_path: Path) -> None:
         if mounts:
             run(Step("osmo dataset umount --all --lazy", []), short_path, environment)
         if "osmo workflow" in page.read_text():
-            run(Step("osmo server stop", []), short_path, environment)
+            run(Step("osmo server stop --tasks", []), short_path, environment)
 
 
 def test_a_wrong_page_would_be_noticed() -> None:

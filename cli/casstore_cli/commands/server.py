@@ -59,10 +59,33 @@ def start(port: int | None, foreground: bool) -> None:
 
 
 @cli.command("stop", cls=Command)
-@click.option("-f", "--force", is_flag=True, help="Even when workflows are running; they begin again later.")
-def stop(force: bool) -> None:
-    """Stop the server."""
-    output.text("The server was stopped." if background.stop(load_config(), force=force) else "No server is running.")
+@click.option(
+    "-f", "--force", "--tasks", "tasks", is_flag=True, help="End the tasks too; they begin again with the next server."
+)
+def stop(tasks: bool) -> None:
+    """Stop the server.
+
+    Tasks that run go on without it, and the next one takes them up: no task is lost or run again. Until then nothing
+    new is started.
+    """
+    stopped = background.stop(load_config(), tasks=tasks)
+    if stopped is None:
+        output.text("No server is running.")
+        return
+    output.text("The server was stopped.")
+    if stopped.tasks is None:
+        output.warn("it did not answer; what runs goes on, and the next server takes it up")
+    elif stopped.ended:
+        output.text(f"{_tasks(stopped.tasks)} ended with it, to begin again with the next one.")
+        if stopped.left:
+            output.warn(f"{stopped.left} groups had not ended yet; they are given up by the next server")
+    elif stopped.tasks:
+        verb, them = ("goes", "it") if stopped.tasks == 1 else ("go", "them")
+        output.text(f"{_tasks(stopped.tasks)} {verb} on; the next osmo command that needs the server takes {them} up.")
+
+
+def _tasks(count: int) -> str:
+    return "1 task" if count == 1 else f"{count} tasks"
 
 
 @cli.command("status", cls=Command)
@@ -84,7 +107,7 @@ def status(format_type: str) -> int:
             ("Process", str(found.pid)),
             ("Version", found.version + same),
             ("Started", output.date(found.started) or ""),
-            ("Workflows", f"{found.running} running, {found.pending} waiting"),
+            ("Workflows", f"{found.running} running ({_tasks(found.tasks)}), {found.pending} waiting"),
             ("Isolation", found.isolation + (", own network" if found.network else ", no network of its own")),
             ("URL", found.url or "none, the socket only"),
             ("Socket", place.socket_path),

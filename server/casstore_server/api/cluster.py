@@ -8,6 +8,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 from starlette.responses import Response
 
+from casstore.errors import AccessError
 from casstore.wire.cluster import ProfileChange
 from casstore_server.api.deps import Body, CallerDep, Names, ServicesDep, decode
 from casstore_server.api.edge import reply
@@ -33,6 +34,14 @@ def version() -> Response:
 def server(services: ServicesDep) -> Response:
     """The server itself: product version, process, isolation, how much is running."""
     return reply(cluster.server(services))
+
+
+@router.post("/api/v1/server/end-tasks")
+def end_tasks(services: ServicesDep, caller: CallerDep) -> Response:
+    """End everything that runs; it begins again with the next server. Only for the owner of the server."""
+    if caller.user != services.settings.user:
+        raise AccessError(f"Only {services.settings.user}, whose server it is, may end its tasks")
+    return reply(cluster.end_tasks(services))
 
 
 @router.get("/api/profile/settings")

@@ -19,6 +19,7 @@ __all__ = [
     "TaskFilter",
     "WorkflowFilter",
     "gpus_of_guaranteed",
+    "placed_tasks",
     "tags_in_use",
     "tags_of",
     "task_sums",
@@ -36,7 +37,7 @@ _PLACED = (str(TaskStatus.INITIALIZING), str(TaskStatus.RUNNING))
 class WorkflowFilter:
     """Which workflows; empty and None do not restrict. Times are seconds since the epoch.
 
-    ``name`` is a part of the id. A workflow with any of ``tags`` matches. ``app`` is a name and a version, None for any.
+    ``name`` is a part of the id. A workflow with any of ``tags`` matches. ``app``: a name and a version or None.
     """
 
     users: Sequence[str] = ()
@@ -186,6 +187,12 @@ def unfinished_counts(connection: Connection) -> dict[str, int]:
         select(table.c.status, func.count()).where(table.c.status.in_(names)).group_by(table.c.status)
     )
     return {status: int(count) for status, count in rows}
+
+
+def placed_tasks(connection: Connection) -> int:
+    """How many tasks hold nodes."""
+    query = select(func.count()).select_from(schema.task).where(schema.task.c.status.in_(_PLACED))
+    return int(connection.execute(query).scalar_one())
 
 
 def usage_by_node(connection: Connection) -> list[Row[Any]]:

@@ -29,6 +29,7 @@ from casstore.wire.cluster import (
     ResourcesReply,
     ResourceUsage,
     ServerReply,
+    TasksEnded,
     VersionReply,
 )
 from casstore.wire.protocol import PROTOCOL_VERSION, to_iso
@@ -41,6 +42,7 @@ __all__ = [
     "buckets",
     "change_profile",
     "default_pool",
+    "end_tasks",
     "pools",
     "profile",
     "quota",
@@ -49,6 +51,9 @@ __all__ = [
     "users",
     "version",
 ]
+
+_END_TASKS_S = 20.0
+"""How long the end of tasks is waited for; whoever asked waits a little longer."""
 
 
 def version() -> VersionReply:
@@ -61,6 +66,7 @@ def server(services: Services) -> ServerReply:
     """The server itself."""
     with services.database.reading() as connection:
         counts = queries.unfinished_counts(connection)
+        tasks = queries.placed_tasks(connection)
     isolation = services.isolation
     return ServerReply(
         version=__version__,
@@ -69,6 +75,7 @@ def server(services: Services) -> ServerReply:
         started=to_iso(services.started) or "",
         running=counts.get("RUNNING", 0),
         pending=sum(count for status, count in counts.items() if status != "RUNNING"),
+        tasks=tasks,
         executor="process",
         isolation=isolation.mode,
         network=isolation.network,
@@ -76,6 +83,11 @@ def server(services: Services) -> ServerReply:
         state_dir=str(services.settings.state_dir),
         url=None if services.settings.port is None else f"http://127.0.0.1:{services.settings.port}",
     )
+
+
+def end_tasks(services: Services) -> TasksEnded:
+    """End everything that runs here, before the server is stopped: it begins again with the next one."""
+    return TasksEnded(left=services.scheduler.end_tasks("The server was stopped with its tasks.", _END_TASKS_S))
 
 
 def default_pool(services: Services, user: str) -> str | None:

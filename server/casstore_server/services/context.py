@@ -31,6 +31,9 @@ class SchedulerPort(Protocol):
     def cancel(self, workflow_id: str, *, force: bool = False, user: str, message: str | None = None) -> WorkflowRecord:
         """Begin to end a workflow."""
 
+    def end_tasks(self, why: str, timeout: float) -> int:
+        """Place nothing more and end everything that runs; how many groups are left after ``timeout`` seconds."""
+
     def why_pending(self, workflow_id: str) -> str:
         """Why it does not run yet, in one line; empty when it does."""
 
