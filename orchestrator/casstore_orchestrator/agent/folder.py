@@ -38,7 +38,9 @@ from casstore_orchestrator.records import WorkflowRecord
 __all__ = ["VERSION", "Lock", "RunFolder", "Runs", "Start"]
 
 VERSION = 1
-"""Of everything that servers and agents say to each other: folder, journal and protocol."""
+"""Of everything that servers and agents say to each other: folder, journal and protocol, and what can stand in them. To
+be raised when an older server or agent would not understand an event or an order.
+"""
 KEEP_CLOSED = 30 * 86400.0
 """Seconds for which a tombstone is kept: far longer than an order to begin can be on its way."""
 _MAX_START = 256 << 20

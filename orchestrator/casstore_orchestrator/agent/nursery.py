@@ -61,8 +61,12 @@ class Nursery:
 
     def close(self) -> None:
         """End it; idempotent. Agents go on."""
+        self._closed = True
+        waited_for = self._socket
+        if waited_for is not None:
+            with contextlib.suppress(OSError):  # whoever waits for an answer waits no longer
+                waited_for.shutdown(socket.SHUT_RDWR)
         with self._lock:
-            self._closed = True
             self._end()
 
     def _begin(self) -> socket.socket:

@@ -82,7 +82,7 @@ def _obey_signals(end: Callable[[], None]) -> None:
 
     By a descriptor: the signal may come to any thread, and the main one would not notice while it waits.
     """
-    reading, writing = os.pipe2(os.O_CLOEXEC)
+    reading, writing = os.pipe()
     os.set_blocking(writing, False)
 
     def watch() -> None:
