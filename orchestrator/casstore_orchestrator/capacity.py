@@ -373,7 +373,7 @@ class Cluster:
         """Let go of what is only needed to take changes back, and of what has become useless in the indexes."""
         self._journal.clear()
         live = sum(map(len, self._live))
-        if sum(map(len, self._logs)) > 8 * live + 10_000 or len(self.buckets) > 4 * live + 4_000:
+        if sum(map(len, self._logs)) > 8 * live + 10_000 or len(self.buckets) > 4 * live + 500:
             self._compact()
 
     def _compact(self) -> None:

@@ -29,8 +29,10 @@ from .waiting import Ask, Holding, Key, Memory, Placing, Preemption, Reservation
 
 __all__ = ["Decisions", "Pass", "Verdict", "decide"]
 
-_REHEARSALS: Final = 8
-"""Preemptions in one pass that are checked against the reservations of those who come before."""
+_REHEARSALS: Final = 5
+"""How often preemptions are tried out together, fewer each time, before all are given up for this pass."""
+_AHEAD: Final = 256
+"""Groups without a reservation that take part in that: the first ones that wait."""
 _LARGE: Final = 2_000
 _RELEASES: Final = 100_000
 """Amounts that one pass may imagine to be given back while it looks for reservations."""
@@ -157,8 +159,8 @@ class Pass:
         self._dead: dict[str, _Dead] = {"long": _Dead(), "brief": _Dead(), "soon": _Dead()}
         self._before: dict[str, int] = {}
         self._releases = _RELEASES
-        self._rehearsals = _REHEARSALS
         self._may_evict = may_evict
+        self._ahead: list[Waiting] = []
         self._ends: list[Holding] | None = None
         self._by_node: dict[int, list[Key]] | None = None
         self._evictions = Evictions(self)
@@ -189,6 +191,8 @@ class Pass:
                 heapq.heapreplace(heads, (self._turn(line[number]), name, number))
             else:
                 heapq.heappop(heads)
+        if self.preempt:
+            self._rehearse()
         return Decisions(tuple(self.placed), tuple(self.preempt), tuple(self.reservations), self.verdicts, self)
 
     def _turn(self, waiting: Waiting) -> tuple[float, ...]:
@@ -202,6 +206,8 @@ class Pass:
     def _wait(self, waiting: Waiting, code: str, *detail: object) -> None:
         before = self._before.get(waiting.pool, 0)
         self._before[waiting.pool] = before + 1
+        if len(self._ahead) < _AHEAD:
+            self._ahead.append(waiting)
         self.verdicts[waiting.key] = Verdict(code, detail, before)
 
     def _look(self, waiting: Waiting) -> None:
@@ -337,11 +343,7 @@ class Pass:
         found = fit(soon, shape) if excess <= 0 else None
         victims: Sequence[Holding] = ()
         if found is None and self._may_evict:
-            mark = soon.mark()
             victims, found = self._evictions.find(waiting, pool, shape, excess)
-            if found is not None and not self._stands(waiting, victims):
-                soon.rollback(mark)
-                victims, found = (), None
         if found is None:
             dead.add(shape, alone=False)
             return False
@@ -360,22 +362,30 @@ class Pass:
         self._wait(waiting, "soon")
         return True
 
-    def _stands(self, waiting: Waiting, victims: Sequence[Holding]) -> bool:
-        """Whether the group runs once these have left, and not somebody with a reservation who comes before it."""
-        if self.layout.family(waiting.pool) not in self._horizon:
-            return True
-        if self._rehearsals <= 0:
-            return False
-        self._rehearsals -= 1
-        gone = self._evictions.gone | {victim.key for victim in victims}
-        stay = [held for held in self.holdings if not held.ending and held.key not in gone]
-        stay += [placing.holding(self.now) for placing in self.placed]
-        queue = [*dict.fromkeys(entry.waiting.key for entry in self.reservations), waiting.key]
-        owners = {entry.waiting.key: entry.waiting for entry in self.reservations} | {waiting.key: waiting}
-        rehearsal = Pass(
-            self.pools, [owners[key] for key in queue], stay, self.now, self.memory.twin(self.truth), may_evict=False
-        )
-        return waiting.key in {placing.key for placing in rehearsal.run().placed}
+    def _rehearse(self) -> None:
+        """Take back preemptions whose group would not run even then: with more nodes free, a group that comes before it
+        may choose others than were meant for it.
+        """
+        ahead = [*self._ahead, *(entry.waiting for entry in self.reservations)]
+        owners = list({entry.key: entry for entry in ahead}.values())
+        placed = [placing.holding(self.now) for placing in self.placed]
+        for _ in range(_REHEARSALS):
+            gone = {entry.victim.key for entry in self.preempt}
+            stay = [held for held in self.holdings if not held.ending and held.key not in gone] + placed
+            memory = self.memory.twin()
+            run = Pass(self.pools, owners, stay, self.now, memory, may_evict=False).run()
+            runs = {placing.key for placing in run.placed}
+            kept = [entry for entry in self.preempt if entry.for_whom.key in runs]
+            if len(kept) == len(self.preempt):
+                return
+            for entry in self.preempt:
+                if entry.for_whom.key not in runs:
+                    before = self.verdicts[entry.for_whom.key].before
+                    self.verdicts[entry.for_whom.key] = Verdict("nodes", (), before)
+            self.preempt = kept
+        for entry in self.preempt:
+            self.verdicts[entry.for_whom.key] = Verdict("nodes", (), self.verdicts[entry.for_whom.key].before)
+        self.preempt = []
 
     def _long(self) -> Cluster:
         if self.long is None:

@@ -223,10 +223,10 @@ class Memory:
                 self.hold(key, holding.pool, holding.held)
         self.cluster.settle()
 
-    def twin(self, cluster: Cluster) -> Memory:
-        """A memory of the same, with a copy of this cluster, that may follow another course."""
+    def twin(self) -> Memory:
+        """A memory of the same that may follow another course."""
         twin = Memory(self.pools, self.layout, self.known.copy(), self._asks, self._shapes, self._possible)
-        twin.cluster = cluster.copy()
+        twin.cluster = self.cluster.copy()
         return twin
 
     def _same(self, pools: Mapping[str, Pool]) -> bool:
