@@ -61,7 +61,8 @@ class Scheduler:
 
     ``pools`` is asked at every step, so that what the operator changes is used soon (at once after ``wake``). ``host``
     gives the name under which a task's peers reach it, by group and task. ``alone``: no other server uses the store, so
-    leases of one before are void, and workflows of pools that are not declared any more are looked after too.
+    leases of one before are void, and workflows of pools that are not declared any more are looked after too. After
+    ``lease`` seconds without a sign of the holder of a pool another server takes the pool over.
     ``clock`` gives the time of the records and of every deadline; ``tick`` may be called instead of ``start`` by
     whoever drives the time.
     """
@@ -77,6 +78,7 @@ class Scheduler:
         clock: Clock = time,
         credentials: Credentials | None = None,
         alone: bool = True,
+        lease: float = LEASE,
     ) -> None:
         self.logs = logs
         self._store = store
@@ -86,6 +88,7 @@ class Scheduler:
         self._clock = clock
         self._credentials = credentials or NoCredentials()
         self._alone = alone
+        self._lease = lease
         self._owner = uuid.uuid4().hex
         self._views: dict[str, PoolView] = {}
         self._passes = Passes()
@@ -324,12 +327,12 @@ class Scheduler:
 
     def _keep_leases(self, pools: Mapping[str, Pool], now: float) -> bool:
         """Prolong our leases in time, and take those that are free."""
-        if now < self._renewed + LEASE / 3:
+        if now < self._renewed + self._lease / 3:
             return True
         try:
             names = {*pools, *(self._store.live_pools() if self._alone else ())}
             leases = [pool_lease(name) for name in sorted(names)]
-            kept = self._store.keep_leases(leases, self._owner, now, now + LEASE, force=self._alone)
+            kept = self._store.keep_leases(leases, self._owner, now, now + self._lease, force=self._alone)
         except Exception:  # noqa: BLE001 - tried again; meanwhile they may expire
             _log.exception("the leases can't be prolonged")
             for view in [view for view in self._views.values() if view.until <= now]:
@@ -341,7 +344,7 @@ class Scheduler:
                 self._drop(view)
         for fence in kept.values():
             view = self._views.setdefault(pool_of(fence), PoolView(pool_of(fence), fence))
-            view.until = now + LEASE
+            view.until = now + self._lease
         return True
 
     def _drop(self, view: PoolView) -> None:
@@ -477,5 +480,5 @@ class Scheduler:
 
     def _pause(self) -> float:
         deadlines = [at for view in list(self._views.values()) if (at := view.next_deadline()) is not None]
-        first = min([self._renewed + LEASE / 3, *deadlines]) - self._clock.time()
-        return min(max(0.0, first), LEASE / 3 if self._alone else POLL)
+        first = min([self._renewed + self._lease / 3, *deadlines]) - self._clock.time()
+        return min(max(0.0, first), self._lease / 3 if self._alone else POLL)

@@ -22,7 +22,7 @@ from pathlib import Path
 import uvicorn
 from starlette.types import ASGIApp
 
-from casstore.errors import ServiceError
+from casstore.errors import ServiceError, UsageError
 from casstore.wire.local import READY
 from casstore.wire.router import MAX_MESSAGE
 from casstore_orchestrator.data import BucketData
@@ -71,6 +71,8 @@ def serve(settings: Settings) -> None:
     with contextlib.ExitStack() as stack:
         database = open_state(settings)
         stack.callback(database.close)
+        if settings.instance and not database.shared:
+            raise UsageError("Servers of several instances need a PostgreSQL that they share")
         sockets = stack.enter_context(_listening(settings.socket_path, settings.port))
         if settings.port is not None:
             settings = replace(settings, port=sockets[1].getsockname()[1])
@@ -151,6 +153,7 @@ def _parts(settings: Settings, database: Database) -> Iterator[Services]:
         host=executor.host,
         credentials=credentials,
         alone=not database.shared,
+        lease=settings.lease,
     )
     with contextlib.ExitStack() as stack:
         stack.callback(stores.close)

@@ -19,7 +19,8 @@ class Settings:
     """Where the server listens and keeps its state, and whose it is.
 
     ``port`` is that of 127.0.0.1, None for the socket alone. ``config_file`` need not exist. ``ready_fd`` is
-    a descriptor that is told once requests are answered.
+    a descriptor that is told once requests are answered. ``instance`` tells servers apart that share a state folder
+    and a PostgreSQL; ``lease`` is after how many seconds without a sign of one the others take over what it did.
     """
 
     socket_path: Path
@@ -31,16 +32,21 @@ class Settings:
     port: int | None = None
     ready_fd: int | None = None
     background: bool = False
+    instance: str = ""
+    lease: float = 15.0
 
     @property
     def pid_file(self) -> Path:
         """Locked while the server runs."""
-        return self.state_dir / PID_FILE
+        return self._own(PID_FILE)
 
     @property
     def log_file(self) -> Path:
         """Output of a server in the background."""
-        return self.state_dir / LOG_FILE
+        return self._own(LOG_FILE)
+
+    def _own(self, name: str) -> Path:
+        return self.state_dir / (f"{name}.{self.instance}" if self.instance else name)
 
     @property
     def database(self) -> Path:
@@ -62,4 +68,6 @@ def parse(argv: Sequence[str]) -> Settings:
     parser.add_argument("--port", type=int)
     parser.add_argument("--ready-fd", type=int)
     parser.add_argument("--background", action="store_true")
+    parser.add_argument("--instance", default="")
+    parser.add_argument("--lease", type=float, default=15.0)
     return Settings(**vars(parser.parse_args(argv)))
