@@ -15,7 +15,6 @@ segment speaks of are read instead, and the next writer that publishes makes the
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -24,9 +23,10 @@ from casstore import hashing
 from casstore.backend.base import Absent, Backend, ObjectInfo
 from casstore.compression import REFERENCE
 from casstore.errors import IntegrityError, NotFoundError, PreconditionError
-from casstore.format.index import NONCE_SIZE, Location, Segment, encode, merge, with_nonce
+from casstore.format.index import Location, Segment, encode, merge, with_nonce
 from casstore.repo import layout, segments
 from casstore.repo.packs import places_of, read_footer
+from casstore.repo.segments import new_nonce
 
 if TYPE_CHECKING:
     from casstore.cache.remote import RemoteCache
@@ -136,7 +136,7 @@ class Index:
 
     def _keep(self, found: list[tuple[bytes, Location]]) -> None:
         key = f"{_REBUILT}{len(self._rebuilt)}"
-        self._rebuilt[key] = encode(found, nonce=_nonce())
+        self._rebuilt[key] = encode(found, nonce=new_nonce())
         self._segments[key] = Segment(self._rebuilt[key])
 
     def _try(self, key: str) -> Segment | None:
@@ -217,10 +217,10 @@ class Index:
             if not records:
                 self._publish()
                 return
-            data = encode(records, nonce=_nonce())
+            data = encode(records, nonce=new_nonce())
             merged = self._to_merge(len(records))
             if merged:
-                data = merge([Segment(data), *(self._segments[key] for key in merged)], nonce=_nonce())
+                data = merge([Segment(data), *(self._segments[key] for key in merged)], nonce=new_nonce())
             self._add(data)
             if lost:
                 merged += self._without(frozenset(lost))
@@ -249,7 +249,7 @@ class Index:
             merged: set[str] = set()
             for group in [*self._groups(spoken)]:
                 if len(group) > 1 or group[0] in spoken:
-                    data = merge([self._segments[key] for key in group], without=lost, nonce=_nonce())
+                    data = merge([self._segments[key] for key in group], without=lost, nonce=new_nonce())
                     if Segment(data).records:
                         self._add(data)
                     merged.update(group)
@@ -282,7 +282,7 @@ class Index:
         for segment in stale.values():
             rest = [item for item in segment.items() if item[1].pack_id not in lost]
             if rest:
-                self._add(encode(rest, nonce=_nonce()))
+                self._add(encode(rest, nonce=new_nonce()))
         return list(stale)
 
     def _to_merge(self, total: int) -> list[str]:
@@ -298,7 +298,7 @@ class Index:
         return keys
 
     def _add(self, data: bytes, *, again: bool = True) -> None:
-        """Store a segment. Its name is new: see ``_nonce``. What did not arrive as it was sent is sent once more."""
+        """Store a segment. Its name is new: see ``new_nonce``. What did not arrive as it was sent is sent once more."""
         key = layout.index_key(hashing.digest(data))
         with contextlib.suppress(PreconditionError):  # the reply to an earlier attempt was lost
             self._backend.put(key, [data], condition=Absent())
@@ -311,7 +311,7 @@ class Index:
                 raise
             # Under another name: somebody who saw the damage may be about to delete this one.
             self._damaged.add(key)
-            self._add(with_nonce(data, _nonce()), again=False)
+            self._add(with_nonce(data, new_nonce()), again=False)
 
     def close(self) -> None:
         """Forget the segments; their maps go when the last look-up has ended."""
@@ -321,12 +321,3 @@ class Index:
             self._damaged.clear()
             self._rebuilt.clear()
             self._loaded = self._complete = False
-
-
-def _nonce() -> bytes:
-    """Return what makes a segment unlike any other.
-
-    Whoever deletes a segment has stored what it holds under another name before. Were a name ever used again, one who
-    stood still before the deletion would delete the later one, too.
-    """
-    return os.urandom(NONCE_SIZE)

@@ -10,8 +10,9 @@ import os
 from typing import NamedTuple
 
 from casstore import hashing
-from casstore.backend.base import Backend, Buffer
+from casstore.backend.base import Absent, Backend, Buffer
 from casstore.compression import MAX_RAW, RAW
+from casstore.errors import PreconditionError
 from casstore.format.index import Location
 from casstore.format.pack import (
     HEADER_SIZE,
@@ -132,3 +133,13 @@ def read_footer(backend: Backend, pack_id: bytes, size: int | None = None) -> Fo
 def places_of(pack_id: bytes, footer: Footer) -> list[tuple[bytes, Location]]:
     """Return where the chunks of a pack are, as the index wants them."""
     return [(r.chunk_id, Location(pack_id, r.offset, r.stored, r.raw, r.codec)) for r in footer.records]
+
+
+def put_pack(backend: Backend, sealed: Sealed) -> None:
+    """Write a pack, unless it is there whole: the same chunks in the same order have the same name."""
+    key = layout.pack_key(sealed.pack_id)
+    try:
+        backend.put(key, sealed.parts, condition=Absent())
+    except PreconditionError:
+        if backend.stat(key).size != sealed.size:  # it was cut short
+            backend.put(key, sealed.parts)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 from casstore import hashing
 from casstore.backend.base import Backend
 from casstore.errors import FormatError, NotFoundError, StorageError
-from casstore.format.index import Segment
+from casstore.format.index import NONCE_SIZE, Segment
 from casstore.repo import layout
 from casstore.repo.limits import check_size
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from casstore.cache.remote import RemoteCache
 
-__all__ = ["MAX_SEGMENT", "cached_segment", "each", "open_segment"]
+__all__ = ["MAX_SEGMENT", "cached_segment", "each", "new_nonce", "open_segment"]
 
 MAX_SEGMENT = 1 << 30
 """Bytes of a segment, at most: a writer's are a twentieth of that."""
@@ -36,6 +36,15 @@ _PART = 8 << 20
 
 _A = TypeVar("_A")
 _B = TypeVar("_B")
+
+
+def new_nonce() -> bytes:
+    """Return what makes a segment unlike any other.
+
+    Whoever deletes a segment has stored what it holds under another name before. Were a name ever used again, one who
+    stood still before the deletion would delete the later one, too.
+    """
+    return os.urandom(NONCE_SIZE)
 
 
 def open_segment(backend: Backend, key: str, cache: RemoteCache | None = None) -> Segment:

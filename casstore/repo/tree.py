@@ -41,7 +41,7 @@ from casstore.format.manifest import (
     list_records,
     row_of,
 )
-from casstore.hashing import Hasher
+from casstore.hashing import Hasher, digest
 from casstore.model import Content, Entry, Kind, Totals, sort_key
 
 _CACHED_NODES = 64
@@ -218,7 +218,20 @@ class TreeBuilder:
         return NodeRef(first.directory, first.name, node_id, len(data), sum(child.count for child in children))
 
 
-def rewrapped(sink: NodeSink, data: bytes) -> bytes:
+def living_root(sink: NodeSink, data: bytes, dying: Container[bytes]) -> tuple[bytes, bytes]:
+    """Return the id and the bytes of a root of this tree that is not about to be deleted, this one if possible.
+
+    The nodes that another root needs are stored.
+    """
+    while (manifest_id := digest(data)) in dying:
+        other = _rewrapped(sink, data)
+        if other == data:
+            break  # a root of the last kind: those are never collected
+        data = other
+    return manifest_id, data
+
+
+def _rewrapped(sink: NodeSink, data: bytes) -> bytes:
     """Return another root of the same tree, with one more level, so that its id is another one.
 
     The tree without entries has one root only, which comes back; so does one that can't have more levels.

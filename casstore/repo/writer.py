@@ -31,9 +31,9 @@ from casstore.format.reference import LEAST, Pointer, encode_pointer
 from casstore.repo import layout, packs
 from casstore.repo.index import Index
 from casstore.repo.live import NOTHING, LivePacks
-from casstore.repo.packs import PackBuilder, Sealed
+from casstore.repo.packs import PackBuilder, Sealed, put_pack
 from casstore.repo.trash import DyingSet
-from casstore.repo.tree import rewrapped
+from casstore.repo.tree import living_root
 
 PUBLISH_EVERY = 1 << 18
 """New chunks after which the index gets a segment, so that memory stays bounded however large the upload."""
@@ -240,13 +240,7 @@ class Writer:
         return sealed
 
     def _store(self, sealed: Sealed) -> None:
-        key = layout.pack_key(sealed.pack_id)
-        try:
-            self._backend.put(key, sealed.parts, condition=Absent())
-        except PreconditionError:
-            # The same chunks in the same order are there already, unless that pack was cut short.
-            if self._backend.stat(key).size != sealed.size:
-                self._backend.put(key, sealed.parts)
+        put_pack(self._backend, sealed)
         self.packs.stored(sealed.pack_id, sealed.size)
         if self._on_pack is not None:
             self._on_pack(sealed.pack_id)
@@ -291,11 +285,7 @@ class Writer:
 
     def put_manifest(self, data: bytes) -> bytes:
         """Write the root of a manifest, after everything it refers to; returns its id."""
-        while (manifest_id := hashing.digest(data)) in self._dying.manifests:
-            other = rewrapped(self, data)
-            if other == data:
-                break  # a root of the last kind: those are never collected
-            data = other
+        manifest_id, data = living_root(self, data, self._dying.manifests)
         self.flush()
         with contextlib.suppress(PreconditionError):
             self._backend.put(layout.manifest_key(manifest_id), [data], condition=Absent())

@@ -19,6 +19,7 @@ from casstore.repo.check import Inspection, Report, Watcher, check_store
 from casstore.repo.check.session import Session
 from casstore.repo.leases import Lease
 from casstore.repo.limits import bounded_get
+from casstore.repo.packs import put_pack
 from casstore.repo.refs import Refs
 from casstore.repo.repair.files import restore_chunks
 from casstore.repo.repair.frames import salvage
@@ -27,7 +28,7 @@ from casstore.repo.repair.plan import Action, Plan, Step, make_plan
 from casstore.repo.repair.quarantine import Quarantine
 from casstore.repo.repair.records import Rewriter
 from casstore.repo.repair.salvage import check_fresh, manifest_of_damaged, salvage_version, salvaged_as
-from casstore.repo.repair.storing import Storing, put_pack
+from casstore.repo.repair.storing import Storing
 from casstore.repo.store import Store
 from casstore.repo.trash import DyingSet, dying
 

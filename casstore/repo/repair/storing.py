@@ -7,36 +7,26 @@ manifests, and that it never stores a pack under an id that is being deleted.
 from __future__ import annotations
 
 import contextlib
-import os
 
 from casstore import hashing
 from casstore.backend.base import Absent, Backend
 from casstore.compression import Compressor
 from casstore.errors import ConflictError, PreconditionError
-from casstore.format.index import NONCE_SIZE, Location, encode
+from casstore.format.index import Location, encode
 from casstore.format.pack import PackKind
 from casstore.repo import layout
 from casstore.repo.check.places import Places
-from casstore.repo.packs import PackBuilder, Sealed
+from casstore.repo.packs import PackBuilder, put_pack
+from casstore.repo.segments import new_nonce
 from casstore.repo.trash import DyingSet
-from casstore.repo.tree import rewrapped
+from casstore.repo.tree import living_root
 
-__all__ = ["Storing", "put_pack", "put_segment"]
-
-
-def put_pack(backend: Backend, sealed: Sealed) -> None:
-    """Write a pack, unless it is there."""
-    key = layout.pack_key(sealed.pack_id)
-    try:
-        backend.put(key, sealed.parts, condition=Absent())
-    except PreconditionError:
-        if backend.stat(key).size != sealed.size:
-            backend.put(key, sealed.parts)
+__all__ = ["Storing", "put_segment"]
 
 
 def put_segment(backend: Backend, places: list[tuple[bytes, Location]]) -> str:
     """Write a segment of the index, under a name that none ever had, and return its key."""
-    data = encode(places, nonce=os.urandom(NONCE_SIZE))
+    data = encode(places, nonce=new_nonce())
     key = layout.index_key(hashing.digest(data))
     backend.put(key, [data])
     return key
@@ -102,11 +92,7 @@ class Storing:
 
     def put_manifest(self, data: bytes) -> bytes:
         """Store the root of a tree, after everything that it leads to."""
-        while (manifest_id := hashing.digest(data)) in self._dying.manifests:
-            other = rewrapped(self, data)
-            if other == data:
-                break  # a root of the last kind: those are never collected
-            data = other
+        manifest_id, data = living_root(self, data, self._dying.manifests)
         self.flush()
         self.manifest = manifest_id
         with contextlib.suppress(PreconditionError):
