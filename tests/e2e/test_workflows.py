@@ -45,6 +45,9 @@ POOLS = {
 }
 
 
+BOX = Machine("box", Resources(cpu=8, memory=64 << 30, storage=1 << 40, gpu=0))
+
+
 class Lab:
     """A scheduler over this machine."""
 
@@ -53,7 +56,7 @@ class Lab:
         self.backend = open_backend(f"file://{folder / 'store'}", create=True)
         self.bucket = Bucket(Store.open(self.backend, create=True), name="default", user="tester")
         self.records = MemoryStateStore()
-        self.pools = parse_pools(POOLS, Machine("box", Resources(cpu=8, memory=64 << 30, storage=1 << 40, gpu=0)))
+        self.pools = parse_pools(POOLS, BOX)
         self.home = folder / "workflows"
         executor = ProcessExecutor(hidden=[folder])
         self.machine = ThreadMachine.over(executor, BucketData(self._open), self.home, file_urls=True)
@@ -205,7 +208,7 @@ def test_template_loop(lab: Lab) -> None:
 @pytest.mark.parametrize("values", [[], ["num_gpu=3", "num_nodes=3"]])
 def test_training_on_several_nodes(lab: Lab, values: list[str]) -> None:
     """Ranks from a loop, a rendezvous at the master's name, the trained policy as a dataset."""
-    lab.pools = parse_pools({"gpu": {"platforms": {"node": {"gpu": 3, "nodes": 3}}}}, lab.machine)
+    lab.pools = parse_pools({"gpu": {"platforms": {"node": {"gpu": 3, "nodes": 3}}}}, BOX)
     lines = lab.completed(lab.file("train_policy", pool="gpu", set_values=values))
     world = 9 if values else 4
     connected = [line for line in lines if line.endswith(f" of {world} is connected to master:5555")]
@@ -312,7 +315,7 @@ echo 'robot: arm' > {{output}}/about/labels.yaml"""
 def test_the_welcome_page_runs_once_its_tasks_have_commands(lab: Lab) -> None:
     lab.pools = parse_pools(
         {"default": {"platforms": {name: {"gpu": 8} for name in ("rtx-pro-6000", "gb200", "jetson-agx-thor")}}},
-        lab.machine,
+        BOX,
     )
     text = (CORPUS / "welcome.yaml").read_text()
     script = "cat {{input:0}}/file 2> /dev/null; echo more >> {{output}}/file"
