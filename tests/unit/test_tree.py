@@ -11,7 +11,7 @@ from casstore.format import manifest
 from casstore.model import Content, Entry, Flag, Kind, Totals, sort_key
 from casstore.repo import layout
 from casstore.repo.store import Store
-from casstore.repo.tree import ListBuilder, TreeBuilder, rewrapped
+from casstore.repo.tree import ListBuilder, TreeBuilder, _rewrapped
 
 
 @pytest.fixture
@@ -191,7 +191,7 @@ def test_another_root_of_the_same_tree(store: Store) -> None:
         ids = [builder.finish()]
         while True:
             data = store.backend.get(layout.manifest_key(ids[-1])).data
-            other = rewrapped(writer, data)
+            other = _rewrapped(writer, data)
             if other == data:
                 break
             ids.append(writer.put_manifest(other))
@@ -202,7 +202,7 @@ def test_another_root_of_the_same_tree(store: Store) -> None:
         assert tree.totals == builder.totals
         assert tree.lookup(b"f12345") == entries[12_345]
     assert list(store.tree(ids[-1]).entries()) == entries
-    assert rewrapped(NoNodes(), EMPTY) == EMPTY
+    assert _rewrapped(NoNodes(), EMPTY) == EMPTY
 
 
 class NoNodes:
