@@ -8,8 +8,9 @@ server that is gone is noticed by TCP.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
@@ -53,10 +54,23 @@ class ConnectionLostError(ServiceError):
     """The server went away, or the line to it."""
 
 
+@contextlib.asynccontextmanager
 async def open_socket(
     client: Client, found: RouterReply, use: str, workflow_id: str, *, key: str | None = None, seconds: float = 60.0
-) -> ClientConnection:
+) -> AsyncIterator[ClientConnection]:
     """Connect with the reply's key, or one of our own. Raises what the server said, or ``ServiceError``."""
+    ws = await _connect(client, found, use, workflow_id, key=key, seconds=seconds)
+    try:
+        yield ws
+        await ws.close()
+    finally:
+        ws.transport.abort()  # also where there is no time for a farewell
+        await ws.wait_closed()
+
+
+async def _connect(
+    client: Client, found: RouterReply, use: str, workflow_id: str, *, key: str | None, seconds: float
+) -> ClientConnection:
     path = socket_path(use, workflow_id, key or found.key)
     headers = {**client.headers(), "Cookie": found.cookie} if found.cookie else client.headers()
     options: dict[str, Any] = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
 import socket
 import struct
@@ -58,9 +59,7 @@ class Control:
             try:
                 if found is None:
                     found = await asyncio.to_thread(self.ask)
-                async with await open_socket(
-                    self.client, found, self.use, self.workflow_id, seconds=self.seconds
-                ) as ws:
+                async with open_socket(self.client, found, self.use, self.workflow_id, seconds=self.seconds) as ws:
                     self._ready().set_result((ws, found))
                     if tries:
                         self.tell("The server is back, and so are the forwarded ports.")
@@ -93,9 +92,7 @@ class Control:
         control, found = await asyncio.wait_for(asyncio.shield(self._ready()), self.seconds)
         key = STREAM_KEY + uuid.uuid4().hex
         await control.send(msgspec.json.encode(StreamWish(key=key, cookie=found.cookie)))
-        async with await open_socket(
-            self.client, found, self.use, self.workflow_id, key=key, seconds=self.seconds
-        ) as ws:
+        async with open_socket(self.client, found, self.use, self.workflow_id, key=key, seconds=self.seconds) as ws:
             yield ws
 
 
@@ -156,12 +153,20 @@ async def serve_stream(control: Control, host: str, port: int, tell: Tell) -> as
             told.clear()
         finally:
             writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
 
     family = socket.AF_UNSPEC if ":" in host else socket.AF_INET
     try:
         return await asyncio.start_server(connected, host, port, family=family, limit=2 * _PIECE)
     except (OSError, OverflowError) as exc:
-        raise UsageError(f"Can't listen on {host}:{port}: {getattr(exc, 'strerror', None) or exc}") from exc
+        raise _not_listening(host, port, exc) from exc
+
+
+def _not_listening(host: str, port: int, exc: Exception) -> UsageError:
+    number = exc.errno if isinstance(exc, OSError) else None
+    why = os.strerror(number) if number is not None and number > 0 else str(exc)
+    return UsageError(f"Can't listen on {host}:{port}: {why}", hint="Choose another --port or --host.")
 
 
 async def forward_datagrams(
@@ -179,7 +184,7 @@ async def forward_datagrams(
     try:
         transport, _ = await loop.create_datagram_endpoint(Local, local_addr=(host, port), family=socket.AF_INET)
     except OSError as exc:
-        raise UsageError(f"Can't listen on {host}:{port}: {exc.strerror or exc}") from exc
+        raise _not_listening(host, port, exc) from exc
     tell(transport.get_extra_info("sockname")[1])
 
     async def use(ws: ClientConnection) -> None:

@@ -98,7 +98,7 @@ async def _interactive(client: Client, workflow_id: str, found: RouterReply, sec
     terminal = console.is_terminal()
     if not terminal and not found.pipes:
         raise UsageError("This server runs programs on terminals only", hint="Run the command on a terminal.")
-    async with await open_socket(client, found, "exec", workflow_id, seconds=seconds) as ws:
+    async with open_socket(client, found, "exec", workflow_id, seconds=seconds) as ws:
         try:
             if terminal:
                 await _on_terminal(ws)
@@ -199,7 +199,7 @@ async def _one_of_group(client: Client, workflow_id: str, task: str, found: Rout
         for line in lines:
             _line(fd, task, line)
 
-    async with await open_socket(client, found, "exec", workflow_id, seconds=seconds) as ws:
+    async with open_socket(client, found, "exec", workflow_id, seconds=seconds) as ws:
         await ws.send(_window(pipes=found.pipes))
         if found.pipes:
             await ws.send(b"")
