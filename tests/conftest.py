@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from casstore.structs import settle
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--nightly", action="store_true", help="run the soak budgets too")
@@ -26,6 +28,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if nightly:
         config.hook.pytest_deselected(items=nightly)
         items[:] = [item for item in items if "nightly" not in item.keywords]
+
+
+def pytest_collection_finish() -> None:
+    settle()
 
 
 @pytest.fixture(autouse=True)

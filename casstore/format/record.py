@@ -17,6 +17,7 @@ from typing import TypeVar
 
 import msgspec
 
+from casstore import structs
 from casstore.errors import FormatError, UsageError
 from casstore.hashing import digest, to_hex
 from casstore.model import Buffer
@@ -65,6 +66,7 @@ def decode(type: str, data: Buffer, cls: type[T]) -> T:  # noqa: A002 - the word
     body fits ``cls``.
     """
     body = check(type, data)
+    structs.ready(cls)
     try:
         return msgspec.json.decode(body, type=cls)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:

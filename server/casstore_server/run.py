@@ -23,6 +23,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from casstore.errors import ServiceError, UsageError
+from casstore.structs import settle
 from casstore.wire.local import READY
 from casstore.wire.router import MAX_MESSAGE
 from casstore_orchestrator.data import BucketData
@@ -68,6 +69,7 @@ def serve(settings: Settings) -> None:
     """Run the server; returns after SIGTERM or SIGINT, with everything stopped."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    settle()
     with contextlib.ExitStack() as stack:
         database = open_state(settings)
         stack.callback(database.close)
@@ -165,6 +167,7 @@ def _parts(settings: Settings, database: Database) -> Iterator[Services]:
             scheduler=scheduler,
             logs=scheduler.logs,
             data=data,
+            stores=stores,
             credentials=credentials,
             vault=credentials.vault,
             urls=urls,

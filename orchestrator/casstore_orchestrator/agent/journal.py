@@ -53,6 +53,7 @@ class Over(msgspec.Struct, frozen=True, tag="over", array_like=True):
 
 
 Entry = Happened | Taken | Over
+_decoder = msgspec.msgpack.Decoder(Entry)
 
 
 class Past(msgspec.Struct, kw_only=True):
@@ -148,7 +149,6 @@ def read(path: Path) -> Past | None:
 
 
 def _entries(file: BinaryIO) -> Iterator[Entry]:
-    decoder = msgspec.msgpack.Decoder(Entry)
     left = os.fstat(file.fileno()).st_size - len(_HEADER)
     while left >= _PREFIX.size:
         prefix = file.read(_PREFIX.size)
@@ -163,6 +163,6 @@ def _entries(file: BinaryIO) -> Iterator[Entry]:
             return
         left -= length
         try:
-            yield decoder.decode(body)
+            yield _decoder.decode(body)
         except msgspec.MsgspecError as error:
             raise FormatError(f"the journal of the run holds what this version does not know: {error}") from None

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from casstore.errors import CasstoreError, ServiceError
+from casstore.structs import settle
 from casstore_orchestrator.agent.folder import RunFolder, Runs
 
 __all__ = ["Nursery", "raise_agents"]
@@ -129,6 +130,7 @@ def raise_agents(descriptor: int, runs: Runs, warm: Callable[[], None], run: Cal
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     warm()
+    settle()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel forgets agents that have ended
     gc.collect()
     gc.freeze()  # what all agents share is not written to

@@ -65,6 +65,7 @@ class Kept(msgspec.Struct, frozen=True, tag="kept", array_like=True):
 
 Message = Order | Noted | Kept
 _encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Message)
 
 
 def encode(message: Message) -> bytes:
@@ -78,7 +79,6 @@ class Frames:
 
     def __init__(self) -> None:
         self._data = bytearray()
-        self._decoder = msgspec.msgpack.Decoder(Message)
 
     def feed(self, data: bytes) -> list[Message]:
         """The messages that are whole now. ``FormatError`` for what is none."""
@@ -93,7 +93,7 @@ class Frames:
             if end > len(self._data):
                 break
             try:
-                found.append(self._decoder.decode(memoryview(self._data)[begin:end]))
+                found.append(_decoder.decode(memoryview(self._data)[begin:end]))
             except msgspec.MsgspecError as error:
                 raise FormatError(f"a frame can't be understood: {error}") from None
             start = end
