@@ -179,7 +179,7 @@ class InputFetcher:
         try:
             source, kept = self.homes.kept_output(workflow_id, name)
         except NotFoundError:
-            if item.external:
+            if item.external and not item.optional:
                 raise
             say(f"Task {name} has left no output: {place} is empty")
             return InputNote(kind="task", ref=ref, regex=item.regex or None)

@@ -113,23 +113,27 @@ def _cycle(upstream: Mapping[str, list[str]], done: set[str]) -> list[str]:
     return [*seen[seen.index(name) :], name]
 
 
-def restart_spec(spec: WorkflowSpec, workflow_id: str, completed: frozenset[str]) -> WorkflowSpec:
+def restart_spec(
+    spec: WorkflowSpec, workflow_id: str, completed: frozenset[str], ended: frozenset[str] = frozenset()
+) -> WorkflowSpec:
     """The rest of a workflow: without its ``completed`` groups, whose tasks become ``<workflow_id>:<task>``.
+
+    ``ended``: tasks of these that ended with their lead; what read them found nothing, and does so again.
 
     Raises UsageError when nothing is left.
     """
     gone = {task.name for group in spec.groups if group.name in completed for task in group.tasks}
-    groups = tuple(_redirected(group, workflow_id, gone) for group in spec.groups if group.name not in completed)
+    groups = tuple(_redirected(group, workflow_id, gone, ended) for group in spec.groups if group.name not in completed)
     if not groups:
         raise UsageError(f"workflow {workflow_id} has no group to run again")
     return replace(spec, groups=groups)
 
 
-def _redirected(group: GroupSpec, workflow_id: str, gone: set[str]) -> GroupSpec:
+def _redirected(group: GroupSpec, workflow_id: str, gone: set[str], ended: frozenset[str]) -> GroupSpec:
     tasks = []
     for task in group.tasks:
         inputs = tuple(
-            replace(item, task=f"{workflow_id}:{item.task}")
+            replace(item, task=f"{workflow_id}:{item.task}", optional=item.task in ended)
             if isinstance(item, TaskInput) and item.task in gone
             else item
             for item in task.inputs

@@ -39,10 +39,14 @@ __all__ = [
 
 
 class TaskInput(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="task"):
-    """The outputs of another task: of this workflow (an edge between groups), or ``<workflow id>:<task>``."""
+    """The outputs of another task: of this workflow (an edge between groups), or ``<workflow id>:<task>``.
+
+    ``optional`` is for restarts alone: the task of the earlier workflow ended with its lead, and may have left nothing.
+    """
 
     task: str
     regex: str | None = None
+    optional: bool = False
 
     @property
     def external(self) -> bool:

@@ -105,6 +105,8 @@ def _check_external(
     if not record.status.finished:
         msg = f"{where}: workflow {workflow_id} has not finished"
         raise SpecError(msg, hint="Wait for it, or put both into one workflow.")
+    if item.optional:
+        return
     try:
         homes.kept_output(record.id, name)
     except (CasstoreError, ValueError):

@@ -217,6 +217,25 @@ def test_a_restart_runs_only_what_failed_and_reads_what_completed(home: Home) ->
     assert f"[reader] {number.split()[1]}" in lines
 
 
+def test_a_restart_finds_no_more_than_there_was(home: Home) -> None:
+    """A helper that ended with its lead has stored nothing: that is no reason to refuse the restart."""
+    text = (
+        "workflow:\n  name: helped\n  groups:\n  - name: g\n    tasks:\n"
+        + task("lead", "true", more="lead: true")
+        + task("helper", "sleep 600")
+        + "  - name: h\n    tasks:\n"
+        + task("reader", "ls {{input:helper}} | wc -l; exit 1", more="inputs:\n- task: helper")
+    )
+    wf, lines = home.run(text, code=1)
+    assert "[reader] 0" in lines
+    again = json.loads(home.osmo("workflow", "restart", wf, "-t", "json"))["name"]
+    assert "[reader] 0" in home.osmo("workflow", "logs", again)
+    assert home.tasks(again) == {"reader": ("FAILED", 1)}
+    (home.work / "flow.yaml").write_text(flow("later", task("reader", "true", more=f"inputs:\n- task: {wf}:helper")))
+    said = home.osmo("workflow", "submit", "flow.yaml", code=1)
+    assert "this task has left no output that others can read" in said
+
+
 def test_credentials_of_any_length_with_equal_keys(home: Home) -> None:
     """The form of the Azure templates: tokens of several services into the environment, and files."""
     home.osmo("credential", "set", "hf_token", "--generic", "--value", "-", stdin="s3cr3t-of-hugging-face\n")

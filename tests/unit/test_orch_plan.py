@@ -71,5 +71,7 @@ def test_a_restart_keeps_what_did_not_complete() -> None:
     assert [group.name for group in rest.groups] == ["b", "c"]
     assert rest.task("c1").inputs == (TaskInput(task="w-7:a1"), TaskInput(task="b1"), TaskInput(task="old-1:x"))
     assert list(make_plan(rest).groups) == ["b", "c"]
+    rest = restart_spec(spec, "w-7", frozenset({"a"}), frozenset({"a1"}))
+    assert rest.task("b1").inputs == (TaskInput(task="w-7:a1", optional=True),)
     with pytest.raises(UsageError, match="no group to run again"):
         restart_spec(spec, "w-7", frozenset({"a", "b", "c"}))

@@ -31,7 +31,7 @@ from casstore_orchestrator.spec import (
     WorkflowSpec,
 )
 from casstore_orchestrator.state import new_workflow
-from casstore_orchestrator.status import Priority
+from casstore_orchestrator.status import Priority, TaskStatus
 from casstore_orchestrator.validation import check_submission
 from casstore_server.config import ServerConfig
 from casstore_server.db.apps import Apps
@@ -139,7 +139,13 @@ def restart(services: Services, caller: Caller, pool_name: str, workflow_id: str
     config = services.config.current()
     pool = _open_pool(config, pool_name)
     completed = frozenset(group.name for group in old.groups if group.status.finished and not group.status.failed)
-    spec = replace(restart_spec(old.spec, old.id, completed), pool=pool.name)
+    ended = frozenset(
+        task.name
+        for group in old.groups
+        for task in group.current()
+        if task.status is TaskStatus.COMPLETED and task.exit_code is None
+    )
+    spec = replace(restart_spec(old.spec, old.id, completed, ended), pool=pool.name)
     warnings = _check(services, caller, config, spec, pool=pool, rank=old.priority, check_only=False)
     note = f"# Restart of {old.id}."
     if completed:
