@@ -54,6 +54,8 @@ DEFAULT_POOL: Final = "default"
 EXECUTORS: Final = ("process", "container", "podman", "docker")
 """How tasks of a pool are run; ``container`` is the first engine that this machine has."""
 _DAYS_60: Final = 60 * 86400.0
+START_TIMEOUT: Final = 1800.0
+"""Seconds that a placed task may take until its own work begins: time to fetch a large image."""
 _NAME: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?", re.ASCII)
 _MAX_NODES: Final = 10_000
 
@@ -189,6 +191,7 @@ class Pool:
     max_exec_timeout: float = _DAYS_60
     default_queue_timeout: float = _DAYS_60
     max_queue_timeout: float = _DAYS_60
+    start_timeout: float = START_TIMEOUT
     default_exit_actions: Mapping[str, str] = field(default_factory=dict)
     max_retry_per_task: int = 3
     topology_keys: tuple[str, ...] = ()
@@ -274,6 +277,7 @@ _POOL_KEYS: Final = (
     "max_exec_timeout",
     "default_queue_timeout",
     "max_queue_timeout",
+    "start_timeout",
     "default_exit_actions",
     "max_retry_per_task",
     "topology_keys",

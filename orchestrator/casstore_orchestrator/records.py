@@ -9,12 +9,11 @@ reached.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
 
 import msgspec
 
 from .events import Effect
-from .pools import Resources
+from .pools import START_TIMEOUT, Resources
 from .spec import WorkflowSpec
 from .status import GroupStatus, Priority, TaskPhase, TaskStatus, WorkflowStatus
 
@@ -37,10 +36,6 @@ class Held(msgspec.Struct, frozen=True):
     platform: str
     node: str
     amount: Resources
-
-
-START_TIMEOUT: Final = 1800.0
-"""Seconds that a placed task may take until its own work begins: time to fetch a large image."""
 
 
 class TaskRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -101,6 +101,7 @@ def new_workflow(
         warnings=warnings,
         exec_timeout_s=pool.exec_timeout(spec.timeout.exec_timeout),
         queue_timeout_s=pool.queue_timeout(spec.timeout.queue_timeout),
+        start_timeout_s=pool.start_timeout,
         max_retry_per_task=pool.max_retry_per_task,
         pool_exit_actions=dict(pool.default_exit_actions),
     )

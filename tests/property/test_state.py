@@ -148,6 +148,8 @@ class World:
                 assert len(paid) <= after.max_retry_per_task
 
     def check_groups(self, after: WorkflowRecord) -> None:
+        order = [group.name for group in after.groups]
+        assert all(order.index(name) < order.index(group.name) for group in after.groups for name in group.upstream)
         for group in after.groups:
             ended = all(task.status.finished for task in group.current())
             assert group.status.finished == ended

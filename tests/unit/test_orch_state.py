@@ -505,9 +505,9 @@ def test_a_task_that_does_not_start() -> None:
     life(TimedOut("start", "g"))
     assert life.status("b") is TaskStatus.FAILED_START_TIMEOUT
     assert life.status("a") is TaskStatus.RUNNING
-    life = Life(group("g", task("a")))
+    life = Life(group("g", task("a")), pool={"start_timeout": "5m"})
     life.place("g")
-    life.now += 1800
+    life.now += 300
     life(TimedOut("start", "g"))
     assert life.record.status is WorkflowStatus.FAILED_START_TIMEOUT
     assert life.record.task("a").exit_code == 3005
