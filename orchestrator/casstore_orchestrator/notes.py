@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from .ports import TaskNote
 from .records import GroupRecord, TaskRecord, WorkflowRecord
+from .statestore import TaskNote
 from .status import TaskPhase, TaskStatus
 
 __all__ = ["ENDS", "notes"]

@@ -17,10 +17,10 @@ from .deadlines import next_deadline
 from .decisions import Decisions, Holding, Memory, Waiting, decide, holding_of
 from .events import TimedOut
 from .pools import Pool
-from .ports import Fence
 from .reasons import Why
 from .records import WorkflowRecord
 from .spec import WorkflowSpec
+from .statestore import Fence
 from .status import GroupStatus
 
 __all__ = ["Passes", "PoolView"]

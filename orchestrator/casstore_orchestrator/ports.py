@@ -12,8 +12,6 @@ from pathlib import Path
 from socket import socket
 from typing import Any, Literal, NamedTuple, Protocol
 
-from casstore.errors import ConflictError
-
 from .events import Effect, Event
 from .pools import Resources
 from .records import WorkflowRecord
@@ -24,29 +22,21 @@ __all__ = [
     "DataStore",
     "DatasetVersion",
     "Executor",
-    "Fence",
     "Gang",
     "GroupAgents",
     "InputLayer",
     "Isolation",
     "Layout",
-    "LeaseLostError",
     "LogSink",
-    "Notes",
     "PlacedFile",
     "Published",
     "RunKey",
     "RunningTask",
-    "StateStore",
     "TaskLaunch",
-    "TaskNote",
     "Transfer",
     "UrlStore",
     "UrlTransfer",
     "VersionMounts",
-    "no_notes",
-    "pool_lease",
-    "pool_of",
 ]
 
 
@@ -196,15 +186,6 @@ class Executor(Protocol):
         """Prepare all tasks or none; raises ``ServiceError`` or ``UsageError`` with nothing left behind."""
 
 
-Notes = Callable[[WorkflowRecord, WorkflowRecord], "Sequence[TaskNote]"]
-"""What people are told of a change, by the record before and after it."""
-
-
-def no_notes(_before: WorkflowRecord, _after: WorkflowRecord) -> Sequence[TaskNote]:
-    """Nothing."""
-    return ()
-
-
 class RunKey(NamedTuple):
     """One placement of a group: ``placement`` is ``GroupRecord.placements`` from then on."""
 
@@ -273,95 +254,6 @@ class GroupAgents(Protocol):
 
     def close(self) -> None:
         """Stop following; the agents go on."""
-
-
-class LeaseLostError(ConflictError):
-    """Somebody else holds the lease now: whoever gets this must do nothing more in its name."""
-
-
-class Fence(NamedTuple):
-    """A lease as its holder knows it. ``token`` grows by each change of hands."""
-
-    name: str
-    token: int
-
-
-def pool_lease(pool: str) -> str:
-    """The name of the lease whose holder does everything for the workflows of a pool."""
-    return f"pool/{pool}"
-
-
-def pool_of(fence: Fence) -> str:
-    """The pool of such a lease."""
-    return fence.name.removeprefix("pool/")
-
-
-class TaskNote(NamedTuple):
-    """Something that happened to a task, for people to read; ``at`` in seconds since the epoch."""
-
-    task: str
-    retry_id: int
-    reason: str
-    message: str
-    at: float
-
-
-class StateStore(Protocol):
-    """Where the records of workflows live. Every method is one transaction; safe to call from any thread of any
-    process.
-
-    A ``fence`` makes a transaction one that happens only while the lease is still its holder's: otherwise
-    ``LeaseLostError``, with nothing changed. ``tell`` notes in the same transaction that the holder of the pool's
-    lease has to look at the workflow (``news``). Functions that are passed have no effects: they may be called again.
-    """
-
-    def create(
-        self,
-        record: WorkflowRecord,
-        begin: Callable[[WorkflowRecord], WorkflowRecord] = lambda record: record,
-        *,
-        notes: Notes = no_notes,
-        fence: Fence | None = None,
-        tell: bool = False,
-    ) -> WorkflowRecord:
-        """Store a new workflow and allot its number: ``begin`` of the record with ``number`` and ``id`` is stored."""
-
-    def load(self, workflow_id: str) -> WorkflowRecord:
-        """The record of this id or uuid; ``NotFoundError``."""
-
-    def change(
-        self,
-        workflow_id: str,
-        fn: Callable[[WorkflowRecord], WorkflowRecord],
-        *,
-        notes: Notes = no_notes,
-        fence: Fence | None = None,
-        tell: bool = False,
-    ) -> WorkflowRecord:
-        """Replace a record by ``fn`` of it, and store ``notes`` of both; gives the new one."""
-
-    def live(self, pool: str) -> list[str]:
-        """The ids of the workflows of a pool that are ``live``, the oldest first."""
-
-    def live_pools(self) -> list[str]:
-        """The pools that have live workflows."""
-
-    def keep_leases(
-        self, names: Sequence[str], owner: str, now: float, until: float, *, force: bool = False
-    ) -> dict[str, Fence]:
-        """Take or prolong leases up to ``until``: those that are free, ``owner``'s already, or expired at ``now``.
-
-        Gives those that are ``owner``'s now. ``force``: whoever holds them, because it is known to be gone.
-        """
-
-    def release_leases(self, owner: str) -> None:
-        """Give all leases of an owner back, for anybody to take at once."""
-
-    def news(self, fences: Sequence[Fence]) -> list[str]:
-        """The ids of the workflows that were changed with ``tell`` in the pools of these leases; each is given once.
-
-        ``LeaseLostError`` when one of the leases is lost; the news stay for its new holder then.
-        """
 
 
 @dataclass(frozen=True, slots=True)

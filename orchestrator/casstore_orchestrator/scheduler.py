@@ -29,16 +29,10 @@ from .events import CancelRequested, Event, GroupPreempted, Submitted
 from .logs import Clock, LogStore
 from .pools import Pool
 from .poolview import Passes, PoolView
-from .ports import (
-    Credentials,
-    GroupAgents,
-    LeaseLostError,
-    RunKey,
-    StateStore,
-    pool_lease,
-    pool_of,
-)
+from .ports import Credentials, GroupAgents, RunKey
+from .reasons import Why
 from .records import GroupRecord, Held, WorkflowRecord
+from .statestore import LeaseLostError, StateStore, pool_lease, pool_of
 from .status import GroupStatus
 from .telling import Told
 
@@ -200,6 +194,17 @@ class Scheduler:
                 before = [name for name in group.upstream if record.group(name).status is not GroupStatus.COMPLETED]
                 reasons.append(f"{group.name}: waits for {', '.join(before)}")
         return "; ".join(reasons)
+
+    def pending(self, record: WorkflowRecord) -> dict[str, Why]:
+        """Why groups of a workflow wait for nodes, by group, as far as this server has looked."""
+        view = self._views.get(record.pool)
+        found = {}
+        for group in record.groups if view is not None else ():
+            if group.status is GroupStatus.SCHEDULING and view is not None:
+                why = self._passes.why(view.waiting(record.id, group.name))
+                if why is not None:
+                    found[group.name] = why
+        return found
 
     def idle(self) -> bool:
         """Whether no group runs here, and nothing of an ended one is left to clean up."""

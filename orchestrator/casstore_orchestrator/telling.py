@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from .credentials import secret_values
 from .logs import LogStore
 from .notes import ENDS, notes
-from .ports import Credentials, TaskNote
+from .ports import Credentials
 from .records import WorkflowRecord
+from .statestore import TaskNote
 from .status import TaskStatus
 
 __all__ = ["Told"]

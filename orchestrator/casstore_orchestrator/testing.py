@@ -17,23 +17,10 @@ import msgspec
 
 from casstore.errors import NotFoundError, ServiceError, StorageError, UsageError
 
-from .ports import (
-    DatasetVersion,
-    Fence,
-    Isolation,
-    Layout,
-    LeaseLostError,
-    LogSink,
-    Notes,
-    Published,
-    TaskLaunch,
-    TaskNote,
-    Transfer,
-    no_notes,
-    pool_of,
-)
+from .ports import DatasetVersion, Isolation, Layout, LogSink, Published, TaskLaunch, Transfer
 from .records import WorkflowRecord
 from .state import with_number
+from .statestore import Fence, LeaseLostError, Notes, TaskNote, no_notes, pool_of
 from .thread_agents import ThreadAgents, ThreadMachine
 
 __all__ = [

@@ -14,9 +14,9 @@ from msgspec.structs import replace
 
 from casstore.errors import NotFoundError
 from casstore_orchestrator.pools import Resources
-from casstore_orchestrator.ports import Fence, LeaseLostError, StateStore, TaskNote, pool_lease
 from casstore_orchestrator.records import GroupRecord, Held, TaskRecord, WorkflowRecord
 from casstore_orchestrator.spec import GroupSpec, TaskSpec, WorkflowSpec
+from casstore_orchestrator.statestore import Fence, LeaseLostError, StateStore, TaskNote, pool_lease
 from casstore_orchestrator.status import WorkflowStatus
 from casstore_orchestrator.testing import MemoryStateStore
 from casstore_server.db.engine import open_database, open_postgres

@@ -13,9 +13,9 @@ import pytest
 
 from casstore.errors import ConflictError, NotFoundError, ServiceError, StorageError
 from casstore_orchestrator.pools import Resources
-from casstore_orchestrator.ports import TaskNote
 from casstore_orchestrator.records import GroupRecord, Held, TaskRecord, WorkflowRecord
 from casstore_orchestrator.spec import GroupSpec, ResourceSpec, TaskSpec, WorkflowSpec
+from casstore_orchestrator.statestore import TaskNote
 from casstore_orchestrator.status import Priority, TaskStatus, WorkflowStatus
 from casstore_server.db import queries, schema
 from casstore_server.db.engine import open_database, open_postgres

@@ -33,11 +33,12 @@ from casstore_orchestrator.events import (
 )
 from casstore_orchestrator.logs import LogStore
 from casstore_orchestrator.pools import Pool, Resources
-from casstore_orchestrator.ports import AgentEvents, Fence, Notes, RunKey, no_notes
+from casstore_orchestrator.ports import AgentEvents, RunKey
 from casstore_orchestrator.records import WorkflowRecord
 from casstore_orchestrator.scheduler import Scheduler
 from casstore_orchestrator.spec import GroupSpec, ResourceSpec, TaskSpec, Timeout, WorkflowSpec
 from casstore_orchestrator.state import new_workflow, with_number
+from casstore_orchestrator.statestore import Fence, Notes, no_notes
 from casstore_orchestrator.status import TaskStatus
 
 from .traces import Job
@@ -289,7 +290,7 @@ class _World:
             outcome.runs += 1
             outcome.started = self.clock.now if outcome.started is None else outcome.started
         if old.holds and not group.holds:
-            since = old.initializing_time or self.clock.now
+            since = self.clock.now if old.initializing_time is None else old.initializing_time
             self.result.busy += sum(held.amount.gpu for held in old.holds) * (self.clock.now - since)
         fresh = [task for task in group.tasks if task.status is TaskStatus.RESCHEDULED]
         stale = [task for task in old.tasks if task.status is TaskStatus.RESCHEDULED]
@@ -306,6 +307,17 @@ class _World:
         while todo:
             todo.popleft()()
 
+    def step(self) -> None:
+        """Have the scheduler look, and look again at what follows from it: it is woken when nodes become free."""
+        while True:
+            begun = time.perf_counter()
+            self.scheduler.tick()
+            self.result.step_seconds.append(time.perf_counter() - begun)
+            self.result.steps += 1
+            if not self.agents.todo:
+                return
+            self.quiet()
+
     def run(self, every: float, tell: Callable[[float], None]) -> Result:
         while self.events or self.agents.todo:
             at = max(self.clock.now, self.events[0][0]) if self.events else self.clock.now
@@ -313,17 +325,8 @@ class _World:
             while self.events and self.events[0][0] <= self.clock.now:
                 heapq.heappop(self.events)[2]()
             self.quiet()
-            begun = time.perf_counter()
-            self.scheduler.tick()
-            self.result.step_seconds.append(time.perf_counter() - begun)
-            self.quiet()
-            self.result.steps += 1
+            self.step()
             tell(self.clock.now)
-            if not self.events and any(outcome.ended is None for outcome in self.outcomes.values()):
-                self.scheduler.tick()
-                self.quiet()
-                if not self.events and not self.agents.todo:
-                    break  # what is left can never run
         self.result.until = self.clock.now
         return self.result
 

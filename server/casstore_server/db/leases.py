@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from sqlalchemy import Connection, delete, insert, select, update
 
-from casstore_orchestrator.ports import Fence, LeaseLostError, pool_of
+from casstore_orchestrator.statestore import Fence, LeaseLostError, pool_of
 from casstore_server.db import schema
 from casstore_server.db.transactions import upsert
 

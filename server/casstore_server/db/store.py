@@ -18,9 +18,9 @@ import msgspec
 from sqlalchemy import Connection, Engine, delete, insert, or_, select, update
 
 from casstore.errors import ConflictError, NotFoundError
-from casstore_orchestrator.ports import Fence, Notes, TaskNote, no_notes
 from casstore_orchestrator.records import WorkflowRecord
 from casstore_orchestrator.spec import WorkflowSpec
+from casstore_orchestrator.statestore import Fence, Notes, TaskNote, no_notes
 from casstore_server.db import leases, schema
 from casstore_server.db.transactions import Transactions, upsert
 
