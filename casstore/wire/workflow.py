@@ -117,7 +117,8 @@ class GroupReply(msgspec.Struct, kw_only=True):
 class WorkflowReply(msgspec.Struct, kw_only=True):
     """Everything about one workflow.
 
-    ``name`` is its id; ``pending_reason`` (ours) says why it does not run yet.
+    ``name`` is its id; ``pending_reason`` (ours) says why it does not run yet, ``pending`` (ours) the same for each
+    group that waits for nodes, in parts (the fields of ``casstore_orchestrator.reasons.Why``).
     """
 
     name: str
@@ -154,6 +155,7 @@ class WorkflowReply(msgspec.Struct, kw_only=True):
     failure_message: str | None = None
     warnings: list[str] = []
     pending_reason: str | None = None
+    pending: list[dict[str, Any]] = []
 
 
 class CancelReply(msgspec.Struct, kw_only=True):
@@ -169,7 +171,9 @@ class TagsReply(msgspec.Struct, kw_only=True):
 
 
 class TaskSummary(msgspec.Struct, kw_only=True):
-    """One row of a list of tasks; storage and memory are in GiB, cpu and gpu in units."""
+    """One row of a list of tasks; storage and memory are in GiB, cpu and gpu in units. ``pending_reason`` and
+    ``pending`` as in ``WorkflowReply``, for the task's group.
+    """
 
     user: str
     workflow_id: str
@@ -189,6 +193,8 @@ class TaskSummary(msgspec.Struct, kw_only=True):
     cpu: float = 0
     memory: float = 0
     gpu: int = 0
+    pending_reason: str | None = None
+    pending: dict[str, Any] | None = None
 
 
 class TaskList(msgspec.Struct, kw_only=True):

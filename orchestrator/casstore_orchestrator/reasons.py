@@ -118,8 +118,8 @@ def _plain(current: Pass, waiting: Waiting, code: str, detail: tuple[object, ...
 
 def _leaving(current: Pass, waiting: Waiting) -> list[str]:
     """Who makes room for a group: those that were just told to, or are ending on its nodes."""
-    told = [_named(entry.victim) for entry in current.preempt if entry.for_whom is waiting]
-    nodes = {name for entry in current.reservations if entry.waiting is waiting for name in entry.nodes}
+    told = [_named(entry.victim) for entry in current.preempt if entry.for_whom.key == waiting.key]
+    nodes = {name for entry in current.reservations if entry.waiting.key == waiting.key for name in entry.nodes}
     ending = [
         _named(held) for held in current.holdings if held.ending and any(part.node in nodes for part in held.held)
     ]
@@ -138,7 +138,7 @@ def _outlook(current: Pass, waiting: Waiting, why: Why) -> Iterator[str]:
 
 def _nodes(current: Pass, waiting: Waiting, ask: Ask, why: Why) -> Why:
     """What is missing where; or who is ahead, when nothing would be."""
-    reserved = next((entry for entry in current.reservations if entry.waiting is waiting), None)
+    reserved = next((entry for entry in current.reservations if entry.waiting.key == waiting.key), None)
     why = _replace(why, starts_by=None if reserved is None else reserved.at)
     truth = current.truth
     mark = truth.mark()
@@ -165,12 +165,12 @@ def _nodes(current: Pass, waiting: Waiting, ask: Ask, why: Why) -> Why:
 def _ahead(current: Pass, waiting: Waiting, ask: Ask) -> Waiting | None:
     """Whose reservation keeps a group from nodes that are free."""
     together = current.layout.together
-    owners = [entry.waiting for entry in current.reservations if entry.waiting is not waiting]
+    owners = [entry.waiting for entry in current.reservations if entry.waiting.key != waiting.key]
     for owner in owners:
         if owner.pool == waiting.pool or together(owner.pool, waiting.pool):
             return owner
     closed = current.closed(ask.shape)
-    return closed if closed is not waiting else None
+    return closed if closed is not None and closed.key != waiting.key else None
 
 
 def _missing(current: Pass, truth: Cluster, kind: Kind, request: TaskRequest, why: Why, start: str) -> Why:

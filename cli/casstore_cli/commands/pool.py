@@ -17,7 +17,7 @@ from casstore.errors import NotFoundError, UsageError
 from casstore.wire.cluster import QuotaReply, ResourceUsage
 from casstore_cli import output
 from casstore_cli.config import change_config
-from casstore_cli.lazy import LazyGroup
+from casstore_cli.lazy import LazyGroup, Table
 from casstore_cli.login import connect
 from casstore_cli.multi import Command, ManyOption
 
@@ -25,7 +25,16 @@ _AMOUNTS = ("cpu", "memory", "storage", "gpu")
 _DEFAULT = "default"
 
 
-@click.group("pool", cls=LazyGroup)
+_LATER: Table = {
+    "simulate": (
+        "casstore_cli.commands.simulate",
+        "simulate",
+        "Try a trace of work on pools, without running anything.",
+    ),
+}
+
+
+@click.group("pool", cls=LazyGroup, table=_LATER)
 def cli() -> None:
     """Declare and list pools: platforms with their nodes, which workflows are placed on."""
 
@@ -70,6 +79,8 @@ def list_(pools: Sequence[str], mode: str, format_type: str) -> None:
 @click.option("-d", "--description", help="What the pool is for.")
 @click.option("--default-platform", metavar="PLATFORM", help="For tasks that name none.")
 @click.option("--gpu-guarantee", type=click.IntRange(min=0), help="GPUs for HIGH and NORMAL priority.")
+@click.option("--gpu-maximum", type=click.IntRange(min=0), help="GPUs for everything together.")
+@click.option("--gpu-weight", type=click.IntRange(min=1), help="Share of what pools with the same nodes may borrow.")
 @click.option(
     "--executor",
     type=click.Choice(("process", "container", "podman", "docker")),
@@ -91,6 +102,8 @@ def declare(
     description: str | None,
     default_platform: str | None,
     gpu_guarantee: int | None,
+    gpu_maximum: int | None,
+    gpu_weight: int | None,
     executor: str | None,
     egress: bool | None,
     status: str | None,
@@ -106,6 +119,8 @@ def declare(
         "description": description,
         "default_platform": default_platform,
         "gpu_guarantee": gpu_guarantee,
+        "gpu_maximum": gpu_maximum,
+        "gpu_weight": gpu_weight,
         "executor": executor,
         "egress": egress,
         "status": status,

@@ -50,10 +50,14 @@ def list_(pools: Sequence[str], platforms: Sequence[str], all_pools: bool, mode:
         output.text("There are no resources to view.")
         return
     rows, used, total = [], [0.0] * len(_COLUMNS), [0.0] * len(_COLUMNS)
+    counted: set[str] = set()
     for node in found.resources:
         amounts = [(_number(node.usage_fields, key), _number(node.allocatable_fields, key)) for key, _ in _COLUMNS]
-        used = [before + amount[0] for before, amount in zip(used, amounts, strict=True)]
-        total = [before + amount[1] for before, amount in zip(total, amounts, strict=True)]
+        # A node that several pools share is listed for each of them, and is in the sum once.
+        if node.resource_type != "SHARED" or node.hostname not in counted:
+            counted.add(node.hostname)
+            used = [before + amount[0] for before, amount in zip(used, amounts, strict=True)]
+            total = [before + amount[1] for before, amount in zip(total, amounts, strict=True)]
         for pool, names in node.pool_platform_labels.items():
             for platform in names:
                 cells = (_cell(mode, *amount) for amount in amounts)

@@ -64,10 +64,7 @@ def simulate(
         find_pool(declared, name)
     chosen = {name: declared[name] for name in pools or declared}
     first = next(iter(chosen))
-    gpus = sum({node.key: node.capacity.gpu for pool in chosen.values() for node in pool.nodes}.values())
-    if trace is None and not gpus:
-        raise UsageError("the pools have no GPUs to make up work for", hint="give a TRACE, or --nodes and --gpu")
-    jobs = read_trace(trace, first) if trace else generate(seed, chosen, seconds=hours * 3600, gpus=gpus, load=load)
+    jobs = read_trace(trace, first) if trace else generate(seed, chosen, seconds=hours * 3600, load=load)
     for job in jobs:
         if job.pool not in chosen:
             raise UsageError(f"the trace names pool '{job.pool}'", hint=f"simulated are: {', '.join(chosen)}")

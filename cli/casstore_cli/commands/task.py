@@ -1,6 +1,6 @@
 """``osmo task``: the tasks of all workflows.
 
-Decided here and only here: the columns.
+Decided here and only here: the columns, and that what is waited for follows the table.
 """
 
 from __future__ import annotations
@@ -117,6 +117,11 @@ def _rows(client: Client, query: dict[str, Value], *, newest_last: bool, verbose
         sums = [sum(getattr(t, key) for t in found.tasks) for key in ("storage", "cpu", "memory", "gpu")]
         total = ("",) * len(headers) + _amounts(*sums)
     output.text(output.table(headers + (_AMOUNTS if verbose else ()), rows, total=total))
+    reasons = dict.fromkeys((t.workflow_id, t.pending_reason) for t in found.tasks if t.pending_reason)
+    if reasons:
+        output.text()
+    for workflow_id, reason in reasons:
+        output.text(output.escape(f"{workflow_id}: {reason}"))
 
 
 def _sums(client: Client, query: dict[str, Value], *, as_json: bool) -> None:

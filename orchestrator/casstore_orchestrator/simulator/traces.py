@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import csv
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from casstore.errors import UsageError
+from casstore_orchestrator.pools import Pool
 from casstore_orchestrator.status import Priority
 
 __all__ = ["Job", "generate", "read_trace"]
@@ -44,16 +45,23 @@ class Job:
     limit: float | None = None
 
 
-def generate(
-    seed: int, pools: Iterable[str], *, seconds: float, gpus: int, load: float = 0.9, users: int = 40
-) -> list[Job]:
-    """Work that would use ``load`` of ``gpus`` GPUs for ``seconds`` seconds; the same for the same arguments."""
+def generate(seed: int, pools: Mapping[str, Pool], *, seconds: float, load: float = 0.9, users: int = 40) -> list[Job]:
+    """Work that would use ``load`` of the pools' GPUs for ``seconds`` seconds; the same for the same arguments.
+
+    Every task fits the smallest of the nodes with GPUs. Raises UsageError when there are no GPUs.
+    """
+    nodes = {node.key: node.capacity for pool in pools.values() for node in pool.nodes if node.capacity.gpu}
+    if not nodes:
+        raise UsageError("the pools have no GPUs to make up work for")
+    gpus = sum(size.gpu for size in nodes.values())
+    least = min(nodes.values(), key=lambda size: (size.gpu, size.cpu, size.memory))
+    cores, memory = least.cpu / least.gpu, least.memory // least.gpu
     source = random.Random(seed)  # noqa: S311 - not a secret
     names, jobs, left, now = list(pools), [], load * gpus * seconds, 0.0
     while left > 0:
         duration = min(max(30.0, source.lognormvariate(7.6, 1.6)), seconds / 3)
         tasks = source.choices((1, 2, 4, 8, 16, 32), (50, 18, 14, 10, 6, 2))[0]
-        gpu = source.choices((1, 2, 4, 8), (60, 15, 10, 15))[0]
+        gpu = min(least.gpu, source.choices((1, 2, 4, 8), (60, 15, 10, 15))[0])
         if tasks * gpu > gpus / len(names) / 2:
             tasks = 1
         user = int(source.paretovariate(1.2)) % users
@@ -63,8 +71,8 @@ def generate(
                 duration=duration,
                 tasks=tasks,
                 gpu=gpu,
-                cpu=float(gpu * source.choice((2, 4, 8))),
-                memory=gpu * source.choice((8, 16, 32)) << 30,
+                cpu=gpu * min(source.choice((2.0, 4.0, 8.0)), cores),
+                memory=gpu * min(source.choice((8, 16, 32)) << 30, memory),
                 priority=source.choices((Priority.HIGH, Priority.NORMAL, Priority.LOW), (5, 55, 40))[0],
                 user=f"user-{user}",
                 pool=names[user % len(names)],

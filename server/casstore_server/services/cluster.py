@@ -7,6 +7,7 @@ as in use, and which pool and bucket a user gets without asking for one.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,6 +34,7 @@ from casstore.wire.cluster import (
     VersionReply,
 )
 from casstore.wire.protocol import PROTOCOL_VERSION, to_iso
+from casstore_orchestrator.capacity import Layout
 from casstore_orchestrator.pools import DEFAULT_POOL, Node, Pool, Resources
 from casstore_server.db import queries
 from casstore_server.services.context import Caller, Services
@@ -144,21 +146,31 @@ def pools(services: Services, wanted: Sequence[str]) -> PoolsReply:
 
 
 def quota(services: Services, wanted: Sequence[str]) -> QuotaReply:
-    """GPUs in use in each pool. Each pool has nodes of its own, so each is a set of its own."""
-    declared = _chosen(services.config.current().pools, wanted)
-    used = _usage(services)
-    sets, total = [], [0, 0, 0, 0]
+    """GPUs in use in each pool. Pools that share nodes are one set, in which every node counts once.
+
+    What a pool uses is what its workflows hold; what is free in it is what is free on its nodes, whoever uses the rest.
+    """
+    every = services.config.current().pools
+    declared = _chosen(every, wanted)
+    held, used = _usage(services), _used_by_all(services, every)
+    sets: dict[str, NodeSet] = {}
+    sums = [0, 0, 0, 0, 0]
+    counted: set[str] = set()
+    layout = Layout(node for pool in declared.values() for node in pool.nodes)
     for name, pool in declared.items():
+        usage = sum(amount.gpu for (owner, _), amount in held.items() if owner == name)
         capacity = sum(node.capacity.gpu for node in pool.nodes)
-        usage = sum(amount.gpu for (owner, _), amount in used.items() if owner == name)
+        free = sum(_free(node, used).gpu for node in pool.nodes)
         limit = capacity if pool.gpu_guarantee is None else pool.gpu_guarantee
         guaranteed = _guaranteed(services, name)
-        numbers = [guaranteed, limit, usage, capacity]
-        total = [before + number for before, number in zip(total, numbers, strict=True)]
+        fresh = [node for node in pool.nodes if node.key not in counted]
+        counted.update(node.key for node in fresh)
+        once = (sum(node.capacity.gpu for node in fresh), sum(_free(node, used).gpu for node in fresh))
+        sums = [before + more for before, more in zip(sums, (guaranteed, limit, usage, *once), strict=True)]
         reply = _pool(pool)
-        reply.resource_usage = _numbers(*numbers)
-        sets.append(NodeSet(pools=[reply]))
-    return QuotaReply(node_sets=sets, resource_sum=_numbers(*total))
+        reply.resource_usage = _numbers(guaranteed, limit, usage, capacity, free)
+        sets.setdefault(layout.family(name), NodeSet(pools=[])).pools.append(reply)
+    return QuotaReply(node_sets=list(sets.values()), resource_sum=_numbers(*sums))
 
 
 def resources(
@@ -169,8 +181,10 @@ def resources(
     node_name: str | None = None,
 ) -> ResourcesReply:
     """Nodes with what they have and what is in use; one node by its name. Raises ``NotFoundError``."""
-    declared = _chosen(services.config.current().pools, wanted_pools)
-    used = _usage(services)
+    every = services.config.current().pools
+    declared = _chosen(every, wanted_pools)
+    used = _used_by_all(services, every)
+    owners = Counter(node.key for pool in every.values() for node in pool.nodes)
     found = []
     for pool in declared.values():
         for node in pool.nodes:
@@ -178,7 +192,7 @@ def resources(
                 continue
             if node_name is not None and node.name != node_name:
                 continue
-            found.append(_node(pool, node, used.get((pool.name, node.name), Resources())))
+            found.append(_node(pool, node, used, shared=owners[node.key] > 1))
     if node_name is not None and not found:
         raise NotFoundError(f"There is no node {node_name}", hint="See: osmo resource list")
     return ResourcesReply(resources=found)
@@ -235,19 +249,40 @@ def _usage(services: Services) -> dict[tuple[str, str], Resources]:
     }
 
 
+def _used_by_all(services: Services, pools: Mapping[str, Pool]) -> dict[str, Resources]:
+    """What placed tasks of all pools ask for, by the node's key."""
+    keys = {(pool.name, node.name): node.key for pool in pools.values() for node in pool.nodes}
+    used: dict[str, Resources] = {}
+    for place, amount in _usage(services).items():
+        key = keys.get(place, "/".join(place))
+        used[key] = used.get(key, Resources()) + amount
+    return used
+
+
+def _free(node: Node, used: Mapping[str, Resources]) -> Resources:
+    """What is left of a node for its pool, whoever uses the rest."""
+    taken = used.get(node.key, Resources())
+    return Resources(
+        cpu=max(0.0, node.capacity.cpu - taken.cpu),
+        memory=max(0, node.capacity.memory - taken.memory),
+        storage=max(0, node.capacity.storage - taken.storage),
+        gpu=max(0, node.capacity.gpu - taken.gpu),
+    )
+
+
 def _guaranteed(services: Services, pool: str) -> int:
     with services.database.reading() as connection:
         return queries.gpus_of_guaranteed(connection, pool)
 
 
-def _numbers(guaranteed: int, limit: int, usage: int, capacity: int) -> ResourceUsage:
+def _numbers(guaranteed: int, limit: int, usage: int, capacity: int, free: int) -> ResourceUsage:
     return ResourceUsage(
         quota_used=str(guaranteed),
         quota_free=str(max(0, limit - guaranteed)),
         quota_limit=str(limit),
         total_usage=str(usage),
         total_capacity=str(capacity),
-        total_free=str(max(0, capacity - usage)),
+        total_free=str(free),
     )
 
 
@@ -281,14 +316,8 @@ def _amounts(amount: Resources) -> dict[str, str]:
     return found | {name: str(count) for name, count in amount.extras.items()}
 
 
-def _node(pool: Pool, node: Node, used: Resources) -> NodeReply:
+def _node(pool: Pool, node: Node, used: Mapping[str, Resources], *, shared: bool) -> NodeReply:
     capacity, platform = _amounts(node.capacity), pool.platforms[node.platform]
-    free = Resources(
-        cpu=max(0.0, node.capacity.cpu - used.cpu),
-        memory=max(0, node.capacity.memory - used.memory),
-        storage=max(0, node.capacity.storage - used.storage),
-        gpu=max(0, node.capacity.gpu - used.gpu),
-    )
     config = {
         "host_network_allowed": platform.host_network_allowed,
         "privileged_allowed": platform.privileged_allowed,
@@ -298,13 +327,13 @@ def _node(pool: Pool, node: Node, used: Resources) -> NodeReply:
     return NodeReply(
         hostname=node.name,
         exposed_fields={"node": node.name, "pool/platform": [f"{pool.name}/{node.platform}"], **capacity},
-        usage_fields=_amounts(used),
+        usage_fields=_amounts(used.get(node.key, Resources())),
         allocatable_fields=capacity,
         platform_allocatable_fields={pool.name: {node.platform: capacity}},
-        platform_available_fields={pool.name: {node.platform: _amounts(free)}},
+        platform_available_fields={pool.name: {node.platform: _amounts(_free(node, used))}},
         config_fields={pool.name: {node.platform: config}},
         label_fields=dict(node.topology),
         pool_platform_labels={pool.name: [node.platform]},
-        resource_type="RESERVED",
+        resource_type="SHARED" if shared else "RESERVED",
         backend=pool.backend,
     )

@@ -13,11 +13,13 @@ from typing import Protocol
 from casstore.vault import Vault
 from casstore_orchestrator.logs import LogStore
 from casstore_orchestrator.ports import Credentials, DataStore, Isolation, RunKey, UrlStore
+from casstore_orchestrator.reasons import Why
 from casstore_orchestrator.records import WorkflowRecord
 from casstore_server.config import Watched
 from casstore_server.db.store import Database
 from casstore_server.services.sessions import Sessions
 from casstore_server.settings import Settings
+from casstore_server.stores import Stores
 
 __all__ = ["Attaching", "Caller", "Links", "SchedulerPort", "Services"]
 
@@ -36,6 +38,9 @@ class SchedulerPort(Protocol):
 
     def why_pending(self, workflow_id: str) -> str:
         """Why it does not run yet, in one line; empty when it does."""
+
+    def pending(self, record: WorkflowRecord) -> dict[str, Why]:
+        """See ``Scheduler.pending``."""
 
 
 class Attaching(Protocol):
@@ -77,6 +82,7 @@ class Services:
     scheduler: SchedulerPort
     logs: LogStore
     data: DataStore
+    stores: Stores
     credentials: Credentials
     vault: Vault
     urls: UrlStore

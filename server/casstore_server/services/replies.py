@@ -49,7 +49,6 @@ def workflow_reply(
     *,
     groups: bool = True,
     all_attempts: bool = True,
-    pending_reason: str | None = None,
 ) -> WorkflowReply:
     """Everything about a workflow. Without ``all_attempts`` only the newest attempt of each task is told."""
     queued, duration = _spans(record.submit_time, record.start_time, record.end_time, now)
@@ -82,7 +81,6 @@ def workflow_reply(
         priority=str(record.priority),
         failure_message=record.failure_message,
         warnings=list(record.warnings),
-        pending_reason=pending_reason,
     )
 
 

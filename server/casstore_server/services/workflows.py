@@ -19,6 +19,7 @@ from casstore.wire.workflow import (
     TagsReply,
     TaskList,
     TaskReply,
+    TaskSummary,
     WorkflowList,
     WorkflowReply,
 )
@@ -49,6 +50,9 @@ MAX_PAGE = 1000
 _MAX_TAGS = 32
 _TAG = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.:/-]{0,62}[A-Za-z0-9])?", re.ASCII)
 _GIB = 2**30
+_WAITING = (str(TaskStatus.PROCESSING), str(TaskStatus.SCHEDULING))
+_MAX_EXPLAINED = 100
+"""Workflows on one page of tasks whose records are read to say what they wait for."""
 
 
 def check_statuses(given: Sequence[str], known: type[WorkflowStatus | TaskStatus]) -> list[str]:
@@ -88,12 +92,11 @@ def list_workflows(
 def query(services: Services, caller: Caller, workflow_id: str, *, groups: bool, all_attempts: bool) -> WorkflowReply:
     """Everything about one workflow."""
     record = services.database.load(workflow_id)
-    reason = None
+    found = replies.workflow_reply(record, caller.links, time.time(), groups=groups, all_attempts=all_attempts)
     if not record.status.finished:
-        reason = services.scheduler.why_pending(record.id) or None
-    return replies.workflow_reply(
-        record, caller.links, time.time(), groups=groups, all_attempts=all_attempts, pending_reason=reason
-    )
+        found.pending_reason = services.scheduler.why_pending(record.id) or None
+        found.pending = [msgspec.to_builtins(why) for why in services.scheduler.pending(record).values()]
+    return found
 
 
 def query_task(services: Services, caller: Caller, workflow_id: str, task: str, retry_id: int | None) -> TaskReply:
@@ -167,7 +170,24 @@ def list_tasks(
     now = time.time()
     with services.database.reading() as connection:
         rows = queries.tasks(connection, wanted, limit=min(limit, MAX_PAGE), offset=offset, oldest_first=oldest_first)
-    return TaskList(tasks=[replies.task_summary(row, caller.links, now) for row in rows])
+    found = [replies.task_summary(row, caller.links, now) for row in rows]
+    _say_why(services, found)
+    return TaskList(tasks=found)
+
+
+def _say_why(services: Services, tasks: Sequence[TaskSummary]) -> None:
+    """Add to the tasks that wait for nodes what they wait for."""
+    by_workflow: dict[str, list[TaskSummary]] = {}
+    for task in tasks:
+        if task.status in _WAITING and (task.workflow_id in by_workflow or len(by_workflow) < _MAX_EXPLAINED):
+            by_workflow.setdefault(task.workflow_id, []).append(task)
+    for workflow_id, waiting in by_workflow.items():
+        record = services.database.load(workflow_id)
+        reasons = services.scheduler.pending(record)
+        for task in waiting if reasons else ():
+            why = reasons.get(record.group_of(task.task_name).name)
+            if why is not None:
+                task.pending_reason, task.pending = why.line, msgspec.to_builtins(why)
 
 
 def sum_tasks(services: Services, wanted: TaskFilter, *, by_workflow: bool) -> SummaryList:
