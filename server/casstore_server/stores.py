@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 from casstore.backend.registry import open_backend
 from casstore.dataset import Bucket
 from casstore.errors import NotFoundError
-from casstore.remote.credentials import CredentialSource
+from casstore.remote.credentials import CredentialSource, StorageCredential
 from casstore.repo.references import References
 from casstore.repo.store import Store
 from casstore_server.config import DEFAULT_BUCKET, BucketConfig, Watched
@@ -50,6 +50,15 @@ class Stores:
         """Whether a bucket is declared, and not as one that is only read."""
         declared = self._config.last_good().buckets.get(name)
         return declared is not None and declared.writable
+
+    @property
+    def credentials(self) -> CredentialSource | None:
+        """What the stores are opened with; None for the identity of the machine."""
+        return self._credentials
+
+    def credential(self, profile: str) -> StorageCredential | None:
+        """What they are opened with at this profile."""
+        return self._credentials.find(profile) if self._credentials is not None else None
 
     def close(self) -> None:
         """Close every store."""

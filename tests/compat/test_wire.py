@@ -3,37 +3,20 @@
 from __future__ import annotations
 
 import base64
-import http.client
 import io
 import json
-import socket
 import threading
-import time
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlencode
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
 
 from casstore.config import load_config
+from casstore.testing.http import Http
 from casstore_cli import login, main
 from casstore_cli.credentials import ConfigCredentials
-from casstore_orchestrator.logs import LogStore
-from casstore_orchestrator.pools import this_machine
-from casstore_orchestrator.scheduler import Scheduler
-from casstore_orchestrator.testing import FakeData, FakeExecutor, ThreadAgents, ThreadMachine
-from casstore_orchestrator.urls import StorageUrls
-from casstore_server.api.app import create_app
-from casstore_server.config import Watched
-from casstore_server.credentials import UserCredentials
-from casstore_server.db.engine import open_database
-from casstore_server.db.store import Database
-from casstore_server.run import answering
-from casstore_server.services.context import Services
-from casstore_server.settings import Settings
 
 HELLO = """
 workflow:
@@ -45,151 +28,8 @@ workflow:
 """
 WORKFLOWS = Path(__file__).parent / "workflows"
 
-
-@dataclass
-class Reply:
-    status_code: int
-    headers: Mapping[str, str]
-    content: bytes
-
-    @property
-    def text(self) -> str:
-        return self.content.decode()
-
-    def json(self) -> Any:
-        return json.loads(self.content)
-
-
-class Http:
-    """A client that knows nothing of ours: HTTP over a unix socket, or a port of this machine."""
-
-    def __init__(self, address: str | int, headers: Mapping[str, str] | None = None) -> None:
-        self.address = address
-        self.headers = dict(headers or {})
-
-    def get(self, path: str, params: Mapping[str, Any] | None = None) -> Reply:
-        return self.ask("GET", path, params)
-
-    def post(
-        self,
-        path: str,
-        params: Mapping[str, Any] | None = None,
-        json: Any = None,
-        content: bytes | Iterable[bytes] | None = None,
-    ) -> Reply:
-        body = globals()["json"].dumps(json).encode() if json is not None else content
-        return self.ask("POST", path, params, body)
-
-    def ask(self, method: str, path: str, params: Mapping[str, Any] | None = None, body: Any = None) -> Reply:
-        with self.open(method, path, params, body) as response:
-            return Reply(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
-
-    def open(
-        self, method: str, path: str, params: Mapping[str, Any] | None = None, body: Any = None
-    ) -> http.client.HTTPResponse:
-        connection = http.client.HTTPConnection("127.0.0.1", timeout=60)
-        if isinstance(self.address, str):
-            connection.sock = socket.socket(socket.AF_UNIX)
-            connection.sock.connect(self.address)
-        else:
-            connection.port = self.address
-        url = path + (f"?{urlencode(params, doseq=True)}" if params else "")
-        headers = {"Content-Type": "application/json", "Connection": "close"} | self.headers
-        try:
-            connection.request(method, url, body=body, headers=headers)
-            return connection.getresponse()
-        except OSError:
-            connection.close()
-            raise
-
-
-@dataclass
-class Server:
-    client: Http
-    port: int
-    executor: FakeExecutor
-    data: FakeData
-    services: Services
-    scheduler: Scheduler
-    config_file: Path
-
-    def submit(self, text: str = HELLO, *, status: int = 200, pool: str = "default", **query: Any) -> dict[str, Any]:
-        reply = self.client.post(f"/api/pool/{pool}/workflow", params=query, json={"file": text})
-        assert reply.status_code == status, reply.text
-        found: dict[str, Any] = reply.json()
-        return found
-
-    def get(self, path: str, *, status: int = 200, **query: Any) -> Any:
-        reply = self.client.get(path, params=query)
-        assert reply.status_code == status, reply.text
-        return reply.json()
-
-    def finish(self, workflow_id: str, group: str = "one-group", code: int = 0) -> None:
-        gang = self.gang(workflow_id, group)
-        for task in gang.tasks.values():
-            assert task.started.wait(30)
-            task.exit(code)
-        self.wait(workflow_id)
-
-    def gang(self, workflow_id: str, group: str = "one-group") -> Any:
-        deadline = time.monotonic() + 30
-        while time.monotonic() < deadline:
-            for key, gangs in list(self.executor.gangs.items()):
-                if workflow_id in key and group in key:
-                    return gangs[0]
-            time.sleep(0.01)
-        raise AssertionError(f"no gang of {workflow_id} among {list(self.executor.gangs)}")
-
-    def wait(self, workflow_id: str) -> None:
-        deadline = time.monotonic() + 30
-        while time.monotonic() < deadline:
-            if self.services.database.load(workflow_id).status.finished:
-                return
-            time.sleep(0.01)
-        raise AssertionError(f"{workflow_id} does not end")
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    config_file = tmp_path / "config.yaml"
-    settings = Settings(
-        socket_path=tmp_path / "s",
-        state_dir=tmp_path,
-        config_file=config_file,
-        data_dir=tmp_path / "data",
-        cache_dir=tmp_path / "cache",
-        user="ada",
-    )
-    settings.workflows.mkdir()
-    database = Database(open_database(settings.database))
-    executor, data = FakeExecutor(), FakeData()
-    watched = Watched(config_file, settings.data_dir, this_machine())
-    machine = ThreadMachine.over(executor, data, settings.workflows, file_urls=True)
-    scheduler = Scheduler(database, ThreadAgents(machine), watched.pools, LogStore(settings.workflows))
-    credentials = UserCredentials(config_file, settings.user)
-    services = Services(
-        settings=settings,
-        database=database,
-        scheduler=scheduler,
-        logs=scheduler.logs,
-        data=data,
-        credentials=credentials,
-        vault=credentials.vault,
-        urls=StorageUrls(credentials.storage),
-        config=watched,
-        isolation=executor.describe(),
-        started=time.time(),
-    )
-    scheduler.start()
-    with answering(create_app(services), settings.socket_path, port=0) as port:
-        client = Http(str(settings.socket_path))
-        yield Server(client, port, executor, data, services, scheduler, config_file)
-    for gangs in list(executor.gangs.values()):
-        for gang in gangs:
-            gang.close()
-    scheduler.stop()
-    machine.close()
-    database.close()
+if TYPE_CHECKING:
+    from tests.compat.conftest import Server
 
 
 def test_version_and_health_need_no_user(server: Server) -> None:

@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from casstore import __version__
-from casstore_server.api import apps, cluster, credentials, router, workflows
+from casstore_server.api import apps, cluster, credentials, datasets, router, workflows
 from casstore_server.api.edge import Edge, handle_errors
 from casstore_server.services.context import Services
 
@@ -26,6 +26,7 @@ def create_app(services: Services) -> ASGIApp:
     app.include_router(apps.router)
     app.include_router(cluster.router)
     app.include_router(credentials.router)
+    app.include_router(datasets.router)
     app.include_router(workflows.router)
     app.include_router(router.router)
     handle_errors(app)

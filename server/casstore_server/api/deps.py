@@ -40,6 +40,8 @@ def decode(body: bytes, kind: type[T]) -> T:
         return msgspec.json.decode(body, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
         raise UsageError(f"The body of the request can't be understood: {exc}") from exc
+    except RecursionError:
+        raise UsageError("The body of the request can't be understood: it is nested too deeply") from None
 
 
 ServicesDep = Annotated[Services, Depends(_services)]

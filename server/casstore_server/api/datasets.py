@@ -1,0 +1,159 @@
+"""The routes of datasets, thin over ``services.datasets``.
+
+Decided here and only here: paths and parameters, which are OSMO 6.2's, and the form of the names in them.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query
+from starlette.responses import Response
+
+from casstore.model import DatasetType
+from casstore.wire.dataset import (
+    AttributeBody,
+    CollectBody,
+    RecollectBody,
+    whole_seconds,
+)
+from casstore.wire.protocol import from_iso, to_iso
+from casstore_server.api.deps import Body, CallerDep, Names, Order, ServicesDep, decode
+from casstore_server.api.edge import reply
+from casstore_server.services.datasets import asking, changing
+
+router = APIRouter(prefix="/api/bucket")
+
+_NAME = r"^[A-Za-z0-9_-]{1,200}$"
+BucketName = Annotated[str, Path(pattern=_NAME)]
+DatasetName = Annotated[str, Path(pattern=_NAME)]
+Tag = Annotated[str | None, Query(pattern=r"^[A-Za-z0-9_-]{0,200}$")]
+Part = Annotated[str | None, Query(pattern=r"^[A-Za-z0-9_-]{0,200}$")]
+Count = Annotated[int, Query(ge=0, le=2**31)]
+Moment = Annotated[str | None, Query(max_length=40)]
+_MAX_QUERY = 64 << 10
+
+
+def _moment(text: str | None) -> str | None:
+    return None if text is None else whole_seconds(to_iso(from_iso(text)))
+
+
+@router.get("/list_dataset")
+def list_datasets(  # FastAPI passes parameters by name
+    services: ServicesDep,
+    caller: CallerDep,
+    name: Part = None,
+    user: Names = [],  # noqa: B006  # FastAPI copies defaults
+    buckets: Names = [],  # noqa: B006  # FastAPI copies defaults
+    dataset_type: DatasetType | None = None,
+    latest_before: Moment = None,
+    latest_after: Moment = None,
+    all_users: bool = False,
+    order: Order = "ASC",
+    count: Count = 20,
+) -> Response:
+    """The newest datasets and collections; without ``user`` and ``all_users`` the caller's own."""
+    wanted = asking.Wanted(
+        name=name or None,
+        users=() if all_users else user or (caller.user,),
+        buckets=buckets,
+        type=dataset_type,
+        latest_before=_moment(latest_before),
+        latest_after=_moment(latest_after),
+        count=count,
+        descending=order.upper() == "DESC",
+    )
+    found, warnings = asking.list_datasets(services, caller, wanted)
+    return reply(found, warnings=warnings)
+
+
+@router.get("/{bucket}/location")
+def location(services: ServicesDep, caller: CallerDep, bucket: BucketName) -> Response:
+    """Where a bucket is."""
+    return reply(asking.location(services, caller, bucket))
+
+
+@router.get("/{bucket}/query")
+def query(
+    services: ServicesDep,
+    caller: CallerDep,
+    bucket: BucketName,
+    command: Annotated[str, Query(max_length=_MAX_QUERY)] = "",
+) -> Response:
+    """What fits a query."""
+    return reply(asking.query(services, caller, bucket, command))
+
+
+@router.get("/{bucket}/dataset/{name}/info")
+def info(
+    services: ServicesDep,
+    caller: CallerDep,
+    bucket: BucketName,
+    name: DatasetName,
+    tag: Tag = None,
+    all_flag: bool = False,
+    count: Count = 100,
+    order: Order = "ASC",
+) -> Response:
+    """One dataset with its versions, or one collection."""
+    descending = order.upper() == "DESC"
+    found = asking.info(
+        services, caller, bucket, name, tag=tag, all_states=all_flag, count=count, descending=descending
+    )
+    return reply(found)
+
+
+@router.delete("/{bucket}/dataset/{name}")
+def delete(
+    services: ServicesDep,
+    caller: CallerDep,
+    bucket: BucketName,
+    name: DatasetName,
+    tag: Tag = None,
+    all_flag: bool = False,
+    finish: bool = False,
+) -> Response:
+    """Delete one version, all of them, or a collection."""
+    done = changing.delete(services, caller, bucket, name, tag=tag or None, everything=all_flag, finish=finish)
+    return reply(done)
+
+
+@router.post("/{bucket}/dataset/{name}/attribute")
+def change(  # FastAPI passes parameters by name
+    services: ServicesDep,
+    caller: CallerDep,
+    bucket: BucketName,
+    name: DatasetName,
+    body: Body,
+    tag: Tag = None,
+    new_name: Part = None,
+    set_tag: Names = [],  # noqa: B006  # FastAPI copies defaults
+    delete_tag: Names = [],  # noqa: B006  # FastAPI copies defaults
+    delete_label: Names = [],  # noqa: B006  # FastAPI copies defaults
+    delete_metadata: Names = [],  # noqa: B006  # FastAPI copies defaults
+) -> Response:
+    """Rename, tag, label, or edit metadata."""
+    wanted = changing.Change(
+        tag=tag or None,
+        new_name=new_name or None,
+        set_tags=set_tag,
+        delete_tags=delete_tag,
+        delete_labels=delete_label,
+        delete_metadata=delete_metadata,
+        body=decode(body, AttributeBody) if body.strip() not in {b"", b"null"} else AttributeBody(),
+    )
+    done, warnings = changing.change(services, caller, bucket, name, wanted)
+    return reply(done, warnings=warnings)
+
+
+@router.post("/{bucket}/dataset/{name}/collect")
+def collect(services: ServicesDep, caller: CallerDep, bucket: BucketName, name: DatasetName, body: Body) -> Response:
+    """Make a collection."""
+    changing.collect(services, caller, bucket, name, decode(body, CollectBody))
+    return reply(None)
+
+
+@router.post("/{bucket}/dataset/{name}/recollect")
+def recollect(services: ServicesDep, caller: CallerDep, bucket: BucketName, name: DatasetName, body: Body) -> Response:
+    """Change the members of a collection."""
+    return reply(changing.recollect(services, caller, bucket, name, decode(body, RecollectBody)))

@@ -1,0 +1,1 @@
+"""Datasets on the wire of OSMO 6.2."""
