@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from casstore.errors import SourceError, StorageError
+from casstore.errors import SourceError, StorageError, UsageError
 from casstore_orchestrator import checkpoints as module
 from casstore_orchestrator import transfers
 from casstore_orchestrator.checkpoints import Checkpoints
@@ -241,3 +241,32 @@ def test_where_a_task_s_folders_lie(tmp_path: Path) -> None:
         assert sandbox_place(home, path) == (home / base, rest)
     assert plain_place(home, f"{home}/data/output/ck") == (home / "data", "output/ck")
     assert plain_place(home, "/srv/ck") == (Path("/"), "srv/ck")
+
+
+class Uploads:
+    """Object storage that keeps what was uploaded."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, str, bool, dict[str, str]]] = []
+
+    def upload(self, url: str, user: str, source: Path, *, again: bool, **_options: Any) -> None:
+        self.calls.append((url, user, again, {path.name: path.read_text() for path in source.iterdir()}))
+
+
+def test_object_storage_gets_the_copy_and_keeps_what_it_has(tmp_path: Path) -> None:
+    task = Task(tmp_path, dataset=None, url="s3://bucket/run")
+    uploads = Uploads()
+    task.checkpoints.urls = uploads  # type: ignore[assignment]  # uploads only
+    task.write("a", "one")
+    task.take()
+    task.take()
+    task.write("a", "two")
+    task.take(last=True)
+    assert uploads.calls == [
+        ("s3://bucket/run", "u", True, {"a": "one"}),
+        ("s3://bucket/run", "u", True, {"a": "two"}),
+    ]
+    task.checkpoints.urls = None
+    task.write("a", "three")
+    with pytest.raises(UsageError, match="can't be written here"):
+        task.take(last=True)
