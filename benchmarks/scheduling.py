@@ -97,9 +97,11 @@ def passes(nodes: int = 10_000, groups: int = 30_000, rounds: int = 5) -> str:
 def week(nodes: int = 1_000, days: float = 7.0, loads: Sequence[float] = (0.7, 0.95)) -> str:
     """A table: made-up weeks on two pools that share their nodes."""
     lines = [
-        "| load | groups | tasks | GPUs in use | possible | waited, s: HIGH, NORMAL, LOW | over 8 GPUs | preempted | "
-         "fairness of users | passes | ms a pass | placements/s | wall s |",
-        "|---:|---:|---:|---:|---:|---|---:|---:|---:|---:|---:|---:|---:|",
+        (
+            "| load | groups | tasks | GPUs in use | lost | possible | waited, s: HIGH, NORMAL, LOW | over 8 GPUs "
+            "| preempted | fairness of users | passes | ms a pass | placements/s | wall s |"
+        ),
+        "|---:|---:|---:|---:|---:|---:|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     size = Resources(cpu=128, memory=1 << 40, storage=4 << 40, gpu=8)
     names = [f"n{number}" for number in range(nodes)]
@@ -122,7 +124,7 @@ def week(nodes: int = 1_000, days: float = 7.0, loads: Sequence[float] = (0.7, 0
         by_priority = ", ".join(f"{waits.get(name, 0):.0f}" for name in ("HIGH", "NORMAL", "LOW"))
         largest = statistics.fmean(kind.mean for kind in found.waits if "more" in kind.name or "64" in kind.name)
         lines.append(
-            f"| {load:.0%} | {found.groups:,} | {found.tasks:,} | {found.utilisation:.1%} | {found.possible:.1%} "
+            f"| {load:.0%} | {found.groups:,} | {found.tasks:,} | {found.utilisation:.1%} | {found.lost:.1%} | {found.possible:.1%} "
             f"| {by_priority} | {largest:.0f} | {found.preemptions:,} | {found.fair_users:.3f} | {found.passes:,} "
             f"| {1000 * found.pass_mean:.0f} | {found.decisions:.0f} | {wall:.0f} |"
         )

@@ -76,7 +76,9 @@ def simulate(
     output.text(
         f"Time        : {found.span / 3600:.1f} h; no scheduler could do it in less than {found.bound / 3600:.1f} h"
     )
-    output.text(f"GPUs in use : {found.utilisation:.1%} (at most {found.possible:.1%} is possible)")
+    output.text(
+        f"GPUs in use : {found.utilisation:.1%} (at most {found.possible:.1%} is possible), {found.lost:.1%} lost"
+    )
     output.text(f"Preempted   : {found.preemptions} groups; unfinished: {found.unfinished}")
     output.text(f"Fairness    : users {found.fair_users:.3f}, pools {found.fair_pools:.3f} (Jain's index)")
     output.text(

@@ -30,8 +30,9 @@ class Waits(msgspec.Struct, kw_only=True):
 class Report(msgspec.Struct, kw_only=True):
     """One simulation. ``span`` is the time from the first submission to the last end, ``bound`` the shortest that any
     scheduler could need for it even if groups could be cut into pieces: at every moment what is submitted from then
-    on is more work than ``gpus`` can do in less. ``utilisation`` is the share of GPU time in use over ``span``,
-    ``possible`` the same over ``bound``. ``fair_users`` and ``fair_pools`` are Jain's index (1: all alike) of how fast
+    on is more work than ``gpus`` can do in less. ``utilisation`` is the share of GPU time over ``span`` in which
+    work was done that was not done again, ``lost`` the share that was held and was of no use (preempted runs, nodes
+    not given back yet), ``possible`` is the utilisation over ``bound``. ``fair_users`` and ``fair_pools`` are Jain's index (1: all alike) of how fast
     their groups were: run time over waiting and run time. ``passes`` took ``pass_mean`` and at most ``pass_most``
     seconds of this machine, with everything that the scheduler does in a step; ``decisions`` are placements a second.
     """
@@ -42,6 +43,7 @@ class Report(msgspec.Struct, kw_only=True):
     span: float
     bound: float
     utilisation: float
+    lost: float
     possible: float
     preemptions: int
     unfinished: int
@@ -74,7 +76,8 @@ def report(result: Result) -> Report:
         gpus=result.gpus,
         span=end - start,
         bound=bound,
-        utilisation=_share(result.busy, result.gpus * (end - start)),
+        utilisation=_share(area, result.gpus * (end - start)),
+        lost=max(0.0, _share(result.busy - area, result.gpus * (end - start))),
         possible=_share(area, result.gpus * bound),
         preemptions=result.preemptions,
         unfinished=sum(outcome.ended is None for outcome in outcomes),
