@@ -124,7 +124,8 @@ def week(nodes: int = 1_000, days: float = 7.0, loads: Sequence[float] = (0.7, 0
         by_priority = ", ".join(f"{waits.get(name, 0):.0f}" for name in ("HIGH", "NORMAL", "LOW"))
         largest = statistics.fmean(kind.mean for kind in found.waits if "more" in kind.name or "64" in kind.name)
         lines.append(
-            f"| {load:.0%} | {found.groups:,} | {found.tasks:,} | {found.utilisation:.1%} | {found.lost:.1%} | {found.possible:.1%} "
+            f"| {load:.0%} | {found.groups:,} | {found.tasks:,} | {found.utilisation:.1%} | {found.lost:.1%} "
+            f"| {found.possible:.1%} "
             f"| {by_priority} | {largest:.0f} | {found.preemptions:,} | {found.fair_users:.3f} | {found.passes:,} "
             f"| {1000 * found.pass_mean:.0f} | {found.decisions:.0f} | {wall:.0f} |"
         )

@@ -28,13 +28,15 @@ class Waits(msgspec.Struct, kw_only=True):
 
 
 class Report(msgspec.Struct, kw_only=True):
-    """One simulation. ``span`` is the time from the first submission to the last end, ``bound`` the shortest that any
-    scheduler could need for it even if groups could be cut into pieces: at every moment what is submitted from then
-    on is more work than ``gpus`` can do in less. ``utilisation`` is the share of GPU time over ``span`` in which
-    work was done that was not done again, ``lost`` the share that was held and was of no use (preempted runs, nodes
-    not given back yet), ``possible`` is the utilisation over ``bound``. ``fair_users`` and ``fair_pools`` are Jain's index (1: all alike) of how fast
-    their groups were: run time over waiting and run time. ``passes`` took ``pass_mean`` and at most ``pass_most``
-    seconds of this machine, with everything that the scheduler does in a step; ``decisions`` are placements a second.
+    """One simulation.
+
+    ``span`` is the time from the first submission to the last end, ``bound`` the shortest that any scheduler could need
+    even if groups could be cut into pieces: at every moment what is submitted from then on is more work than ``gpus``
+    can do in less. ``utilisation`` is the share of GPU time over ``span`` in which work was done that was not done
+    again, ``lost`` the share that was held and was of no use (preempted runs, nodes not given back yet), ``possible``
+    the utilisation over ``bound``. ``fair_users`` and ``fair_pools`` are Jain's index (1: all alike) of how fast their
+    groups were: run time over waiting and run time. ``passes`` took ``pass_mean`` and at most ``pass_most`` seconds of
+    this machine, with everything that the scheduler does in a step; ``decisions`` are placements a second.
     """
 
     groups: int
