@@ -236,7 +236,7 @@ def _spawn(config: Config, place: Place, port: int | None) -> None:
     tail = log_tail(place) if grown else []
     state = "ended while it started" if ready else f"did not answer within {START_TIMEOUT_S:g} s"
     told = [line.removeprefix(ERROR_PREFIX) for line in tail if line.startswith(ERROR_PREFIX)]
-    hints = [line.removeprefix(HINT_PREFIX) for line in tail if line.startswith(HINT_PREFIX)]
+    hints = [line.removeprefix(HINT_PREFIX) for line in tail[-1:] if line.startswith(HINT_PREFIX)]  # this start's
     reason = (told or [line.strip() for line in tail] or [""])[-1]
     raise ServiceError(
         f"The server {state}" + (f": {reason}" if reason else ""),

@@ -63,7 +63,9 @@ class Lab:
         with log:
             self.running[instance] = subprocess.Popen(line, env=environment, stdout=log, stderr=log)
         client = Client(Target("tester", socket_path=str(path)), on_warning=lambda _: None)
-        self.until(lambda: client.probe() is not None, "the server answers")
+        process = self.running[instance]
+        self.until(lambda: client.probe() is not None or process.poll() is not None, "the server answers")
+        assert process.poll() is None, (self.folder / f"log{instance}").read_text()[-3000:]
         return client
 
     def kill(self, instance: str = "") -> None:

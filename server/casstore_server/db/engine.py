@@ -64,7 +64,7 @@ def open_postgres(url: str) -> Engine:
     """
     try:
         parsed = make_url(url)
-    except ArgumentError:
+    except (ArgumentError, ValueError):
         parsed = None
     if parsed is None or parsed.drivername not in {"postgresql", "postgres", "postgresql+psycopg"}:
         raise UsageError("The URL of the server's database is not like postgresql://user@host/name")

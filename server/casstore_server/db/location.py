@@ -38,7 +38,7 @@ def _from_file(file: Path) -> str:
         return ""
     try:
         password = make_url(url).password
-    except ArgumentError:
+    except (ArgumentError, ValueError):
         return url  # whoever opens it says what is wrong
     if password and file.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise UsageError(
