@@ -14,7 +14,6 @@ from .capacity import Bucket, Cluster, Kind
 from .fitting import fit, stuck
 from .gang import TaskRequest, amount_text
 from .pools import describe
-from .units import format_duration
 from .waiting import Ask, Holding, Key, Waiting
 
 if TYPE_CHECKING:
@@ -23,6 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["Holder", "Lack", "Why", "explain"]
 
 _HOLDERS: Final = 3
+_FAR: Final = 14 * 86400.0
+"""Seconds: what lies further away follows from default limits, and tells nobody anything."""
 
 
 class Holder(msgspec.Struct, frozen=True, kw_only=True):
@@ -127,10 +128,18 @@ def _leaving(current: Pass, waiting: Waiting) -> list[str]:
 
 
 def _outlook(current: Pass, waiting: Waiting, why: Why) -> Iterator[str]:
-    if why.starts_by is not None and why.starts_by > current.now:
-        yield f"starts in {format_duration(why.starts_by - current.now)} at the latest"
+    left = None if why.starts_by is None else why.starts_by - current.now
+    if left is not None and 0 < left < _FAR:
+        yield f"starts in {_span(left)} at the latest"
     if why.before:
         yield f"{why.before} before it in pool '{waiting.pool}'"
+
+
+def _span(seconds: float) -> str:
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} seconds"
 
 
 # --- nodes
