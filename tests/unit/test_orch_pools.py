@@ -125,3 +125,30 @@ def test_the_size_of_this_machine_is_plausible() -> None:
     assert machine.capacity.memory > 1 << 20
     assert machine.capacity.storage > 1 << 20
     assert default_pools(machine)["default"].nodes[0].name == machine.name
+
+
+def test_quota_of_gpus() -> None:
+    pool = parse_pools({"p": {"gpu_guarantee": 2, "gpu_maximum": 4, "gpu_weight": 3}}, MACHINE)["p"]
+    assert (pool.gpu_guarantee, pool.gpu_maximum, pool.gpu_weight) == (2, 4, 3)
+    assert parse_pools({"p": {}}, MACHINE)["p"].gpu_maximum is None
+
+
+@pytest.mark.parametrize(
+    ("quota", "problem"),
+    [
+        ({"gpu_weight": 0}, "gpu_weight: 0 is not a weight"),
+        ({"gpu_guarantee": 4, "gpu_maximum": 2}, "2 is less than the guarantee of 4"),
+        ({"gpu_maximum": -1}, "gpu_maximum: -1 is not a whole number"),
+    ],
+)
+def test_a_quota_that_is_none(quota: dict[str, Any], problem: str) -> None:
+    with pytest.raises(UsageError, match=problem):
+        parse_pools({"p": quota}, MACHINE)
+
+
+def test_a_named_node_is_the_same_in_every_pool_and_a_numbered_one_is_the_pool_s_own() -> None:
+    found = parse_pools(
+        {name: {"platforms": {"a": {"nodes": ["left"]}, "b": {"nodes": 2}}} for name in ("p", "q")}, MACHINE
+    )
+    keys = {name: [node.key for node in found[name].nodes] for name in ("p", "q")}
+    assert keys == {"p": ["left", "p/b-1", "p/b-2"], "q": ["left", "q/b-1", "q/b-2"]}
