@@ -40,12 +40,15 @@ CLOSE_ERROR = 4000
 
 
 class RouterReply(msgspec.Struct, kw_only=True):
-    """Where to connect. ``router_address`` is empty on a unix socket: then it is the same socket."""
+    """Where to connect. ``router_address`` is empty on a unix socket: then it is the same socket. ``url`` (ours) is the
+    address of a task's page.
+    """
 
     router_address: str
     key: str
     cookie: str = ""
     pipes: bool = False
+    url: str | None = None
 
 
 class WindowSize(msgspec.Struct, kw_only=True, rename="pascal", omit_defaults=True):

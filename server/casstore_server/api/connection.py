@@ -24,6 +24,8 @@ CLOSE_SECONDS = 3600.0
 """How long a client may take to read what came before the end of a websocket."""
 _CREDENTIALS = struct.Struct("3i")
 _log = logging.getLogger(__name__)
+_quiet = logging.getLogger(f"{__name__}.websocket")
+_quiet.setLevel(logging.WARNING)
 
 
 class CheckedProtocol(H11Protocol):
@@ -48,6 +50,7 @@ class CheckedWebSocket(WebSocketsSansIOProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.close_timeout = CLOSE_SECONDS
+        self.logger = self.conn.logger = _quiet  # what it tells of each opening is its address, with keys and tokens
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as the base does
         """Tell the application who it is."""

@@ -82,6 +82,18 @@ def rsync(services: ServicesDep, caller: CallerDep, workflow_id: WorkflowId, tas
     return reply(interactive.sync(services, caller, workflow_id, task))
 
 
+@router.post("/api/workflow/{workflow_id}/webserver/{task}")
+def webserver(services: ServicesDep, caller: CallerDep, workflow_id: WorkflowId, task: str, task_port: int) -> Response:
+    """A page of a task, for a browser."""
+    return reply(interactive.web(services, caller, workflow_id, task, task_port))
+
+
+@router.get("/api/router/webserver/{key}")
+def webserver_alive(services: ServicesDep, key: Key) -> Response:
+    """Whether a page is still there."""
+    return reply(services.sessions.page(key.lower()) is not None)
+
+
 @router.websocket("/api/router/exec/{workflow_id}/client/{key}")
 async def exec_socket(ws: WebSocket, workflow_id: WorkflowId, key: Key) -> None:
     """A program's input and output."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from typing import Literal
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -116,8 +117,15 @@ def web(services: Services, caller: Caller, workflow_id: str, task: str, port: i
     """Reach a port of a task from a browser."""
     if not 0 < port < 65536:
         raise UsageError(f"{port} is not a port")
+    if not caller.links.base:
+        raise UsageError(
+            "This server has no address for browsers",
+            hint=f"osmo workflow port-forward {workflow_id} {task} --port {port}",
+        )
     record = _load(services, caller, workflow_id)
-    return _open(services, caller, record, "webserver", Request(attach="tcp", task=task, port=port))
+    reply = _open(services, caller, record, "webserver", Request(attach="tcp", task=task, port=port))
+    reply.url = f"http://{reply.key}.localhost:{urlsplit(caller.links.base).port or 80}/"
+    return reply
 
 
 def plugins() -> dict[str, object]:
@@ -156,9 +164,8 @@ def _open(services: Services, caller: Caller, record: WorkflowRecord, use: Use, 
     if services.agents is None:
         raise ServiceError("This server can't reach running tasks")
     run = RunKey(record.id, group.name, group.placements)
-    key = services.sessions.add(
-        Session(use, record.id, caller.user, run, msgspec.structs.replace(request, retry_id=task.retry_id))
-    )
+    session = Session(use, record.id, caller.user, run, msgspec.structs.replace(request, retry_id=task.retry_id))
+    key = services.sessions.add_page(session) if use == "webserver" else services.sessions.add(session)
     base = caller.links.base
     return RouterReply(router_address=base.replace("http", "ws", 1) if base else "", key=key)
 

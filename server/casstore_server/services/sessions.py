@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import threading
 import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Literal
 
-from casstore.errors import UsageError
+from casstore.errors import ServiceError, UsageError
 from casstore.wire.router import STREAM_KEY
 from casstore_orchestrator.agent.attach import Request
 from casstore_orchestrator.ports import RunKey
@@ -23,7 +24,12 @@ __all__ = ["Session", "Sessions", "Use"]
 Use = Literal["exec", "portforward", "rsync", "webserver"]
 KEY_SECONDS = 120.0
 """How long a key is good that nobody uses."""
+FIRST_USE_SECONDS = 3600.0
+"""How long a page that nobody opened is there; OSMO's."""
+IDLE_SECONDS = 1800.0
+"""How long one is there after it was used; OSMO's."""
 _MAX_KEYS = 4096
+_MAX_PAGES = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +45,11 @@ class Session:
 
 @dataclass(slots=True)
 class Sessions:
-    """The keys that were given out and not used; only for the thread of the event loop and those that add some."""
+    """The keys that were given out and not used. ``announce`` and ``wait`` are for the thread of the event loop."""
 
     _keys: OrderedDict[str, tuple[Session, float]] = field(default_factory=OrderedDict)
+    _pages: dict[str, tuple[Session, float]] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
     _waiting: dict[str, asyncio.Future[Session]] = field(default_factory=dict)
 
     def add(self, session: Session) -> str:
@@ -52,13 +60,14 @@ class Sessions:
 
     def take(self, key: str, use: str, workflow_id: str, user: str) -> Session | None:
         """What a key stands for, once."""
-        found = self._keys.get(key)
-        if found is None or found[1] < time.monotonic():
-            return None
-        session = found[0]
-        if (session.use, session.workflow_id, session.user) != (use, workflow_id, user):
-            return None
-        self._keys.pop(key, None)
+        with self._lock:
+            found = self._keys.get(key)
+            if found is None or found[1] < time.monotonic():
+                return None
+            session = found[0]
+            if (session.use, session.workflow_id, session.user) != (use, workflow_id, user):
+                return None
+            del self._keys[key]
         return session
 
     def announce(self, key: str, session: Session) -> None:
@@ -86,8 +95,33 @@ class Sessions:
             self._waiting.pop(key, None)
         return session if (session.use, session.workflow_id, session.user) == (use, workflow_id, user) else None
 
+    def add_page(self, session: Session) -> str:
+        """A new key for web pages: good until nobody used it for a while."""
+        key = secrets.token_hex(16)
+        now = time.monotonic()
+        with self._lock:
+            for old in [name for name, (_, until) in self._pages.items() if until < now]:
+                del self._pages[old]
+            if len(self._pages) >= _MAX_PAGES:
+                raise ServiceError(
+                    f"More than {_MAX_PAGES} tasks' pages are open", hint="Use osmo workflow port-forward."
+                )
+            self._pages[key] = (session, now + FIRST_USE_SECONDS)
+        return key
+
+    def page(self, key: str) -> Session | None:
+        """What such a key stands for; asking is using it."""
+        now = time.monotonic()
+        with self._lock:
+            found = self._pages.get(key)
+            if found is None or found[1] < now:
+                return None
+            self._pages[key] = (found[0], max(found[1], now + IDLE_SECONDS))
+        return found[0]
+
     def _put(self, key: str, session: Session) -> None:
         now = time.monotonic()
-        while self._keys and (len(self._keys) >= _MAX_KEYS or next(iter(self._keys.values()))[1] < now):
-            self._keys.popitem(last=False)
-        self._keys[key] = (session, now + KEY_SECONDS)
+        with self._lock:
+            while self._keys and (len(self._keys) >= _MAX_KEYS or next(iter(self._keys.values()))[1] < now):
+                self._keys.popitem(last=False)
+            self._keys[key] = (session, now + KEY_SECONDS)
