@@ -7,11 +7,15 @@ function of what is known (``decisions.decide``).
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from msgspec.structs import replace
+
+from casstore.errors import NotFoundError
 
 from .deadlines import next_deadline
 from .decisions import Decisions, Holding, Memory, Waiting, decide, holding_of
@@ -20,13 +24,31 @@ from .pools import Pool
 from .reasons import Why
 from .records import WorkflowRecord
 from .spec import WorkflowSpec
-from .statestore import Fence
+from .statestore import Fence, StateStore
 from .status import GroupStatus
 
-__all__ = ["Passes", "PoolView"]
+__all__ = ["Others", "Passes", "PoolView"]
 
 _REMEMBERED = 1024
 """Ended workflows whose revision is remembered, so that a late thread can't bring an older one back."""
+_LOOK_AGAIN = 5.0
+"""Seconds for which is remembered what was seen of a pool that another server looks after."""
+
+
+class PoolFigures(NamedTuple):
+    """Groups of a pool, and for how many seconds its lease is good."""
+
+    waiting: int
+    running: int
+    lease: float
+
+
+class Figures(NamedTuple):
+    """A scheduler, seen from outside; ``pools`` are those whose lease it has."""
+
+    pools: Mapping[str, PoolFigures]
+    alive: bool
+    seconds_since_step: float
 
 
 class PoolView:
@@ -57,6 +79,11 @@ class PoolView:
     def dirty(self) -> bool:
         """Whether the queue should be looked at."""
         return self._dirty
+
+    def figures(self, now: float) -> PoolFigures:
+        """How much waits and runs here."""
+        with self._lock:
+            return PoolFigures(len(self._queue), len(self._holdings), max(0.0, self.until - now))
 
     def knows(self, workflow_id: str) -> bool:
         """Whether a workflow is live here."""
@@ -169,6 +196,29 @@ class Passes:
         """Why a group waits, as of the last pass; None when it does not, or nobody has looked yet."""
         with self._lock:
             return None if waiting is None or self._last is None else self._last.why(waiting)
+
+
+class Others:
+    """Pools that other servers look after, for who asks why a group waits there."""
+
+    def __init__(self, store: StateStore) -> None:
+        self._store = store
+        self._lock = threading.Lock()
+        self._seen: dict[str, tuple[float, PoolView, Passes]] = {}
+
+    def look(self, pool: str, pools: Mapping[str, Pool], now: float) -> tuple[PoolView, Passes]:
+        """A pool as it was a few seconds ago at most, with a pass over its queue."""
+        with self._lock:
+            seen = self._seen.get(pool)
+            if seen is None or not 0 <= now - seen[0] < _LOOK_AGAIN:
+                view, passes = PoolView(pool, Fence(pool, 0)), Passes()
+                for workflow_id in self._store.live(pool):
+                    with contextlib.suppress(NotFoundError):
+                        view.update(self._store.load(workflow_id))
+                passes.decide([view], pools, now)
+                self._seen = {name: entry for name, entry in self._seen.items() if now - entry[0] < _LOOK_AGAIN}
+                seen = self._seen[pool] = now, view, passes
+            return seen[1], seen[2]
 
 
 def _slim(record: WorkflowRecord) -> WorkflowRecord:

@@ -28,7 +28,7 @@ from .decisions import Waiting
 from .events import CancelRequested, Event, GroupPreempted, Submitted
 from .logs import Clock, LogStore
 from .pools import Pool
-from .poolview import Passes, PoolView
+from .poolview import Others, Passes, PoolView
 from .ports import Credentials, GroupAgents, RunKey
 from .reasons import Why
 from .records import GroupRecord, Held, WorkflowRecord
@@ -57,6 +57,7 @@ class Scheduler:
     gives the name under which a task's peers reach it, by group and task. ``alone``: no other server uses the store, so
     leases of one before are void, and workflows of pools that are not declared any more are looked after too. After
     ``lease`` seconds without a sign of the holder of a pool another server takes the pool over.
+    ``on_pass`` is told how many seconds each pass over the queues took.
     ``clock`` gives the time of the records and of every deadline; ``tick`` may be called instead of ``start`` by
     whoever drives the time.
     """
@@ -73,6 +74,7 @@ class Scheduler:
         credentials: Credentials | None = None,
         alone: bool = True,
         lease: float = LEASE,
+        on_pass: Callable[[float], None] = lambda _seconds: None,
     ) -> None:
         self.logs = logs
         self._store = store
@@ -83,9 +85,12 @@ class Scheduler:
         self._credentials = credentials or NoCredentials()
         self._alone = alone
         self._lease = lease
+        self._on_pass = on_pass
+        self._stepped = time.monotonic()
         self._owner = uuid.uuid4().hex
         self._views: dict[str, PoolView] = {}
         self._passes = Passes()
+        self._others = Others(store)
         self._renewed = float("-inf")
         self._taken: dict[RunKey, int] = {}
         self._stripes = [threading.Lock() for _ in range(_STRIPES)]
@@ -178,17 +183,13 @@ class Scheduler:
     def why_pending(self, workflow_id: str) -> str:
         """Why groups of a workflow do not run yet, in one line; empty when none waits."""
         record = self._store.load(workflow_id)
-        view = self._views.get(record.pool)
+        waits = self.pending(record)
         reasons = []
         for group in record.groups:
             if group.status is GroupStatus.SCHEDULING:
+                reason = waits[group.name].line if group.name in waits else "waiting for its turn"
                 if group.holds:
                     reason = "what ran of it before is being ended"
-                elif view is None:
-                    reason = f"no server that looks after pool '{record.pool}' is known to this one"
-                else:
-                    why = self._passes.why(view.waiting(record.id, group.name))
-                    reason = why.line if why is not None else "waiting for its turn"
                 reasons.append(f"{group.name}: {reason}")
             elif group.status is GroupStatus.WAITING:
                 before = [name for name in group.upstream if record.group(name).status is not GroupStatus.COMPLETED]
@@ -196,19 +197,31 @@ class Scheduler:
         return "; ".join(reasons)
 
     def pending(self, record: WorkflowRecord) -> dict[str, Why]:
-        """Why groups of a workflow wait for nodes, by group, as far as this server has looked."""
-        view = self._views.get(record.pool)
+        """Why groups of a workflow wait for nodes, by group: as of the last pass, or for a pool that another server
+        looks after as a pass over its records finds that only looks.
+        """
+        view, passes = self._views.get(record.pool), self._passes
+        if view is None:
+            view, passes = self._others.look(record.pool, self._pools(), self._clock.time())
         found = {}
-        for group in record.groups if view is not None else ():
-            if group.status is GroupStatus.SCHEDULING and view is not None:
-                why = self._passes.why(view.waiting(record.id, group.name))
-                if why is not None:
-                    found[group.name] = why
+        for group in record.groups:
+            why = passes.why(view.waiting(record.id, group.name))
+            if why is not None:
+                found[group.name] = why
         return found
 
     def idle(self) -> bool:
         """Whether no group runs here, and nothing of an ended one is left to clean up."""
         return not any(view.holding() for view in list(self._views.values()))
+
+    def figures(self) -> Figures:
+        """How much waits and runs in the pools that are ours, and whether the scheduler goes on."""
+        now = self._clock.time()
+        return Figures(
+            pools={view.name: view.figures(now) for view in list(self._views.values())},
+            alive=self._thread is not None and self._thread.is_alive(),
+            seconds_since_step=time.monotonic() - self._stepped,
+        )
 
     # What the agents tell (``ports.AgentEvents``).
 
@@ -433,6 +446,7 @@ class Scheduler:
 
     def _place_all(self, pools: Mapping[str, Pool], now: float) -> bool:
         """Give nodes to who may have them now. False when something of it did not happen: it is looked at again."""
+        began = time.perf_counter()
         views = {name: view for name, view in sorted(self._views.items()) if view.adopted}
         decisions = self._passes.decide(list(views.values()), pools, now) if self._placing else None
         if decisions is None:
@@ -447,6 +461,7 @@ class Scheduler:
         if not done:
             for view in views.values():
                 view.touch()
+        self._on_pass(time.perf_counter() - began)
         return done
 
     def _happen(self, view: PoolView, workflow_id: str, event: Event) -> None:
@@ -479,6 +494,7 @@ class Scheduler:
             except Exception:  # noqa: BLE001 - the loop must not end
                 _log.exception("the scheduler's step failed; it is tried again")
                 done = False
+            self._stepped = time.monotonic()
             if not done:
                 self._stopping.wait(_RETRY)
                 self.wake()

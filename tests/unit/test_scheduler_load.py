@@ -96,6 +96,7 @@ def test_another_server_hears_of_each_change_by_a_row(postgres: Callable[[], str
     assert holder.why_pending("wf-1") == "g: waiting for its turn"
     assert holder.tick()
     assert "offline" in holder.why_pending("wf-3")
+    assert other.why_pending("wf-3") == holder.why_pending("wf-3"), "it looks for itself"
     other.cancel("wf-2", user="tester")
     assert holder.tick()
     assert holder.why_pending("wf-2") == ""
