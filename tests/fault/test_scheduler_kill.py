@@ -232,6 +232,7 @@ def test_two_servers_end_one_after_the_other(cancel: bool) -> None:
 
 
 @pytest.mark.nightly
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("cancel", [False, True])
 def test_two_servers_end_at_any_two_points(cancel: bool) -> None:
     total = points(cancel)

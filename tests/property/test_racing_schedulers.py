@@ -169,6 +169,7 @@ def test_racing_schedulers() -> None:
 
 
 @pytest.mark.nightly
+@pytest.mark.timeout(1800)
 def test_racing_schedulers_for_long() -> None:
     for seed in range(40, 5_000):
         live(seed)
