@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import os
+import shutil
 import socket
 import struct
 import subprocess
@@ -197,6 +198,7 @@ def test_datagrams_carry_their_address(stock: Stock) -> None:
         assert ws.recv(timeout=PATIENCE) == address + b"got data"
 
 
+@pytest.mark.skipif(shutil.which("rsync") is None, reason="rsync is not installed")
 def test_rsync_speaks_to_a_daemon(stock: Stock) -> None:
     plugins = stock.client.get("/api/plugins/configs").json()["rsync"]
     assert plugins["enabled"] is True

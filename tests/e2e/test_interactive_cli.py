@@ -10,6 +10,7 @@ import json
 import os
 import pty
 import select
+import shutil
 import signal
 import socket
 import struct
@@ -187,7 +188,8 @@ def test_streams_and_exit_codes_pass(home: Home, setting: Setting) -> None:
     assert home.exec(flow, "sha256sum", stdin=b"\0" * 5_000_000)[0].split()[0] == digest
 
 
-def test_what_can_not_be_entered_is_told_at_once(home: Home, setting: Setting) -> None:
+def test_what_can_not_be_entered_is_told_at_once(setting: Setting) -> None:
+    home, other = setting.local, setting.remote
     more = '  - name: two\n    image: x\n    command: ["true"]\n    inputs:\n    - task: one\n'
     flow = home.submit("stages", "read x < <(sleep 1000)", more)
     home.wait(flow, "RUNNING")
@@ -199,7 +201,6 @@ def test_what_can_not_be_entered_is_told_at_once(home: Home, setting: Setting) -
     assert "has ended: " in home.exec(flow, "true", code=2)[0]
     assert "has no task three" in home.osmo("workflow", "exec", flow, "three", code=2)[0]
     assert "has ended" in home.osmo("workflow", "port-forward", flow, "one", "--port", "0:80", code=2)[0]
-    other = setting.remote if home is setting.local else setting.local
     assert "is another user's" in other.exec(setting.flow(home), "true", code=2)[0]
     assert "can't be split" in home.exec(setting.flow(home), "echo 'open", code=2)[0]
 
@@ -384,8 +385,9 @@ def test_an_address_that_is_taken_is_told(setting: Setting) -> None:
 # --- rsync
 
 
-def test_files_go_both_ways(home: Home, setting: Setting) -> None:
-    flow = setting.flow(home)
+@pytest.mark.skipif(shutil.which("rsync") is None, reason="rsync is not installed")
+def test_files_go_both_ways(setting: Setting) -> None:
+    home, flow = setting.remote, setting.flow(setting.remote)
     code = home.work / "code"
     (code / "sub").mkdir(parents=True)
     (code / "a").write_bytes(b"a" * 300_000)
@@ -403,6 +405,7 @@ def test_files_go_both_ways(home: Home, setting: Setting) -> None:
     assert "does not exist" in home.osmo("workflow", "rsync", flow, "nothing:/osmo/run/workspace", "--once", code=2)[0]
 
 
+@pytest.mark.skipif(shutil.which("rsync") is None, reason="rsync is not installed")
 def test_an_upload_goes_on_in_the_background(setting: Setting) -> None:
     home, flow = setting.local, setting.flow(setting.local)
     (home.work / "live").mkdir()
@@ -422,6 +425,7 @@ def test_an_upload_goes_on_in_the_background(setting: Setting) -> None:
 # --- a server that is restarted
 
 
+@pytest.mark.slow
 def test_a_restart_of_the_server_is_told_and_overcome(short_path: Path) -> None:
     home = Home(short_path / "ada")
     home.osmo("server", "start")

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -349,6 +350,7 @@ def rsync(group: Group, *words: str) -> subprocess.CompletedProcess[str]:
     return done
 
 
+@pytest.mark.skipif(shutil.which("rsync") is None, reason="rsync is not installed")
 def test_rsync_both_ways(group: Group, tmp_path: Path) -> None:
     (tmp_path / "from/sub").mkdir(parents=True)
     (tmp_path / "from/a").write_bytes(b"a" * 3_000_000)
