@@ -14,6 +14,7 @@ from typing import Self
 from casstore.dataset import retention
 from casstore.dataset.bucket import Bucket
 from casstore.dataset.catalog import Catalog
+from casstore.dataset.exchange.areas import Areas
 from casstore.dataset.retention import Expiry
 from casstore.repo.gc.plan import Plan, Rules
 from casstore.repo.gc.run import Collector, Outcome
@@ -28,11 +29,13 @@ class GarbagePlan:
 
     expiries: list[Expiry]
     store: Plan
+    exchanges: int = 0
+    """Uploads and offers of OSMO's client whose time is over."""
 
     @property
     def empty(self) -> bool:
         """Whether there is nothing to do."""
-        return self.store.empty and not any(expiry.expired for expiry in self.expiries)
+        return self.store.empty and not self.exchanges and not any(expiry.expired for expiry in self.expiries)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,7 @@ class GarbageOutcome:
 
     store: Outcome
     expired: list[tuple[str, tuple[int, ...]]] = field(default_factory=list)
+    exchanges: int = 0
 
 
 class Garbage:
@@ -57,6 +61,7 @@ class Garbage:
     ) -> None:
         self._refs = bucket.refs
         self._catalog = Catalog(bucket.refs, bucket.name)
+        self._areas = Areas(bucket.store.backend)
         self._collector = Collector(
             bucket.store, rules=rules, user=bucket.user, watcher=watcher, look=look, clock=clock
         )
@@ -65,12 +70,14 @@ class Garbage:
         """Return what is to be done. ``IntegrityError`` when a version that counts can't be read."""
         expiries = retention.plan(self._refs, self._catalog, self._collector.now)
         dropped = {(expiry.dataset_id, number) for expiry in expiries for number in expiry.expired}
-        return GarbagePlan(expiries, self._collector.plan(dropped))
+        plan = self._collector.plan(dropped)
+        return GarbagePlan(expiries, plan, len(self._areas.expired(plan.now)))
 
     def run(self, plan: GarbagePlan) -> GarbageOutcome:
         """Do what a plan says. What is interrupted is taken up by the next run."""
         expired = retention.apply(self._refs, self._catalog, plan.expiries, plan.store.now)
-        return GarbageOutcome(self._collector.run(plan.store), expired)
+        exchanges = self._areas.sweep(plan.store.now)
+        return GarbageOutcome(self._collector.run(plan.store), expired, exchanges)
 
     def __enter__(self) -> Self:
         self._collector.__enter__()

@@ -21,6 +21,7 @@ NAMES = "names/"
 DATASETS = "datasets/"
 LEASES = "leases/"
 TRASH = "trash/"
+EXCHANGE = "exchange/"
 
 MAX_NAME = 200
 """Characters in the name of a dataset, and in a tag."""
@@ -125,6 +126,11 @@ def version_number(key: str) -> int:
 def new_id() -> str:
     """Return a fresh random id of a lease or of a record of what is being deleted: 32 hexadecimal digits."""
     return os.urandom(16).hex()
+
+
+def is_id(text: str) -> bool:
+    """Whether this is an id of ``new_id``."""
+    return _RANDOM_ID.match(text) is not None
 
 
 def lease_key(lease_id: str) -> str:

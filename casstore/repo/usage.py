@@ -31,6 +31,7 @@ _FOLDERS = {
     layout.DATASETS: "datasets",
     layout.LEASES: "leases",
     layout.TRASH: "trash",
+    layout.EXCHANGE: "exchange",
     QUARANTINE: "quarantine",
     PROBES: "probes",
     layout.STORE: "store.json",

@@ -18,7 +18,7 @@ import msgspec
 from casstore.errors import IntegrityError
 from casstore.model import Buffer
 
-__all__ = ["OSMO_PART", "Check", "Checker", "Expected", "plain_etag"]
+__all__ = ["OSMO_PART", "Check", "Checker", "Expected", "OsmoEtag", "plain_etag"]
 
 OSMO_PART = 8 << 20
 """Bytes of a part in the ETags that OSMO's client computes."""
@@ -141,6 +141,26 @@ class _Parts:
         if self._filled:
             self._close()
         return f"{self._sums.hexdigest()}-{self._count}"
+
+
+class OsmoEtag:
+    """The ETag that OSMO's client computes of a file: its MD5, or in parts when it is longer than one."""
+
+    def __init__(self) -> None:
+        self._whole = hashlib.md5(usedforsecurity=False)
+        self._parts = _Parts(OSMO_PART)
+        self._size = 0
+
+    def update(self, data: Buffer) -> None:
+        """Take the next bytes."""
+        self._size += len(data)
+        if self._size <= OSMO_PART:
+            self._whole.update(data)
+        self._parts.update(data)
+
+    def value(self) -> str:
+        """Return it, once all bytes were taken."""
+        return self._whole.hexdigest() if self._size <= OSMO_PART else self._parts.etag()
 
 
 class _TextSum:

@@ -40,6 +40,7 @@ from casstore_server.db.location import open_state
 from casstore_server.db.store import Database
 from casstore_server.executor import LocalExecutor
 from casstore_server.services.context import Services
+from casstore_server.services.jobs import Jobs
 from casstore_server.settings import Settings
 from casstore_server.stores import Stores
 
@@ -159,6 +160,8 @@ def _parts(settings: Settings, database: Database) -> Iterator[Services]:
     )
     with contextlib.ExitStack() as stack:
         stack.callback(stores.close)
+        jobs = Jobs()
+        stack.callback(jobs.close)
         stack.callback(scheduler.stop)
         scheduler.start()
         yield Services(
@@ -168,6 +171,8 @@ def _parts(settings: Settings, database: Database) -> Iterator[Services]:
             logs=scheduler.logs,
             data=data,
             stores=stores,
+            storage=credentials.storage,
+            jobs=jobs,
             credentials=credentials,
             vault=credentials.vault,
             urls=urls,

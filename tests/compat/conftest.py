@@ -23,6 +23,7 @@ from casstore_server.db.engine import open_database
 from casstore_server.db.store import Database
 from casstore_server.run import answering
 from casstore_server.services.context import Services
+from casstore_server.services.jobs import Jobs
 from casstore_server.settings import Settings
 from casstore_server.stores import Stores
 
@@ -100,6 +101,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
     machine = ThreadMachine.over(executor, data, settings.workflows, file_urls=True)
     scheduler = Scheduler(database, ThreadAgents(machine), watched.pools, LogStore(settings.workflows))
     credentials = UserCredentials(config_file, settings.user)
+    jobs = Jobs()
     stores = Stores(watched, settings, credentials.storage(settings.user))
     services = Services(
         settings=settings,
@@ -108,6 +110,8 @@ def server(tmp_path: Path) -> Iterator[Server]:
         logs=scheduler.logs,
         data=data,
         stores=stores,
+        storage=credentials.storage,
+        jobs=jobs,
         credentials=credentials,
         vault=credentials.vault,
         urls=StorageUrls(credentials.storage),
@@ -124,5 +128,6 @@ def server(tmp_path: Path) -> Iterator[Server]:
             gang.close()
     scheduler.stop()
     machine.close()
+    jobs.close()
     stores.close()
     database.close()

@@ -21,7 +21,7 @@ import sqlite3
 import tempfile
 from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from casstore.dataset.adopt.base import Buckets, Found
 from casstore.dataset.adopt.manifest import ManifestEntry, read_list
@@ -31,11 +31,19 @@ from casstore.remote.urls import REMOTE_SCHEMES, parse_url, shown
 from casstore.transfer.digests import Expected, plain_etag
 from casstore.transfer.spool import ForeignFile
 
-__all__ = ["Links", "OsmoDataset", "OsmoVersion", "find_datasets"]
+__all__ = ["Links", "Locate", "OsmoDataset", "OsmoVersion", "find_datasets"]
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}\Z", re.ASCII)
 _MANIFEST = re.compile(r"([1-9][0-9]{0,11})\.json\Z", re.ASCII)
 _MAX_VERSIONS = 100_000
+
+
+class Locate(Protocol):
+    """Says where an object outside of a dataset is, if it may be read."""
+
+    def locate(self, url: str) -> tuple[str, str]:
+        """Return the bucket's URL and the key; ``UsageError`` or ``AccessError`` for what is not followed."""
+        ...
 
 
 class Links:
@@ -156,7 +164,7 @@ class OsmoVersion:
 class OsmoDataset:
     """One dataset of a bucket. ``url`` is its folder there. Close it after its entries were asked for."""
 
-    def __init__(self, client: ObjectClient, prefix: str, dataset_id: str, links: Links) -> None:
+    def __init__(self, client: ObjectClient, prefix: str, dataset_id: str, links: Locate) -> None:
         self.client = client
         self.links = links
         self.prefix = prefix

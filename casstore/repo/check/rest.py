@@ -34,6 +34,7 @@ _NOTES = {
     layout.LEASES: "operations that run, or ended without a word",
     layout.TRASH: "records of collected garbage",
     QUARANTINE: "originals that a repair has kept: osmo store repair --discard-quarantine",
+    layout.EXCHANGE: "uploads and downloads of OSMO's client; garbage collection removes those that are over",
     PROBES: "left by probes",
 }
 _PAST = "~"

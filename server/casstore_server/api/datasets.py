@@ -5,8 +5,9 @@ Decided here and only here: paths and parameters, which are OSMO 6.2's, and the 
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, TypeVar
 
+import msgspec
 from fastapi import APIRouter, Path, Query
 from starlette.responses import Response
 
@@ -15,12 +16,13 @@ from casstore.wire.dataset import (
     AttributeBody,
     CollectBody,
     RecollectBody,
+    UploadBody,
     whole_seconds,
 )
 from casstore.wire.protocol import from_iso, to_iso
 from casstore_server.api.deps import Body, CallerDep, Names, Order, ServicesDep, decode
 from casstore_server.api.edge import reply
-from casstore_server.services.datasets import asking, changing
+from casstore_server.services.datasets import asking, changing, exchange
 
 router = APIRouter(prefix="/api/bucket")
 
@@ -32,10 +34,17 @@ Part = Annotated[str | None, Query(pattern=r"^[A-Za-z0-9_-]{0,200}$")]
 Count = Annotated[int, Query(ge=0, le=2**31)]
 Moment = Annotated[str | None, Query(max_length=40)]
 _MAX_QUERY = 64 << 10
+_MAX_DESCRIPTION = 64 << 10
+_T = TypeVar("_T", bound=msgspec.Struct)
 
 
 def _moment(text: str | None) -> str | None:
     return None if text is None else whole_seconds(to_iso(from_iso(text)))
+
+
+def _decoded(body: bytes, kind: type[_T]) -> _T:
+    """The body; without one all of its fields are as when they are left out."""
+    return decode(body if body.strip() not in {b"", b"null"} else b"{}", kind)
 
 
 @router.get("/list_dataset")
@@ -82,6 +91,49 @@ def query(
 ) -> Response:
     """What fits a query."""
     return reply(asking.query(services, caller, bucket, command))
+
+
+@router.post("/{bucket}/dataset/{name}")
+def upload(  # FastAPI passes parameters by name
+    services: ServicesDep,
+    caller: CallerDep,
+    bucket: BucketName,
+    name: DatasetName,
+    body: Body,
+    tag: Tag = None,
+    description: Annotated[str, Query(max_length=_MAX_DESCRIPTION)] = "",
+    resume: bool = False,
+    finish: bool = False,
+    version_id: Annotated[str, Query(max_length=20)] = "",
+    checksum: Annotated[str, Query(max_length=64)] = "",
+) -> Response:
+    """Begin an upload, or with ``finish`` make a version of it."""
+    given = _decoded(body, UploadBody)
+    if finish:
+        said = exchange.Finish(version_id=version_id, checksum=checksum, tag=tag or None, labels=given.labels)
+        done, warnings = exchange.finish(services, caller, bucket, name, said)
+        return reply(done, warnings=warnings)
+    begun = exchange.start(
+        services,
+        caller,
+        bucket,
+        name,
+        tag=tag or None,
+        description=description,
+        metadata=given.metadata,
+        resume=resume,
+    )
+    return reply(begun)
+
+
+@router.get("/{bucket}/dataset/{name}")
+@router.post("/{bucket}/dataset/{name}/migrate")
+def download(
+    services: ServicesDep, caller: CallerDep, bucket: BucketName, name: DatasetName, tag: Tag = None
+) -> Response:
+    """Where a version, or each member of a collection, can be downloaded. Nothing has to be migrated."""
+    found, warnings = exchange.download(services, caller, bucket, name, tag=tag or None)
+    return reply(found, warnings=warnings)
 
 
 @router.get("/{bucket}/dataset/{name}/info")
@@ -140,7 +192,7 @@ def change(  # FastAPI passes parameters by name
         delete_tags=delete_tag,
         delete_labels=delete_label,
         delete_metadata=delete_metadata,
-        body=decode(body, AttributeBody) if body.strip() not in {b"", b"null"} else AttributeBody(),
+        body=_decoded(body, AttributeBody),
     )
     done, warnings = changing.change(services, caller, bucket, name, wanted)
     return reply(done, warnings=warnings)

@@ -6,10 +6,12 @@ socket has no URL: where OSMO's replies have the address of a page, ours then ha
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from socket import socket
 from typing import Protocol
 
+from casstore.remote.credentials import CredentialSource
 from casstore.vault import Vault
 from casstore_orchestrator.logs import LogStore
 from casstore_orchestrator.ports import Credentials, DataStore, Isolation, RunKey, UrlStore
@@ -17,6 +19,7 @@ from casstore_orchestrator.reasons import Why
 from casstore_orchestrator.records import WorkflowRecord
 from casstore_server.config import Watched
 from casstore_server.db.store import Database
+from casstore_server.services.jobs import Jobs
 from casstore_server.services.sessions import Sessions
 from casstore_server.settings import Settings
 from casstore_server.stores import Stores
@@ -75,7 +78,7 @@ class Caller:
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """The parts of a running server. ``started`` in seconds since the epoch."""
+    """The parts of a running server. ``started`` in seconds since the epoch, ``storage`` has users' credentials."""
 
     settings: Settings
     database: Database
@@ -83,6 +86,8 @@ class Services:
     logs: LogStore
     data: DataStore
     stores: Stores
+    storage: Callable[[str], CredentialSource]
+    jobs: Jobs
     credentials: Credentials
     vault: Vault
     urls: UrlStore

@@ -112,6 +112,8 @@ def _plan_lines(plan: GarbagePlan, bucket: str, *, dry_run: bool) -> Iterator[st
         yield f"Kept: {_packs(kept.packs)}, {output.size(kept.size)}: {_why(kept)}."
     if store.leftovers:
         yield f"Leftovers to remove: {len(store.leftovers)}."
+    if plan.exchanges:
+        yield f"Uploads and downloads of OSMO's client that are over: {plan.exchanges}."
     if plan.empty:
         yield "There is nothing to do."
     elif dry_run:
@@ -222,6 +224,7 @@ def _plan_document(plan: GarbagePlan) -> dict[str, Any]:
             for kept in store.kept
         ],
         "leftovers": len(store.leftovers),
+        "exchanges": plan.exchanges,
     }
 
 
@@ -270,4 +273,5 @@ def _outcome_document(outcome: GarbageOutcome) -> dict[str, Any]:
         "rescued": swept.rescued,
         "damaged": [pack_id.hex() for pack_id in swept.damaged],
         "leftovers": outcome.store.leftovers,
+        "exchanges": outcome.exchanges,
     }

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from casstore.dataset import Bucket
+from casstore.dataset.exchange.areas import Area, Areas
 from casstore.dataset.summary import DatasetInfo, DatasetSummary, MemberInfo, Version
 from casstore.errors import CasstoreError, NotFoundError, UsageError
-from casstore.model import DatasetType
+from casstore.model import DatasetType, VersionStatus
 from casstore.wire.dataset import (
     CollectionMember,
     DatasetList,
@@ -112,11 +113,50 @@ def info(
     found = bucket.info(
         name, tag=chosen, all_states=all_states, count=count or 10**9, order="desc" if descending else "asc"
     )
-    if found.summary.type == DatasetType.DATASET and not found.versions:
+    reply = _dataset(found, place)
+    if found.summary.type == DatasetType.DATASET and all_states and chosen is None:
+        reply.versions = _with_pending(found, pending(bucket, name, place), place, count, descending=descending)
+    if found.summary.type == DatasetType.DATASET and not reply.versions:
         raise NotFoundError(
             f"Dataset {name} in bucket {bucket_name} has no version that fits", hint="Ask with --all for any state."
         )
-    return _dataset(found, place)
+    return reply
+
+
+def pending(bucket: Bucket, name: str, place: Place) -> list[VersionReply]:
+    """The uploads to a dataset that are under way, as versions."""
+    return [_pending(area, place) for area in Areas(bucket.store.backend).uploads(name)]
+
+
+def _pending(area: Area, place: Place) -> VersionReply:
+    record, uri = area.record, f"{place.url}/{area.manifest}"
+    started = whole_seconds(record.started_at) or ""
+    described = {"description": record.description} if record.description else {}
+    return VersionReply(
+        name=record.dataset,
+        version=str(record.number),
+        status=VersionStatus.PENDING.value,
+        created_by=record.user,
+        created_date=started,
+        last_used=started,
+        size=0,
+        checksum="",
+        location=place.link(uri),
+        uri=uri,
+        metadata={**record.metadata, **described},
+        tags=[],
+        collections=[],
+    )
+
+
+def _with_pending(
+    found: DatasetInfo, begun: list[VersionReply], place: Place, count: int, *, descending: bool
+) -> list[VersionReply]:
+    """The newest ``count`` of both, in order of time."""
+    there = [version_reply(one.version, place, one.collections) for one in found.versions]
+    both = sorted([*there, *begun], key=lambda one: (one.created_date, int(one.version)))
+    both = both[max(0, len(both) - count) :] if count else both
+    return both[::-1] if descending else both
 
 
 def is_collection(bucket: Bucket, name: str) -> bool:
