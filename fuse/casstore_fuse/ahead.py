@@ -115,7 +115,7 @@ class Ahead:
         try:
             if self._contents.keeps(first.size):
                 length, content = self._vfs.content(first.node)
-                self._contents.keep(length, content, self._contents.layout(first.node, length, content))
+                self._contents.keep(first.node, length, content, self._contents.layout(first.node, length, content))
                 return 1, 0
             layouts = [self._contents.layout(file.node, *self._vfs.content(file.node)) for file in group]
             errors = self._contents.fill(layouts)

@@ -316,15 +316,29 @@ class Connection:
 
     def _read(self, unique: int, node: int, body: memoryview) -> None:
         _, offset, size, *_rest = abi.READ_IN.unpack_from(body)
+        self._state.count("reads")
+        if not self._read_whole(unique, node, offset, size):
+            self._read_chunks(unique, node, offset, size)
+
+    def _read_whole(self, unique: int, node: int, offset: int, size: int, *, wait: bool = False) -> bool:
+        """Answer from a file that is whole in the cache; False where that is not possible."""
+        found = self._contents.whole(node, offset, size, wait=wait)
+        if found is not None:
+            self._state.count("cached")
+            self._reply(unique, found)
+        return found is not None
+
+    def _read_chunks(self, unique: int, node: int, offset: int, size: int) -> None:
         length, content = self._vfs.content(node)
+        if self._contents.find(node, length, content) and self._read_whole(unique, node, offset, size):
+            return
         with self._away() if content.depth else contextlib.nullcontext():  # a long list of chunks may be far away
             layout = self._contents.layout(node, length, content)
         pieces = self._contents.cached(layout, offset, size)
-        self._state.count("reads")
 
         def worth(node: int) -> None:
             if length >= LEAST and self._contents.is_worth_keeping(node, layout, size):
-                self._keepers.submit(self._keep, length, content, layout)
+                self._keepers.submit(self._keep, node, length, content, layout)
 
         if pieces is not None:
             self._state.count("hits")
@@ -333,8 +347,9 @@ class Connection:
             return
 
         def work(unique: int, node: int, _: memoryview) -> None:
-            self._reply(unique, *self._contents.fetch(node, layout, offset, size))
-            worth(node)
+            if not self._read_whole(unique, node, offset, size, wait=True):
+                self._reply(unique, *self._contents.fetch(node, layout, offset, size))
+                worth(node)
 
         with self._turn:
             mine = self._free > 1
@@ -343,14 +358,14 @@ class Connection:
             self._pool.submit(self._answer, work, Op.READ, unique, node, memoryview(b""))
             return
         try:
-            work(unique, node, body)
+            work(unique, node, memoryview(b""))
         finally:
             with self._turn:
                 self._free += 1
 
-    def _keep(self, size: int, content: Content, layout: Layout) -> None:
+    def _keep(self, node: int, size: int, content: Content, layout: Layout) -> None:
         try:
-            self._contents.keep(size, content, layout)
+            self._contents.keep(node, size, content, layout)
         except CasstoreError as error:
             _log.warning("a file was not kept: %s", error.message)
 

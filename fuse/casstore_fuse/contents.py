@@ -21,6 +21,7 @@ from casstore.transfer.ranges import Layout, Ranges, Wanted
 from casstore_fuse.passthrough import LEAST
 from casstore_fuse.state import State
 from casstore_fuse.streams import Streams
+from casstore_fuse.wholes import Wholes
 
 Neighbours: TypeAlias = Callable[[int], Iterable[tuple[int, int, Content]]]
 """Inode, size and chunks of what comes after an inode, in the order of the manifest; no chunks for what is no file."""
@@ -48,15 +49,13 @@ class Contents:
         *,
         files: FileCache | None = None,
         state: State | None = None,
-        whole: bool = True,
         neighbours: Neighbours | None = None,
     ) -> None:
-        """``files``: where files that were read as a whole are kept whole, unless ``whole`` is false: where the kernel
-        is never going to read them by itself. ``state`` counts what is read from the store and from the cache.
+        """``files``: where files that were read as a whole are kept whole. ``state`` counts what is read from the store and from the cache.
         ``neighbours`` tells what comes after a file; it is asked where the store is far away.
         """
         self.files = files
-        self._whole = files is not None and whole
+        self._wholes = None if files is None else Wholes(files)
         self._counts = state or State.anonymous()
         self._ranges = Ranges(store, on_fetch=self._count)
         self._tree = tree
@@ -72,6 +71,17 @@ class Contents:
             self._counts.count("fetched", fetched)
         if fetched or not cached:
             self._mine.waited = True
+
+    def whole(self, node: int, offset: int, size: int, *, wait: bool = False) -> memoryview | None:
+        """Return a range of a file that was found whole in the cache; see ``Wholes.read`` and ``find``."""
+        return None if self._wholes is None else self._wholes.read(node, offset, size, wait=wait)
+
+    def find(self, node: int, size: int, content: Content) -> bool:
+        """Whether a file is found whole in the cache. It is looked for once, and again when it was kept."""
+        wholes = self._wholes
+        if wholes is None or size < LEAST or wholes.knows(node):
+            return False
+        return wholes.look(node, content_id(size, content), size)
 
     def cached(self, layout: Layout, offset: int, size: int) -> list[memoryview] | None:
         """Return a range of a file, cut at its end, if all of it is in memory; else None."""
@@ -119,7 +129,7 @@ class Contents:
 
     def keeps(self, size: int) -> bool:
         """Whether a file of this size is kept whole once it was read."""
-        return self._whole and size >= LEAST and self.files is not None and self.files.admits(size)
+        return size >= LEAST and self.files is not None and self.files.admits(size)
 
     def is_worth_keeping(self, node: int, layout: Layout, read: int) -> bool:
         """Count what was read of a file; True once, when it is about all of it: it will be read again."""
@@ -135,7 +145,7 @@ class Contents:
             self._read[node] = -1
             return True
 
-    def keep(self, size: int, content: Content, layout: Layout) -> None:
+    def keep(self, node: int, size: int, content: Content, layout: Layout) -> None:
         """Put a whole file into the cache, if it may be there. Raises what reading the store raises."""
         if self.files is None:
             return
@@ -144,7 +154,8 @@ class Contents:
         if descriptor is not None:
             os.close(descriptor)
             return
-        self.files.add(identity, size, self._ranges.pieces(layout, AHEAD))
+        if self.files.add(identity, size, self._ranges.pieces(layout, AHEAD)) and self._wholes is not None:
+            self._wholes.look(node, identity, size)
 
     def layout(self, node: int, size: int, content: Content) -> Layout:
         """Return the chunks of a file; long lists are read from the store."""
@@ -152,4 +163,6 @@ class Contents:
 
     def close(self) -> None:
         """Release buffers and descriptors."""
+        if self._wholes is not None:
+            self._wholes.close()
         self._ranges.close()

@@ -136,9 +136,14 @@ class Library:
     def read(self, _: str | None, size: int, offset: int, info: Any) -> bytes:
         """A range of an open file, cut at its end."""
         node = int(info.fh)
-        length, content = self._vfs.content(node)
-        layout = self._contents.layout(node, length, content)
         self.state.count("reads")
+        length, content = self._vfs.content(node)
+        self._contents.find(node, length, content)
+        found = self._contents.whole(node, offset, size, wait=True)
+        if found is not None:
+            self.state.count("cached")
+            return bytes(found)
+        layout = self._contents.layout(node, length, content)
         pieces = self._contents.cached(layout, offset, size)
         if pieces is None:
             pieces = self._contents.fetch(node, layout, offset, size)

@@ -198,9 +198,7 @@ class _Server:
                 vfs = self._vfs(trees)
                 files = None if cache is None else cache.files
                 unasked = descriptor is None or modes.opens_unasked(vfs, cached=files is not None)
-                contents = Contents(
-                    store, trees[0], files=files, state=self._state, whole=not unasked, neighbours=_neighbours(vfs)
-                )
+                contents = Contents(store, trees[0], files=files, state=self._state, neighbours=_neighbours(vfs))
             except CasstoreError as error:
                 _log.error("can't serve %s: %s", self._settings.path, error.message)
                 if deaths:
