@@ -23,7 +23,7 @@ from casstore.vault import Vault
 from casstore.wire.credentials import GENERIC, Credential
 from casstore_fuse import mounted
 from casstore_fuse.mounting import why_not
-from casstore_orchestrator.agent import journal, protocol
+from casstore_orchestrator.agent import journal, link, protocol
 from casstore_orchestrator.agent.folder import RunFolder, Runs, Start
 from casstore_orchestrator.agent.host import ProcessAgents
 from casstore_orchestrator.agent.journal import Happened, Journal, Over, Taken
@@ -468,6 +468,23 @@ def test_a_stopped_agent_is_waited_for(lab: Lab) -> None:
     os.kill(pid, signal.SIGCONT)
     assert told.end(run) is None
     lab.gone(run)
+
+
+def test_an_agent_that_does_not_take_the_order_to_end_is_killed(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link, "PATIENCE", 0.5)
+    for followed in (True, False):
+        run = lab.running("echo began; sleep 600")
+        lab.printed(run, "began")
+        agents, told = lab.agents, lab.listener
+        record, pid = lab.folder(run).start().record, lab.pid(run)
+        os.kill(pid, signal.SIGSTOP)
+        if not followed:  # the server that closes it has not spoken with it before
+            agents.leave(run)
+            agents, told = lab.server()
+            agents.start(run, record, {}, seen=2)
+        agents.order(run, 3, CloseGroup("g"))
+        assert "did not answer" in str(told.end(run))
+        lab.gone(run)
 
 
 # Those that come too late, or twice.

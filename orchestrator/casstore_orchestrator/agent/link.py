@@ -28,10 +28,10 @@ from casstore_orchestrator.agent.folder import VERSION, Lock, RunFolder, Start
 from casstore_orchestrator.agent.journal import Past
 from casstore_orchestrator.agent.nursery import Nursery
 from casstore_orchestrator.agent.protocol import Frames, Hello, Kept, Noted, Order
-from casstore_orchestrator.events import Effect
+from casstore_orchestrator.events import CloseGroup, Effect
 from casstore_orchestrator.ports import AgentEvents, RunKey
 
-__all__ = ["Host", "Link"]
+__all__ = ["PATIENCE", "Host", "Link"]
 
 _log = logging.getLogger(__name__)
 _FIRST_LOOK = 0.004
@@ -42,9 +42,10 @@ _BEGIN = 30.0
 _TRIES = 3
 _RETRY = 0.1
 _LONGEST_RETRY = 5.0
-_PATIENCE = 60.0
-"""Seconds for an agent to end after it was told to; then it is killed."""
+PATIENCE = 60.0
+"""Seconds for an agent to take the order to end; then it is killed."""
 _GONE = "The agent of the group ended unexpectedly."
+_SILENT = "The agent of the group did not answer when it was told to end, and was killed."
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,7 @@ class Link:
         self._seen = seen
         self._pending: dict[int, Effect] = {}
         self._taken = 0
+        self._close: tuple[int, float] | None = None
         self._told_taken = 0
         self._left = False
         self._discarded = False
@@ -99,6 +101,8 @@ class Link:
         with self._lock:
             if number > self._taken:
                 self._pending[number] = effect
+                if isinstance(effect, CloseGroup) and self._close is None:
+                    self._close = number, time.monotonic()
         self._wake()
 
     def seen(self, number: int) -> None:
@@ -212,7 +216,7 @@ class Link:
                     except ServiceError as error:
                         _log.warning("the agent of %s can't be started: %s", self.run, error.message)
                         process = 0
-            elif time.monotonic() - since > _PATIENCE:
+            elif time.monotonic() - since > PATIENCE:
                 since = time.monotonic()
                 _log.warning("%s is alive, and does not answer", self.run)
             self._pause(look)
@@ -232,6 +236,8 @@ class Link:
         self._inbox.clear()
         try:
             hello = self._greet(connection, seen)
+            if hello is None:
+                return self._end_silent(pid)
         except FormatError as error:
             with self._folder.connect() as other:
                 return self._send_away(other, error.message, pid)
@@ -240,7 +246,7 @@ class Link:
         self._took(hello.taken)
         frames = Frames()
         sent = hello.taken
-        connection.settimeout(_PATIENCE)
+        connection.settimeout(PATIENCE)
         with selectors.DefaultSelector() as selector:
             selector.register(connection, selectors.EVENT_READ)
             selector.register(self._wake_read, selectors.EVENT_READ)
@@ -251,7 +257,9 @@ class Link:
                 self._deliver()
                 try:
                     sent = self._send_orders(connection, sent)
-                    ready = selector.select(self._until_retry())
+                    ready = selector.select(self._until_due())
+                    if self._silent():
+                        return self._end_silent(pid)
                     if any(key.fileobj is self._wake_read for key, _ in ready):
                         self._drain()
                     if any(key.fileobj is connection for key, _ in ready):
@@ -272,14 +280,32 @@ class Link:
         except OSError:
             return 0
 
-    def _greet(self, connection: socket.socket, seen: int) -> Hello:
-        """Say who we are; the answer may take as long as the agent is stopped."""
-        connection.settimeout(_PATIENCE)
+    def _silent(self) -> bool:
+        """Whether the agent was told to end, and has not even taken the order for too long.
+
+        Whatever holds it up (it was stopped, or a pattern that never ends holds its interpreter): nobody wants it now.
+        """
+        with self._lock:
+            close = self._close
+            return close is not None and close[0] > self._taken and time.monotonic() - close[1] > PATIENCE
+
+    def _end_silent(self, pid: int) -> str:
+        if pid > 0 and self._silent():
+            _log.warning("%s does not answer: its agent, process %d, is killed", self.run, pid)
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        return _SILENT
+
+    def _greet(self, connection: socket.socket, seen: int) -> Hello | None:
+        """Say who we are; the answer may take as long as the agent is stopped. None: see ``_silent``."""
+        connection.settimeout(PATIENCE)
         protocol.send_line(connection, {"follow": {"version": VERSION, "seen": seen}})
         since = time.monotonic()
         while not select.select([connection], [], [], _LOOK)[0]:
             self._check()
-            if time.monotonic() - since > _PATIENCE:
+            if self._silent():
+                return None
+            if time.monotonic() - since > PATIENCE:
                 since = time.monotonic()
                 _log.warning("%s does not answer", self.run)
         line = protocol.read_line(connection)
@@ -293,7 +319,7 @@ class Link:
 
     def _send_away(self, connection: socket.socket, why: str, pid: int) -> str:
         """Have an agent end everything, whatever its version; kill it if it does not."""
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + PATIENCE
         with contextlib.suppress(OSError):
             connection.settimeout(_LOOK)
             protocol.send_line(connection, {"end": why})
@@ -337,6 +363,15 @@ class Link:
                 del self._pending[old]
 
     # Telling.
+
+    def _until_due(self) -> float | None:
+        """Seconds until something is to be looked after though nothing happens."""
+        retry = self._until_retry()
+        with self._lock:
+            if self._close is None or self._close[0] <= self._taken:
+                return retry
+            silent = max(0.0, self._close[1] + PATIENCE - time.monotonic()) + _LOOK
+        return silent if retry is None else min(retry, silent)
 
     def _until_retry(self) -> float | None:
         if not self._inbox and self._told_taken >= self._taken:
