@@ -26,7 +26,7 @@ class ServerReply(msgspec.Struct, kw_only=True):
     ``version`` is the product's; ``started`` is an ISO time. ``running`` and ``pending`` are workflows, ``tasks`` those
     that hold nodes.
 
-    ``url`` is where it listens besides its socket.
+    ``url`` is where it listens besides its socket; ``drain`` the seconds that it gives to open replies at its end.
     """
 
     version: str
@@ -42,6 +42,7 @@ class ServerReply(msgspec.Struct, kw_only=True):
     reasons: list[str] = []
     state_dir: str = ""
     url: str | None = None
+    drain: float = 0.0
 
 
 class TasksEnded(msgspec.Struct, kw_only=True):

@@ -10,26 +10,31 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import json
 import os
+import re
 import select
 import signal
 import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 from casstore import __version__
 from casstore.config import Config, Paths
-from casstore.errors import ServiceError, UsageError
+from casstore.errors import CasstoreError, ServiceError, UsageError
 from casstore.wire.cluster import ServerReply, TasksEnded
 from casstore.wire.local import ERROR_PREFIX, HINT_PREFIX, LOG_FILE, MAX_SOCKET_PATH, PID_FILE, READY, START_LOCK_FILE
 from casstore_cli import output
 from casstore_cli.client import Client, Target
 
 __all__ = [
+    "Options",
     "Place",
+    "ask",
+    "check_installed",
     "command_line",
     "connect",
     "ensure",
@@ -43,10 +48,14 @@ __all__ = [
 START_TIMEOUT_S = 30.0
 """A start takes about a second; on a busy machine it may take several."""
 STOP_TIMEOUT_S = 15.0
-"""How long a server may take to end its tasks before it is killed."""
+"""How long a server may take to end, besides the time that it gives to open replies, before it is killed."""
 ENDING_TIMEOUT_S = 5.0
 """How long a start waits for a server that is about to end."""
 _LOG_TAIL_LINES = 12
+_INSTANCE = re.compile(r"[A-Za-z0-9_-]{1,32}", re.ASCII)
+Options = Mapping[str, object]
+"""What the user gave on the command line of the server's settings; None for what was not given."""
+_GIVEN_NONE: Options = {}
 
 
 class Place(NamedTuple):
@@ -55,24 +64,30 @@ class Place(NamedTuple):
     socket_path: str
     state_dir: str
     user: str
+    instance: str = ""
 
     @property
     def pid_file(self) -> str:
         """Locked by a running server."""
-        return os.path.join(self.state_dir, PID_FILE)
+        return self._own(PID_FILE)
 
     @property
     def log_file(self) -> str:
         """What a server in the background writes."""
-        return os.path.join(self.state_dir, LOG_FILE)
+        return self._own(LOG_FILE)
+
+    def _own(self, name: str) -> str:
+        return os.path.join(self.state_dir, f"{name}.{self.instance}" if self.instance else name)
 
 
-def find_place(config: Config) -> Place:
+def find_place(config: Config, instance: str = "") -> Place:
     """Where the server is, or would be; nothing is made.
 
-    The socket's name tells apart several state folders.
+    The socket's name tells apart several state folders, and several servers of one.
     """
-    return Place(_socket_path(config.paths), config.paths.state, config.user)
+    if instance and not _INSTANCE.fullmatch(instance):
+        raise UsageError(f"'{instance}' can't be the name of a server: letters, digits, '_' and '-' only, at most 32")
+    return Place(_socket_path(config.paths, instance), config.paths.state, config.user, instance)
 
 
 def connect(place: Place) -> Client:
@@ -96,16 +111,16 @@ def ensure(config: Config) -> Client:
     return client
 
 
-def start(config: Config, *, port: int | None = None) -> bool:
+def start(config: Config, options: Options = _GIVEN_NONE, *, instance: str = "") -> bool:
     """Start the server in the background and wait until it answers; False when one was running already."""
-    place = find_place(config)
+    place = find_place(config, instance)
     _private(place.state_dir)
     _private(os.path.dirname(place.socket_path))
     with _locked(os.path.join(place.state_dir, START_LOCK_FILE)):
         if connect(place).probe() is not None:
             return False
         _wait_for_the_last(place)
-        _spawn(config, place, port)
+        _spawn(config, place, options)
     return True
 
 
@@ -121,9 +136,9 @@ def _wait_for_the_last(place: Place) -> None:
         time.sleep(0.05)
 
 
-def command_line(config: Config, *, port: int | None = None) -> list[str]:
+def command_line(config: Config, options: Options = _GIVEN_NONE, *, instance: str = "") -> list[str]:
     """What starts the server in the foreground. ``-P`` keeps the current folder out of the module path."""
-    place = find_place(config)
+    place = find_place(config, instance)
     _private(place.state_dir)
     _private(os.path.dirname(place.socket_path))
     paths = config.paths
@@ -136,8 +151,37 @@ def command_line(config: Config, *, port: int | None = None) -> list[str]:
         "user": config.user,
     }
     line = [sys.executable, "-P", "-m", "casstore_server"]
+    if instance:
+        found["instance"] = instance
     line += [f"--{name}={value}" for name, value in found.items()]
-    return line if port is None else [*line, f"--port={port}"]
+    return line + [f"--{name.replace('_', '-')}={value}" for name, value in options.items() if value is not None]
+
+
+def ask(config: Config, action: str, options: Options = _GIVEN_NONE) -> dict[str, Any]:
+    """Have the server's program do something else than serve: ``config``, ``backup``, ``restore``; what it says.
+
+    Raises the error that it says.
+    """
+    check_installed()
+    done = subprocess.run(
+        [*command_line(config, options), f"--action={action}"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+    )
+    if done.returncode == 0:
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
+    raise _refused(done.returncode, done.stderr)
+
+
+def _refused(code: int, output: bytes) -> CasstoreError:
+    """What a program of the server's that ended with an error has said."""
+    said = output.decode("utf-8", "replace").strip().splitlines()
+    told = [line.removeprefix(ERROR_PREFIX) for line in said if line.startswith(ERROR_PREFIX)]
+    hints = [line.removeprefix(HINT_PREFIX) for line in said if line.startswith(HINT_PREFIX)]
+    kind = ServiceError if code == ServiceError("").exit_code else UsageError
+    return kind((told or said or [f"The server's program ended with {code}"])[-1], hint=" ".join(hints) or None)
 
 
 def running_pid(place: Place) -> int | None:
@@ -169,22 +213,23 @@ class Stopped(NamedTuple):
     left: int = 0
 
 
-def stop(config: Config, *, tasks: bool = False) -> Stopped | None:
+def stop(config: Config, *, tasks: bool = False, instance: str = "") -> Stopped | None:
     """End the server and wait until it is gone; None when none was running. With ``tasks`` what runs ends with it, and
     begins again with the next server; otherwise it goes on.
     """
-    place = find_place(config)
+    place = find_place(config, instance)
     pid = running_pid(place)
     if pid is None:
         return None
-    stopped = Stopped(None)
+    stopped, patience = Stopped(None), STOP_TIMEOUT_S
     with contextlib.suppress(ServiceError):  # one that does not answer is ended all the same
         client = connect(place)
-        stopped = Stopped(client.get("api/v1/server", ServerReply).tasks)
+        found = client.get("api/v1/server", ServerReply)
+        stopped, patience = Stopped(found.tasks), STOP_TIMEOUT_S + found.drain
         if tasks and stopped.tasks:
             left = client.post("api/v1/server/end-tasks", TasksEnded).left
             stopped = stopped._replace(ended=True, left=left)
-    for number, limit in ((signal.SIGTERM, STOP_TIMEOUT_S), (signal.SIGKILL, 5.0)):
+    for number, limit in ((signal.SIGTERM, patience), (signal.SIGKILL, 5.0)):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
         deadline = time.monotonic() + limit
@@ -206,16 +251,17 @@ def log_tail(place: Place, lines: int = _LOG_TAIL_LINES) -> list[str]:
     return [line for line in text.splitlines() if line.strip()][-lines:]
 
 
-def _spawn(config: Config, place: Place, port: int | None) -> None:
-    _check_installed()
+def _spawn(config: Config, place: Place, options: Options = _GIVEN_NONE) -> None:
+    check_installed()
     reader, writer = os.pipe()
     log_start = os.path.getsize(place.log_file) if os.path.exists(place.log_file) else 0
     try:
         # The process detaches itself and its first half ends at once, so that nothing is left to wait for.
         subprocess.run(
-            [*command_line(config, port=port), "--background", f"--ready-fd={writer}"],
+            [*command_line(config, options, instance=place.instance), "--background", f"--ready-fd={writer}"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
             pass_fds=(writer,),
             check=True,
         )
@@ -225,7 +271,7 @@ def _spawn(config: Config, place: Place, port: int | None) -> None:
         if ready and os.read(reader, 64) == READY:
             return
     except subprocess.CalledProcessError as exc:
-        raise ServiceError(f"The server could not be started (exit code {exc.returncode})") from exc
+        raise _refused(exc.returncode, exc.stderr) from exc
     finally:
         os.close(reader)
         if writer >= 0:
@@ -261,10 +307,11 @@ def _replace(config: Config, client: Client) -> None:
                 return
             output.message(f"Restarting the server: it is version {version}, this command {__version__}.")
             stop(config)
-        _spawn(config, place, None)
+        _spawn(config, place)
 
 
-def _check_installed() -> None:
+def check_installed() -> None:
+    """Raise ``UsageError`` when something is missing that the server needs."""
     from importlib.util import find_spec
 
     needed = ("fastapi", "sqlalchemy", "uvicorn", "alembic", "jinja2", "websockets")
@@ -286,10 +333,10 @@ def _locked(path: str) -> Iterator[None]:
         os.close(fd)
 
 
-def _socket_path(paths: Paths) -> str:
+def _socket_path(paths: Paths, instance: str = "") -> str:
     """In the runtime folder; where that makes too long a path, in a short folder of the user's under /tmp."""
     mark = hashlib.sha256(os.fsencode(os.path.realpath(paths.state))).hexdigest()[:8]
-    name = f"server-{mark}.sock"
+    name = f"server-{mark}-{instance}.sock" if instance else f"server-{mark}.sock"
     path = os.path.join(paths.runtime, name)
     if len(os.fsencode(path)) <= MAX_SOCKET_PATH:
         return path

@@ -90,11 +90,12 @@ class LogStore(LogWriter):
             if live is None or time.monotonic() - asked >= ASK_INTERVAL:
                 # Before the look: what was written before the end is seen.
                 grows, asked = (live or partial(self._is_live, workflow_id))(), time.monotonic()
+            ends = stop()  # before the look, too
             self.flush()
             parts = self.folder.parts(workflow_id, task, retry_id, kinds)
             yield from map(shown, merged(parts, seen, last, grows=grows))
             last = None
-            if not follow or not grows or stop():
+            if not follow or not grows or ends:
                 return
             with self._news:
                 if self._closed:

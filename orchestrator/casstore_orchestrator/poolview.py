@@ -11,7 +11,6 @@ import contextlib
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 from msgspec.structs import replace
 
@@ -20,6 +19,7 @@ from casstore.errors import NotFoundError
 from .deadlines import next_deadline
 from .decisions import Decisions, Holding, Memory, Waiting, decide, holding_of
 from .events import TimedOut
+from .figures import PoolFigures
 from .pools import Pool
 from .reasons import Why
 from .records import WorkflowRecord
@@ -33,22 +33,6 @@ _REMEMBERED = 1024
 """Ended workflows whose revision is remembered, so that a late thread can't bring an older one back."""
 _LOOK_AGAIN = 5.0
 """Seconds for which is remembered what was seen of a pool that another server looks after."""
-
-
-class PoolFigures(NamedTuple):
-    """Groups of a pool, and for how many seconds its lease is good."""
-
-    waiting: int
-    running: int
-    lease: float
-
-
-class Figures(NamedTuple):
-    """A scheduler, seen from outside; ``pools`` are those whose lease it has."""
-
-    pools: Mapping[str, PoolFigures]
-    alive: bool
-    seconds_since_step: float
 
 
 class PoolView:

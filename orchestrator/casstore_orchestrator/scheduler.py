@@ -26,6 +26,7 @@ from . import ledger
 from .credentials import NoCredentials
 from .decisions import Waiting
 from .events import CancelRequested, Event, GroupPreempted, Submitted
+from .figures import Figures
 from .logs import Clock, LogStore
 from .pools import Pool
 from .poolview import Others, Passes, PoolView

@@ -1,41 +1,67 @@
-"""The server's process: detach, take the lock, serve.
+"""The server's process: detach, take the lock, serve. Or say what the settings are, back up, restore.
 
 Decided here and only here: the order of a start, and what a failed one says. Everything heavy is imported
-after the process is detached and holds the lock, so that a second server ends at once.
+after the process is detached and holds the lock, so that a second server ends at once. What does not serve prints one
+JSON object.
 """
 
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from casstore.errors import CasstoreError, ConflictError
 from casstore.wire.local import ERROR_PREFIX, HINT_PREFIX
-from casstore_server.settings import Settings, parse
+from casstore_server.settings import Order, Settings, parse
 
 _LOCK_ATTEMPTS = 10
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until a signal arrives; returns the exit code."""
-    settings = parse(sys.argv[1:] if argv is None else argv)
     os.umask(0o077)
     try:
-        settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _run(parse(sys.argv[1:] if argv is None else argv))
+    except CasstoreError as exc:
+        sys.stderr.write(f"{ERROR_PREFIX}{exc.message}\n" + (f"{HINT_PREFIX}{exc.hint}\n" if exc.hint else ""))
+        return exc.exit_code
+    return 0
+
+
+def _run(order: Order) -> None:
+    settings = order.settings
+    if order.action == "config":
+        _print({name: setting._asdict() | {"option": setting.option.variable, "value": setting.shown}
+                for name, setting in order.effective.items()})  # fmt: skip
+        return
+    settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if order.action == "serve":
         if settings.background:
             _detach(settings)
         _lock(settings.pid_file)
         from casstore_server.run import serve  # noqa: PLC0415  # heavy: only once the lock is ours
 
         serve(settings)
-    except CasstoreError as exc:
-        sys.stderr.write(f"{ERROR_PREFIX}{exc.message}\n" + (f"{HINT_PREFIX}{exc.hint}\n" if exc.hint else ""))
-        return exc.exit_code
-    return 0
+        return
+    from casstore_server import backup  # noqa: PLC0415  # rarely needed
+
+    if order.database:
+        raise backup.not_here(order.database, order.action)
+    if order.action == "backup":
+        _print(backup.make(settings.database, order.file)._asdict())
+    else:
+        _lock(settings.pid_file, "Stop it first: osmo server stop")
+        _print(backup.restore(order.file, settings)._asdict())
+
+
+def _print(document: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(document) + "\n")
 
 
 def _detach(settings: Settings) -> None:
@@ -53,7 +79,7 @@ def _detach(settings: Settings) -> None:
     os.close(null)
 
 
-def _lock(path: Path) -> None:
+def _lock(path: Path, hint: str = "See: osmo server status") -> None:
     """Lock the pid file and write our id to it.
 
     The descriptor is never closed: the lock ends with the process, and whoever waits for it knows that we are gone.
@@ -66,7 +92,7 @@ def _lock(path: Path) -> None:
         except BlockingIOError:  # a command that only looks holds it for a moment
             if attempt + 1 == _LOCK_ATTEMPTS:
                 os.close(fd)
-                raise ConflictError("A server of yours is running already", hint="See: osmo server status") from None
+                raise ConflictError("A server of yours is running already", hint=hint) from None
             time.sleep(0.05)
     os.ftruncate(fd, 0)
     os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)

@@ -19,8 +19,9 @@ from casstore import safeyaml
 from casstore.errors import UsageError
 from casstore.repo.references import allowed_prefixes
 from casstore_orchestrator.pools import Machine, Pool, parse_pools
+from casstore_server.options import resolve
 
-__all__ = ["BucketConfig", "ServerConfig", "Watched", "database_setting"]
+__all__ = ["BucketConfig", "ServerConfig", "Watched", "database_setting", "server_section"]
 
 DEFAULT_BUCKET = "default"
 
@@ -140,16 +141,15 @@ class Watched:
         return ServerConfig(str(default), buckets, pools, allowed)
 
 
+def server_section(path: Path) -> dict[str, Any]:
+    """``casstore.server`` of the file, its values not checked. It may hold a password."""
+    return _mapping(_own(path).get("server"), "casstore.server", path)
+
+
 def database_setting(path: Path) -> str:
     """The URL of the server's database, as the file has it; empty when it has none. It may hold a password."""
-    server = _mapping(_own(path).get("server"), "casstore.server", path)
-    unknown = sorted(set(map(str, server)) - {"database"})
-    if unknown:
-        raise UsageError(f"{path}: unknown key casstore.server.{unknown[0]}", hint="known: database")
-    url = server.get("database") or ""
-    if not isinstance(url, str):
-        raise UsageError(f"{path}: casstore.server.database must be a URL such as postgresql://user@host/name")
-    return url
+    setting = resolve({}, {}, server_section(path), path)["database"]
+    return str(setting.value)
 
 
 def _own(path: Path) -> dict[str, Any]:

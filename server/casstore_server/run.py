@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -39,22 +39,28 @@ from casstore_server.credentials import UserCredentials
 from casstore_server.db.location import open_state
 from casstore_server.db.store import Database
 from casstore_server.executor import LocalExecutor
+from casstore_server.logs import set_up
+from casstore_server.metrics import Metrics, available
+from casstore_server.observing import Observers, RequestLog
 from casstore_server.services.context import Services
 from casstore_server.services.jobs import Jobs
 from casstore_server.settings import Settings
 from casstore_server.stores import Stores
+from casstore_server.supervision import notify
+from casstore_server.traces import tracing, wanted
 
 __all__ = ["answering", "serve"]
 
-DRAIN_S = 2
-"""How long open replies (followed logs, mostly) may go on once the server is told to end."""
+DRAIN_S = 5.0
+"""How long open replies may take to an end once the server is told to end, unless the settings say otherwise."""
 _log = logging.getLogger(__name__)
 
 
 class _Server(uvicorn.Server):
-    """Tells whoever started it that it answers."""
+    """Tells whoever started it that it answers, and open replies that it ends."""
 
     ready_fd: int | None = None
+    ending: threading.Event | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to answer, and say so."""
@@ -64,24 +70,36 @@ class _Server(uvicorn.Server):
             with contextlib.suppress(OSError):  # the command that started us is gone
                 os.write(fd, READY)
             os.close(fd)
+        if self.started:
+            notify("READY=1")
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin nothing new; what was written before reaches everybody who follows it."""
+        notify("STOPPING=1")
+        if self.ending is not None:
+            self.ending.set()
+        await super().shutdown(sockets=sockets)
 
 
 def serve(settings: Settings) -> None:
     """Run the server; returns after SIGTERM or SIGINT, with everything stopped."""
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    set_up(settings.log_format, settings.log_level)
     settle()
     with contextlib.ExitStack() as stack:
+        traces = stack.enter_context(tracing(wanted(os.environ)))
         database = open_state(settings)
         stack.callback(database.close)
         if settings.instance and not database.shared:
             raise UsageError("Servers of several instances need a PostgreSQL that they share")
-        sockets = stack.enter_context(_listening(settings.socket_path, settings.port))
+        sockets = stack.enter_context(_listening(settings.socket_path, settings.port, settings.host))
         if settings.port is not None:
             settings = replace(settings, port=sockets[1].getsockname()[1])
-        app = create_app(stack.enter_context(_parts(settings, database)))
-        server = _Server(_config(app))
-        server.ready_fd = settings.ready_fd
+        observers = Observers([traces] if traces else [])
+        if settings.log_requests:
+            observers.add(RequestLog())
+        services = stack.enter_context(_parts(settings, database, observers))
+        server = _Server(_config(create_app(services), settings.drain))
+        server.ready_fd, server.ending = settings.ready_fd, services.ending
         # uvicorn raises the signal that ended it once more when it is done: that must not end us before the rest.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: None)
@@ -104,7 +122,7 @@ def answering(app: ASGIApp, socket_path: Path, port: int | None = None) -> Itera
             thread.join()
 
 
-def _config(app: ASGIApp) -> uvicorn.Config:
+def _config(app: ASGIApp, drain: float = DRAIN_S) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http=CheckedProtocol,
@@ -118,26 +136,26 @@ def _config(app: ASGIApp) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=DRAIN_S,
+        timeout_graceful_shutdown=math.ceil(drain),
         timeout_keep_alive=5,
     )
 
 
 @contextlib.contextmanager
-def _listening(path: Path, port: int | None) -> Iterator[list[socket.socket]]:
+def _listening(path: Path, port: int | None, host: str = "127.0.0.1") -> Iterator[list[socket.socket]]:
     """The sockets; requests wait in them until somebody answers."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(_unix_socket(path))]
         stack.callback(_remove_socket, path, path.stat().st_ino)
         if port is not None:
-            sockets.append(stack.enter_context(_loopback_socket(port)))
+            sockets.append(stack.enter_context(_loopback_socket(host, port)))
         for listener in sockets:
             listener.listen(128)
         yield sockets
 
 
 @contextlib.contextmanager
-def _parts(settings: Settings, database: Database) -> Iterator[Services]:
+def _parts(settings: Settings, database: Database, observers: Observers) -> Iterator[Services]:
     """Everything below the routes, started; stopped at the end."""
     settings.workflows.mkdir(mode=0o700, exist_ok=True)
     watched = Watched(settings.config_file, settings.data_dir, this_machine(settings.state_dir))
@@ -157,7 +175,12 @@ def _parts(settings: Settings, database: Database) -> Iterator[Services]:
         credentials=credentials,
         alone=not database.shared,
         lease=settings.lease,
+        on_pass=observers.placed,
     )
+    metrics = Metrics(scheduler.figures) if settings.metrics and available() else None
+    if metrics is not None:
+        observers.add(metrics)
+    observers.watch(database.engine)
     with contextlib.ExitStack() as stack:
         stack.callback(stores.close)
         jobs = Jobs()
@@ -180,6 +203,8 @@ def _parts(settings: Settings, database: Database) -> Iterator[Services]:
             isolation=executor.describe(),
             started=time.time(),
             agents=agents,
+            observers=observers,
+            metrics=metrics,
         )
 
 
@@ -197,16 +222,17 @@ def _unix_socket(path: Path) -> socket.socket:
     return listener
 
 
-def _loopback_socket(port: int) -> socket.socket:
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+def _loopback_socket(host: str, port: int) -> socket.socket:
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind(("127.0.0.1", port))
+        listener.bind((host, port))
     except (OSError, OverflowError) as exc:
         listener.close()
-        raise ServiceError(f"The server can't listen on 127.0.0.1:{port}: {exc}") from exc
+        raise ServiceError(f"The server can't listen on {host}:{port}: {exc}") from exc
     _log.warning(
-        "listening on http://127.0.0.1:%d: everybody on this machine can run workflows as you through it",
+        "listening on http://%s:%d: everybody on this machine can run workflows as you through it",
+        f"[{host}]" if ":" in host else host,
         listener.getsockname()[1],
     )
     return listener

@@ -1,26 +1,32 @@
 """What the server is told at its start.
 
 Decided here and only here: the command line of ``python -m casstore_server``. The command decides where
-things are; the server has no defaults of its own for folders.
+things are; the server has no defaults of its own for folders. What an operator may set is in ``options``.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from casstore.wire.local import DATABASE_FILE, LOG_FILE, PID_FILE, WORKFLOWS_FOLDER
+from casstore_server.config import server_section
+from casstore_server.options import OPTIONS, Setting, resolve
+
+__all__ = ["Order", "Settings", "parse"]
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     """Where the server listens and keeps its state, and whose it is.
 
-    ``port`` is that of 127.0.0.1, None for the socket alone. ``config_file`` need not exist. ``ready_fd`` is
-    a descriptor that is told once requests are answered. ``instance`` tells servers apart that share a state folder
-    and a PostgreSQL; ``lease`` is after how many seconds without a sign of one the others take over what it did.
+    ``config_file`` need not exist. ``ready_fd`` is a descriptor that is told once requests are answered. ``instance``
+    tells servers apart that share a state folder and a PostgreSQL. The others are ``options.OPTIONS``, but for the
+    database: its URL may be secret, and these are passed on to agents.
     """
 
     socket_path: Path
@@ -34,6 +40,18 @@ class Settings:
     background: bool = False
     instance: str = ""
     lease: float = 15.0
+    host: str = "127.0.0.1"
+    log_format: str = "text"
+    log_level: str = "info"
+    log_requests: bool = False
+    metrics: bool = True
+    drain: float = 5.0
+
+    @property
+    def url(self) -> str | None:
+        """Where it is reached without the socket; None when it listens on that alone."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return None if self.port is None else f"http://{host}:{self.port}"
 
     @property
     def pid_file(self) -> Path:
@@ -59,15 +77,39 @@ class Settings:
         return self.state_dir / WORKFLOWS_FOLDER
 
 
-def parse(argv: Sequence[str]) -> Settings:
-    """Settings from the command line; ends the process with a usage message when it is wrong."""
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What the process is to do: ``serve``, or ``config``, ``backup`` or ``restore`` and end. ``database`` is the URL
+    of a PostgreSQL, empty for the SQLite file.
+    """
+
+    settings: Settings
+    action: str = "serve"
+    file: Path = Path()
+    database: str = field(default="", repr=False)
+    effective: Mapping[str, Setting] = field(default_factory=dict, repr=False)
+
+
+def parse(argv: Sequence[str]) -> Order:
+    """Settings from the command line, the environment and the configuration; ends the process with a usage message when
+    the command line is wrong, and raises ``UsageError`` for anything else that is.
+    """
     parser = argparse.ArgumentParser(prog="casstore_server", description="Start it with: osmo server start")
     for name in ("socket-path", "state-dir", "config-file", "data-dir", "cache-dir"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--user", required=True)
-    parser.add_argument("--port", type=int)
     parser.add_argument("--ready-fd", type=int)
     parser.add_argument("--background", action="store_true")
     parser.add_argument("--instance", default="")
-    parser.add_argument("--lease", type=float, default=15.0)
-    return Settings(**vars(parser.parse_args(argv)))
+    parser.add_argument("--action", choices=("serve", "config", "backup", "restore"), default="serve")
+    parser.add_argument("--file", type=Path, default=Path())
+    for option in OPTIONS:
+        if not option.secret:
+            parser.add_argument(f"--{option.name.replace('_', '-')}")
+    found: dict[str, Any] = vars(parser.parse_args(argv))
+    given = {option.name: found.pop(option.name, None) for option in OPTIONS}
+    file = found["config_file"]
+    effective = resolve(given, os.environ, server_section(file), file)
+    values = {name: setting.value for name, setting in effective.items()}
+    action, target, database = found.pop("action"), found.pop("file"), values.pop("database")
+    return Order(Settings(**found, **values), action, target, database, effective)

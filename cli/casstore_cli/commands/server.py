@@ -1,4 +1,4 @@
-"""``osmo server``: the workflow server of your own.
+"""``osmo server``: the workflow server of your own, or of a team.
 
 Decided here and only here: what is said about it.
 """
@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import click
 import msgspec
 
 from casstore import __version__
-from casstore.config import load_config
+from casstore.config import Config, load_config
 from casstore.errors import ConflictError
 from casstore.wire.cluster import ServerReply
 from casstore_cli import background, output
@@ -20,6 +22,38 @@ from casstore_cli.lazy import LazyGroup
 from casstore_cli.multi import Command
 
 EXIT_NOT_RUNNING = 1
+_F = TypeVar("_F", bound=Callable[..., Any])
+_FOLDERS = (
+    ("state_dir", ("XDG_STATE_HOME",)),
+    ("config_file", ("OSMO_CONFIG_FILE_DIR", "OSMO_CONFIG_DIR", "XDG_CONFIG_HOME")),
+    ("data_dir", ("XDG_DATA_HOME",)),
+    ("cache_dir", ("XDG_CACHE_HOME",)),
+    ("socket", ("XDG_RUNTIME_DIR",)),
+)
+_instance_option = click.option(
+    "--instance", default="", metavar="NAME", help="The server of this name, of several that share a state folder."
+)
+
+
+def _settings(function: _F) -> _F:
+    """The settings that can be given on the command line."""
+    for option in reversed(
+        (
+            click.option("--host", help="Listen there instead of on 127.0.0.1; only addresses of this machine."),
+            click.option(
+                "--port", type=click.IntRange(0, 65535), help="Listen on this port too (0: any that is free)."
+            ),
+            click.option("--log-format", type=click.Choice(["text", "json"]), help="How a line of the log looks."),
+            click.option(
+                "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="What is in the log."
+            ),
+            click.option("--log-requests/--no-log-requests", default=None, help="Log every request, or none."),
+            click.option("--metrics/--no-metrics", default=None, help="Have figures for Prometheus at /metrics."),
+            click.option("--drain", type=float, metavar="SECONDS", help="How long open replies may take to end."),
+        )
+    ):
+        function = option(function)
+    return function
 
 
 @click.group("server", cls=LazyGroup)
@@ -31,27 +65,28 @@ def cli() -> None:
 
 
 @cli.command("start", cls=Command)
-@click.option(
-    "--port", type=click.IntRange(0, 65535), help="Listen on this port of 127.0.0.1 too (0: any that is free)."
-)
+@_settings
 @click.option("--foreground/--background", default=False, help="Stay, and print the log here.")
-def start(port: int | None, foreground: bool) -> None:
-    """Start the server.
+@_instance_option
+def start(foreground: bool, instance: str, **options: Any) -> None:
+    """Start the server, and bring its database up to date.
 
-    With --port everybody who can log in to this machine can run workflows as you: it is meant for machines that are
-    yours alone.
+    Settings that are not given here are taken from the environment and the configuration: osmo server config. With
+    --port everybody who can log in to this machine can run workflows as you: it is meant for machines that are yours
+    alone.
     """
     config = load_config()
-    place = background.find_place(config)
+    place = background.find_place(config, instance)
     if foreground:
         if background.running_pid(place) is not None:
             raise ConflictError("A server of yours is running already", hint="osmo server stop")
+        background.check_installed()
         sys.stdout.flush()
-        line = background.command_line(config, port=port)
+        line = background.command_line(config, options, instance=instance)
         os.execv(line[0], line)  # noqa: S606  # our own interpreter with our own arguments
-    if not background.start(config, port=port):
-        if port is not None:
-            raise ConflictError("A server of yours is running already", hint="To change its port: osmo server stop")
+    if not background.start(config, options, instance=instance):
+        if any(value is not None for value in options.values()):
+            raise ConflictError("A server of yours is running already", hint="To change its settings: osmo server stop")
         output.text("The server is running already.")
         return
     found = background.connect(place).get("api/v1/server", ServerReply)
@@ -62,13 +97,14 @@ def start(port: int | None, foreground: bool) -> None:
 @click.option(
     "-f", "--force", "--tasks", "tasks", is_flag=True, help="End the tasks too; they begin again with the next server."
 )
-def stop(tasks: bool) -> None:
+@_instance_option
+def stop(tasks: bool, instance: str) -> None:
     """Stop the server.
 
     Tasks that run go on without it, and the next one takes them up: no task is lost or run again. Until then nothing
     new is started.
     """
-    stopped = background.stop(load_config(), tasks=tasks)
+    stopped = background.stop(load_config(), tasks=tasks, instance=instance)
     if stopped is None:
         output.text("No server is running.")
         return
@@ -89,11 +125,12 @@ def _tasks(count: int) -> str:
 
 
 @cli.command("status", cls=Command)
+@_instance_option
 @output.format_option("text", "json")
-def status(format_type: str) -> int:
+def status(instance: str, format_type: str) -> int:
     """Show whether the server runs, and how; fails with 1 when it does not."""
     config = load_config()
-    place = background.find_place(config)
+    place = background.find_place(config, instance)
     found = None
     if background.running_pid(place) is not None:
         found = background.connect(place).get("api/v1/server", ServerReply)
@@ -116,3 +153,77 @@ def status(format_type: str) -> int:
         for label, value in facts:
             output.text(f"{label:<9} : {output.escape(value)}")
     return 0 if found is not None else EXIT_NOT_RUNNING
+
+
+@cli.command("config", cls=Command)
+@output.format_option("text", "json")
+def show_config(format_type: str) -> None:
+    """Print the settings of a server that is started now: what each is, and where it comes from. Secrets are masked."""
+    config = load_config()
+    rows = _folders(config) | background.ask(config, "config")
+    if format_type == "json":
+        output.document({"settings": rows}, indent=2)
+        return
+    cells = [[name, output.escape(_shown(name, row["value"])), row["source"]] for name, row in rows.items()]
+    output.text(output.table(["Setting", "Value", "From"], cells))
+
+
+def _folders(config: Config) -> dict[str, dict[str, str]]:
+    place = background.find_place(config)
+    paths = config.paths
+    values = {
+        "state_dir": paths.state,
+        "config_file": paths.config_file,
+        "data_dir": paths.data,
+        "cache_dir": paths.cache,
+        "socket": place.socket_path,
+    }
+    found = {}
+    for name, variables in _FOLDERS:
+        given = next((variable for variable in variables if os.environ.get(variable)), None)
+        found[name] = {
+            "value": values[name],
+            "source": f"environment ({given})" if given else "default",
+            "option": variables[0],
+        }
+    return found
+
+
+def _shown(name: str, value: object) -> str:
+    if value is None or value == "":
+        return {"database": "SQLite, in state_dir", "port": "none, the socket only"}.get(name, "")
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+@cli.command("backup", cls=Command)
+@click.argument("file", type=click.Path(dir_okay=False))
+@output.format_option("text", "json")
+def backup(file: str, format_type: str) -> None:
+    """Copy the server's database to FILE, which must not exist. The server may run meanwhile.
+
+    The copy has everything as it was at one moment: workflows, apps, profiles. Datasets are in their buckets, and logs
+    of tasks in the folder workflows next to the database.
+    """
+    done = background.ask(load_config(), "backup", {"file": os.path.abspath(file)})
+    _tell(
+        done, format_type, f"Backed up {done['workflows']} workflows to {file} ({output.size(done['size'])}, verified)."
+    )
+
+
+@cli.command("restore", cls=Command)
+@click.argument("file", type=click.Path(dir_okay=False))
+@output.format_option("text", "json")
+def restore(file: str, format_type: str) -> None:
+    """Make the server's database from FILE, a backup. No server may run, and no database be there.
+
+    What ran when the backup was made is looked for; what is gone since gets another attempt, or fails.
+    """
+    done = background.ask(load_config(), "restore", {"file": os.path.abspath(file)})
+    _tell(done, format_type, f"Restored {done['workflows']} workflows to {done['file']} (verified).")
+
+
+def _tell(done: dict[str, Any], format_type: str, text: str) -> None:
+    if format_type == "json":
+        output.document(done, indent=2)
+    else:
+        output.text(output.escape(text))

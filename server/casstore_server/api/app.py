@@ -13,6 +13,7 @@ from starlette.types import ASGIApp
 from casstore import __version__
 from casstore_server.api import apps, cluster, credentials, datasets, router, workflows
 from casstore_server.api.edge import Edge, handle_errors
+from casstore_server.api.observe import Observed
 from casstore_server.api.webproxy import WebProxy
 from casstore_server.services.context import Services
 
@@ -31,4 +32,4 @@ def create_app(services: Services) -> ASGIApp:
     app.include_router(workflows.router)
     app.include_router(router.router)
     handle_errors(app)
-    return WebProxy(Edge(app, owner=services.settings.user), services)
+    return Observed(WebProxy(Edge(app, owner=services.settings.user), services), services.observers)

@@ -8,11 +8,11 @@ from __future__ import annotations
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from casstore.errors import AccessError
+from casstore.errors import AccessError, NotFoundError
 from casstore.wire.cluster import ProfileChange
 from casstore_server.api.deps import Body, CallerDep, Names, ServicesDep, decode
 from casstore_server.api.edge import reply
-from casstore_server.services import cluster
+from casstore_server.services import cluster, readiness
 
 router = APIRouter()
 
@@ -21,6 +21,24 @@ router = APIRouter()
 def health() -> Response:
     """Whether the server answers."""
     return reply({"status": "OK"})
+
+
+@router.get("/ready")
+def ready(services: ServicesDep) -> Response:
+    """Whether the server can do its work: 200, or 503 with what is wrong."""
+    found = readiness.check(services)
+    return reply(found, status=200 if found.status == "OK" else 503)
+
+
+@router.get("/metrics")
+def metrics(services: ServicesDep) -> Response:
+    """Figures for Prometheus."""
+    if services.metrics is None:
+        raise NotFoundError(
+            "This server has no metrics",
+            hint="They are there once they are installed (pip install 'casstore[metrics]') and not switched off.",
+        )
+    return Response(services.metrics.render(), media_type=services.metrics.content_type)
 
 
 @router.get("/api/version")

@@ -41,9 +41,9 @@ from casstore_server.services.context import Caller, Links
 __all__ = ["Edge", "handle_errors", "reply"]
 
 _log = logging.getLogger(__name__)
-_OPEN = frozenset({"/health", "/api/version", "/client/version", "/api/router/version"})
+_OPEN = frozenset({"/health", "/metrics", "/ready", "/api/version", "/client/version", "/api/router/version"})
 _USER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,127}", re.ASCII)
-_HOST = re.compile(r"(?:127\.0\.0\.1|localhost)(?::\d{1,5})?", re.ASCII)
+_HOST = re.compile(r"(?:127(?:\.\d{1,3}){3}|localhost|\[::1\])(?::\d{1,5})?", re.ASCII)
 _MAX_DRAINED = 4 * MAX_REQUEST_BYTES
 _SLASHES = re.compile(r"/{2,}")
 

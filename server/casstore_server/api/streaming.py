@@ -1,18 +1,21 @@
 """Sending an iterator of lines that may block for hours as a chunked reply.
 
 Decided here and only here: that each stream has a thread of its own (so that a hundred followers do not occupy the
-threads that answer requests), how many there may be, how much is buffered for a slow reader, and that a reader who
-goes away ends the stream.
+threads that answer requests), how many there may be, how much is buffered for a slow reader, that a reader who
+goes away ends the stream, and that a server which ends sends what is there and breaks the reply off behind it: whoever
+reads sees that the text was not at its end.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 
 from starlette.responses import StreamingResponse
+from starlette.types import Message, Send
 
 from casstore.errors import CasstoreError, ServiceError
 
@@ -24,22 +27,49 @@ _slots = threading.BoundedSemaphore(MAX_STREAMS)
 _log = logging.getLogger(__name__)
 
 
-def stream(make: Callable[[Callable[[], bool]], Iterator[str]]) -> StreamingResponse:
-    """A reply of the lines that ``make(stop)`` gives. Raises ``ServiceError`` when there are too many already."""
+def stream(
+    make: Callable[[Callable[[], bool]], Iterator[str]], ending: threading.Event | None = None
+) -> StreamingResponse:
+    """A reply of the lines that ``make(stop)`` gives. Once ``stop()`` is true it is to give what is there, and return:
+    that is so for a reader who is gone, and for all once ``ending`` is set.
+
+    Raises ``ServiceError`` when there are too many already.
+    """
     if not _slots.acquire(blocking=False):
         raise ServiceError(f"More than {MAX_STREAMS} logs are being followed", hint="Close some, and try again.")
     try:
-        return StreamingResponse(_Pump(make).blocks(), media_type="text/plain; charset=utf-8")
+        return _Reply(_Pump(make, ending or threading.Event()))
     except BaseException:
         _slots.release()
         raise
 
 
+class _Reply(StreamingResponse):
+    """A reply that is left without its end when the server ends before the text does."""
+
+    def __init__(self, pump: _Pump) -> None:
+        super().__init__(pump.blocks(), media_type="text/plain; charset=utf-8")
+        self._pump = pump
+
+    async def stream_response(self, send: Send) -> None:
+        """Send all of it."""
+
+        async def unless_cut(message: Message) -> None:
+            if not self._pump.cut or message.get("more_body", True):
+                await send(message)
+
+        await super().stream_response(unless_cut)
+
+
 class _Pump:
     """Moves lines from a thread that may block to the event loop, in blocks."""
 
-    def __init__(self, make: Callable[[Callable[[], bool]], Iterator[str]]) -> None:
+    def __init__(self, make: Callable[[Callable[[], bool]], Iterator[str]], ending: threading.Event) -> None:
+        self.cut = False
+        """Whether there may be more than was given."""
         self._make = make
+        self._ending = ending
+        self._context = contextvars.copy_context()
         self._condition = threading.Condition()
         self._buffer: list[bytes] = []
         self._buffered = 0
@@ -49,7 +79,7 @@ class _Pump:
     async def blocks(self) -> AsyncIterator[bytes]:
         """The lines, each with its newline, as many at a time as there are."""
         loop, ready = asyncio.get_running_loop(), asyncio.Event()
-        thread = threading.Thread(target=self._run, args=(loop, ready), name="stream", daemon=True)
+        thread = threading.Thread(target=self._context.run, args=(self._run, loop, ready), name="stream", daemon=True)
         thread.start()
         try:
             while True:
@@ -65,6 +95,11 @@ class _Pump:
                 self._stopped = True
                 self._condition.notify_all()
 
+    def _ends(self) -> bool:
+        if self._ending.is_set():
+            self.cut = True
+        return self.cut or self._stopped
+
     def _take(self) -> tuple[bytes, bool]:
         with self._condition:
             block, self._buffer, self._buffered = b"".join(self._buffer), [], 0
@@ -79,7 +114,7 @@ class _Pump:
                 self._stopped = True
 
         try:
-            for line in self._make(lambda: self._stopped):
+            for line in self._make(self._ends):
                 with self._condition:
                     self._condition.wait_for(lambda: self._buffered < _MAX_BUFFERED or self._stopped)
                     if self._stopped:

@@ -157,7 +157,8 @@ def logs(
     return stream(
         lambda stop: streams.log_lines(
             services, record.id, task=task_name, retry_id=retry_id, last=last_n_lines, error=False, stop=stop
-        )
+        ),
+        services.ending,
     )
 
 
@@ -174,7 +175,8 @@ def error_logs(
     return stream(
         lambda stop: streams.log_lines(
             services, record.id, task=task_name, retry_id=retry_id, last=last_n_lines, error=True, stop=stop
-        )
+        ),
+        services.ending,
     )
 
 
@@ -191,7 +193,8 @@ def events(
     return stream(
         lambda stop: streams.event_lines(
             services, record.id, task=task_name, retry_id=retry_id, last=last_n_lines, stop=stop
-        )
+        ),
+        services.ending,
     )
 
 

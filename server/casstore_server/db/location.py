@@ -19,11 +19,12 @@ from casstore.errors import UsageError
 from casstore_server.config import database_setting
 from casstore_server.db.engine import open_database, open_postgres
 from casstore_server.db.store import Database
+from casstore_server.options import DATABASE_VARIABLE
 from casstore_server.settings import Settings
 
 __all__ = ["VARIABLE", "open_state"]
 
-VARIABLE = "CASSTORE_DATABASE_URL"
+VARIABLE = DATABASE_VARIABLE
 
 
 def open_state(settings: Settings) -> Database:

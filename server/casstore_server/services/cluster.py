@@ -83,7 +83,8 @@ def server(services: Services) -> ServerReply:
         network=isolation.network,
         reasons=list(isolation.reasons),
         state_dir=str(services.settings.state_dir),
-        url=None if services.settings.port is None else f"http://127.0.0.1:{services.settings.port}",
+        url=services.settings.url,
+        drain=services.settings.drain,
     )
 
 

@@ -9,16 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from socket import socket
+from threading import Event
 from typing import Protocol
 
 from casstore.remote.credentials import CredentialSource
 from casstore.vault import Vault
+from casstore_orchestrator.figures import Figures
 from casstore_orchestrator.logs import LogStore
 from casstore_orchestrator.ports import Credentials, DataStore, Isolation, RunKey, UrlStore
 from casstore_orchestrator.reasons import Why
 from casstore_orchestrator.records import WorkflowRecord
 from casstore_server.config import Watched
 from casstore_server.db.store import Database
+from casstore_server.metrics import Metrics
+from casstore_server.observing import Observers
 from casstore_server.services.jobs import Jobs
 from casstore_server.services.sessions import Sessions
 from casstore_server.settings import Settings
@@ -44,6 +48,9 @@ class SchedulerPort(Protocol):
 
     def pending(self, record: WorkflowRecord) -> dict[str, Why]:
         """See ``Scheduler.pending``."""
+
+    def figures(self) -> Figures:
+        """See ``Scheduler.figures``."""
 
 
 class Attaching(Protocol):
@@ -96,3 +103,7 @@ class Services:
     started: float
     agents: Attaching | None = None
     sessions: Sessions = field(default_factory=Sessions)
+    observers: Observers = field(default_factory=Observers)
+    metrics: Metrics | None = None
+    ending: Event = field(default_factory=Event)
+    """Set once the server is told to end: open replies come to theirs."""

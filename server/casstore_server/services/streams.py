@@ -76,6 +76,7 @@ def event_lines(
     """Events until the workflow ends."""
     seen = 0
     while True:
+        ends = stop()  # before the look: what was written before is seen
         finished = services.database.load(workflow_id).status.finished
         rows = services.database.events(workflow_id, after=seen)
         seen = rows[-1][0] if rows else seen
@@ -83,7 +84,7 @@ def event_lines(
         lines = (_line(row) for row in chosen)
         yield from lines if last is None else deque(lines, maxlen=last)
         last = None
-        if finished or stop():
+        if finished or ends:
             return
         time.sleep(_POLL_S)
 
