@@ -149,14 +149,8 @@ class Scheduler:
         now = self._clock.time()
         if record.submit_time is None:
             record = replace(record, submit_time=now)
-        return self._as_user(
-            record.pool,
-            partial(
-                self._store.create,
-                record,
-                lambda made: ledger.decided(made, Submitted(), now),
-            ),
-        )
+        begin = partial(ledger.decided, event=Submitted(), now=now)
+        return self._as_user(record.pool, partial(self._store.create, record, begin))
 
     def cancel(self, workflow_id: str, *, force: bool = False, user: str, message: str | None = None) -> WorkflowRecord:
         """End a workflow. Its record says so at once; its processes end soon after."""
@@ -166,13 +160,9 @@ class Scheduler:
     def post(self, workflow_id: str, event: Event, *, pool: str | None = None) -> WorkflowRecord:
         """Store what follows from an event that no agent reported. Gives the new record."""
         now = self._clock.time()
+        change = partial(ledger.decided, event=event, now=now)
         return self._as_user(
-            pool or self._store.load(workflow_id).pool,
-            partial(
-                self._store.change,
-                workflow_id,
-                lambda record: ledger.decided(record, event, now),
-            ),
+            pool or self._store.load(workflow_id).pool, partial(self._store.change, workflow_id, change)
         )
 
     def wake(self) -> None:
