@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol, Self, TypeAlias
 from casstore.remote.base import ObjectClient
 from casstore.remote.credentials import CredentialSource
 from casstore.remote.open import open_objects
+from casstore.remote.urls import REMOTE_SCHEMES, parse_url, scheme_of
 from casstore.transfer.spool import ForeignFile, ForeignFolder
 
 __all__ = ["Buckets", "Foreign", "Found", "Opener"]
@@ -64,6 +65,9 @@ class Buckets:
     def open(self, url: str) -> tuple[ObjectClient, str]:
         """Return the client of the bucket that ``url`` is in, and the path in it without slashes at its ends."""
         with self._lock:
+            place = parse_url(url) if scheme_of(url) in REMOTE_SCHEMES else None
+            if place is not None and place.bucket_url in self._clients:  # a new one costs more than a request
+                return self._clients[place.bucket_url], place.prefix
             client, prefix = self._opener(url, self.credentials)
             known = self._clients.setdefault(client.url, client)
         if known is not client:

@@ -8,6 +8,7 @@ all of it or not at all; then the upload is removed.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,8 @@ from casstore.dataset.adopt.osmo import Locate, OsmoDataset, OsmoVersion
 from casstore.dataset.adopt.take import Taking, commit_for, survey
 from casstore.dataset.exchange.areas import Area, Areas
 from casstore.dataset.moving import memory_dir
-from casstore.dataset.summary import UploadResult, Version
-from casstore.errors import AccessError, ConflictError, IntegrityError, NotFoundError, UsageError
+from casstore.dataset.summary import Version
+from casstore.errors import AccessError, CasstoreError, ConflictError, IntegrityError, NotFoundError, UsageError
 from casstore.remote.urls import REMOTE_SCHEMES, parse_url, shown
 from casstore.repo import layout
 from casstore.transfer.foreign import Problem
@@ -65,11 +66,32 @@ def receive(
     labels: dict[str, Any] | None = None,
     tag: str | None = None,
     progress: Progress,
-) -> UploadResult:
-    """Make a version of an upload and remove it. ``checksum`` is what the client says of its manifest.
+) -> Version:
+    """Make a version of an upload, once, and remove it. ``checksum`` is what the client says of its manifest.
 
     ``ConflictError`` or ``IntegrityError`` say what is wrong with the upload; it stays, so that it can be completed.
     """
+    record, areas = area.record, Areas(bucket.store.backend)
+    made = _made(bucket, record.dataset, lambda adopted: adopted.get("dataset_id") == record.id)
+    if made is None:
+        made = _take(bucket, areas.touch(area), buckets, reach, checksum, labels, tag, progress)
+    with contextlib.suppress(CasstoreError):  # what is left goes when its time is over
+        now = areas.upload(record.dataset, record.number)
+        if now is not None and now.record.id == record.id:
+            areas.close(now)
+    return made
+
+
+def _take(
+    bucket: Bucket,
+    area: Area,
+    buckets: Buckets,
+    reach: Locate,
+    checksum: str,
+    labels: dict[str, Any] | None,
+    tag: str | None,
+    progress: Progress,
+) -> Version:
     record = area.record
     client, prefix = buckets.open(f"{bucket.store.url}/{area.folder}")
     with OsmoDataset(client, f"{prefix}/", record.id, reach) as dataset:
@@ -100,8 +122,7 @@ def receive(
             )
     if made.result is None:
         raise _refused(record.dataset, made.problems)
-    Areas(bucket.store.backend).close(area)
-    return made.result
+    return made.result.version
 
 
 def _manifest(dataset: OsmoDataset, area: Area) -> OsmoVersion:
@@ -127,14 +148,17 @@ def _refused(name: str, problems: list[Problem]) -> ConflictError:
 
 def made_of(bucket: Bucket, name: str, number: int, checksum: str) -> Version | None:
     """Return the version that came of an upload which is finished already, by its promised number and its checksum."""
+    return _made(bucket, name, lambda said: (said.get("version"), said.get("checksum")) == (number, checksum))
+
+
+def _made(bucket: Bucket, name: str, fits: Callable[[dict[str, Any]], bool]) -> Version | None:
+    """The newest of the versions which came of uploads of this kind that fits what its record says of it."""
     try:
         versions = bucket.info(name, order="desc").versions
-    except NotFoundError:
+    except (NotFoundError, UsageError):
         return None
     for one in versions:
         adopted = one.version.record.provenance.get("adopted")
-        if not isinstance(adopted, dict) or f"/{layout.EXCHANGE}" not in str(adopted.get("source")):
-            continue
-        if (adopted.get("version"), adopted.get("checksum")) == (number, checksum):
+        if isinstance(adopted, dict) and f"/{layout.EXCHANGE}" in str(adopted.get("source")) and fits(adopted):
             return one.version
     return None

@@ -18,8 +18,8 @@ from casstore.dataset.exchange.areas import Area, Areas
 from casstore.dataset.exchange.offer import make_offer
 from casstore.dataset.exchange.receive import Reach, made_of, receive
 from casstore.dataset.ref import LATEST, check_name, check_tag, version_number
-from casstore.dataset.summary import UploadResult, Version
-from casstore.errors import CancelledError, CasstoreError, ConflictError, NotFoundError, UsageError
+from casstore.dataset.summary import Version
+from casstore.errors import AccessError, CancelledError, CasstoreError, ConflictError, NotFoundError, UsageError
 from casstore.remote.credentials import CredentialSource, StorageCredential
 from casstore.remote.urls import parse_url
 from casstore.transfer.progress import Silent
@@ -160,7 +160,7 @@ def _taken(
         # What lies beside the store in its bucket would be read as the server: that is for its owner alone.
         return (wanted != profile or owner) and credentials.find(wanted) is not None
 
-    def work(stop: Stop) -> UploadResult:
+    def work(stop: Stop) -> Version:
         with Buckets(credentials) as buckets:
             return receive(
                 bucket,
@@ -179,7 +179,7 @@ def _taken(
             f"{record.dataset}:{record.number} is still being taken over; osmo dataset info shows it when it is there"
         )
         return UploadReply(version_id=str(record.number)), [text]
-    made = done.version.number
+    made = done.number
     warnings = [] if made == record.number else [f"Others made versions meanwhile: this one is {record.dataset}:{made}"]
     return UploadReply(version_id=str(made)), warnings
 
@@ -191,6 +191,11 @@ def download(
     bucket = open_bucket(services, caller, bucket_name)
     place = place_of(services, bucket)
     place.require_remote(bucket_name)
+    if not services.stores.is_writable(bucket_name):
+        raise AccessError(
+            f"Bucket {bucket_name} is declared as read-only, and what OSMO's client downloads is written there first",
+            hint="Use casstore's own osmo command.",
+        )
     together = is_collection(bucket, name)
     versions = bucket.resolve_all(name, None if together else tag)
     for version in versions:
