@@ -15,6 +15,7 @@ import heapq
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
+from .families import Families
 from .pools import Node, Resources
 
 __all__ = ["GPU", "Bucket", "Cluster", "Kind", "Layout", "NodeClass", "Vector", "View", "room"]
@@ -125,9 +126,9 @@ class Layout:
         self.resources += tuple(sorted(extras))
         self.zero: Vector = (0,) * len(self.resources)
         self._classify(declared, sorted(set(keys)))
-        self._groups = _Groups()
+        self._groups = Families()
         for views in declared.values():
-            self._groups.join(list(views))
+            self._groups.join(views)
 
     def _classify(self, declared: Mapping[str, Mapping[str, Node]], keys: Sequence[str]) -> None:
         known: dict[tuple[tuple[str, View], ...], NodeClass] = {}
@@ -210,23 +211,6 @@ class Layout:
     def family(self, pool: str) -> str:
         """The name of one pool for all that share nodes with it."""
         return self._groups.find(pool)
-
-
-class _Groups:
-    """Which pools share nodes."""
-
-    def __init__(self) -> None:
-        self._above: dict[str, str] = {}
-
-    def find(self, name: str) -> str:
-        while name in self._above:
-            name = self._above[name]
-        return name
-
-    def join(self, names: Sequence[str]) -> None:
-        first, *others = sorted({self.find(name) for name in names})
-        for other in others:
-            self._above[other] = first
 
 
 class Bucket:

@@ -15,7 +15,7 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
 from msgspec.structs import replace
@@ -26,6 +26,7 @@ from . import ledger
 from .credentials import NoCredentials
 from .decisions import Waiting
 from .events import CancelRequested, Event, GroupPreempted, Submitted
+from .families import families_of, keep_whole
 from .figures import Figures
 from .logs import Clock, LogStore
 from .pools import Pool
@@ -33,7 +34,7 @@ from .poolview import Others, Passes, PoolView
 from .ports import Credentials, GroupAgents, RunKey
 from .reasons import Why
 from .records import GroupRecord, Held, WorkflowRecord
-from .statestore import LeaseLostError, StateStore, pool_lease, pool_of
+from .statestore import Fence, LeaseLostError, StateStore, pool_of
 from .status import GroupStatus
 from .telling import Told
 
@@ -340,8 +341,7 @@ class Scheduler:
             return True
         try:
             names = {*pools, *(self._store.live_pools() if self._alone else ())}
-            leases = [pool_lease(name) for name in sorted(names)]
-            kept = self._store.keep_leases(leases, self._owner, now, now + self._lease, force=self._alone)
+            kept = keep_whole(names, families_of(pools), partial(self._keep, now))
         except Exception:  # noqa: BLE001 - tried again; meanwhile they may expire
             _log.exception("the leases can't be prolonged")
             for view in [view for view in self._views.values() if view.until <= now]:
@@ -355,6 +355,9 @@ class Scheduler:
             view = self._views.setdefault(pool_of(fence), PoolView(pool_of(fence), fence))
             view.until = now + self._lease
         return True
+
+    def _keep(self, now: float, leases: Sequence[str]) -> dict[str, Fence]:
+        return self._store.keep_leases(leases, self._owner, now, now + self._lease, force=self._alone)
 
     def _drop(self, view: PoolView) -> None:
         """The lease is somebody else's: nothing more is done for the pool."""
