@@ -77,6 +77,7 @@ class Garbage:
         """Do what a plan says. What is interrupted is taken up by the next run."""
         expired = retention.apply(self._refs, self._catalog, plan.expiries, plan.store.now)
         exchanges = self._areas.sweep(plan.store.now)
+        self._areas.sweep_orphans(plan.store.now)
         return GarbageOutcome(self._collector.run(plan.store), expired, exchanges)
 
     def __enter__(self) -> Self:

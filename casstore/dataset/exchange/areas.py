@@ -203,6 +203,30 @@ class Areas:
                 continue
         return removed
 
+    def sweep_orphans(self, moment: float) -> int:
+        """Remove objects of areas whose record is gone or can't be read; returns how many. Lists all objects."""
+        known: set[str] = set()
+        for prefix in (_UPLOADS, _OFFERS):
+            for info in self._backend.list(prefix):
+                try:
+                    known.add(self._read(info.key).record.id)
+                except NotFoundError:
+                    continue
+                except FormatError:
+                    if moment - info.mtime > UPLOAD_TERM:
+                        self._backend.delete([info.key])
+        # A record is written before its objects, and outlasts them: what is as old as an upload can be has none.
+        orphans = (
+            info.key
+            for info in self._backend.list(_DATA)
+            if moment - info.mtime > UPLOAD_TERM and info.key.removeprefix(_DATA).partition("/")[0] not in known
+        )
+        removed = 0
+        while batch := list(islice(orphans, _BATCH)):
+            self._backend.delete(batch)
+            removed += len(batch)
+        return removed
+
     def _stopped(self, key: str) -> bool:
         try:
             return self._read(key).record.closing
