@@ -36,7 +36,7 @@ class FileCache:
 
     def __init__(self, space: Space, kind: str = "files") -> None:
         """``kind``: the folder in the cache."""
-        self._space = space
+        self.space = space
         self._root = os.path.join(space.root, kind)
 
     @property
@@ -51,7 +51,7 @@ class FileCache:
 
     def admits(self, size: int) -> bool:
         """Whether a file of this size is worth keeping: see ``Space.admits``."""
-        return self._space.admits(size)
+        return self.space.admits(size)
 
     def open(self, identity: bytes, size: int | None = None) -> int | None:
         """Return a descriptor for reading, or None when the file is not there, with this size if one is given."""
@@ -64,7 +64,7 @@ class FileCache:
             os.close(descriptor)
             self.drop(identity)
             return None
-        self._space.used(path)
+        self.space.used(path)
         return descriptor
 
     def drop(self, identity: bytes) -> None:
@@ -95,7 +95,7 @@ class FileCache:
             if temporary:
                 with contextlib.suppress(OSError):
                     os.unlink(temporary)
-        self._space.added(size)
+        self.space.added(size)
         return True
 
 

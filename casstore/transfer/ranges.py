@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from threading import Event, Lock
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
+from casstore import hashing
+from casstore.cache.parts import Part
 from casstore.errors import CasstoreError, IntegrityError
 from casstore.model import DIGEST_SIZE, Buffer, Content
 from casstore.repo.store import Store
@@ -74,6 +76,45 @@ class Layout(NamedTuple):
 
 Wanted: TypeAlias = tuple[Layout, int, int]
 """A file, an offset in it, and a number of bytes."""
+
+
+class _Tee:
+    """Where the chunks of some ranges of one file belong in the cache."""
+
+    def __init__(self, part: Part, ranges: Iterable[Wanted]) -> None:
+        self._part = part
+        self._numbers: dict[bytes, set[int]] = {}
+        for layout, offset, size in ranges:
+            for number, _, _ in layout.cut(offset, size):
+                self._numbers.setdefault(layout.chunk(number)[0], set()).add(number)
+
+    def look(self, batch: Iterable[tuple[bytes, int]]) -> dict[bytes, bytes]:
+        """Return what is there, verified."""
+        found: dict[bytes, bytes] = {}
+        for chunk_id, raw in batch:
+            for number in self._numbers[chunk_id]:
+                there = self._part.get(number)
+                if there is None or len(there[0]) != raw:
+                    continue
+                data, sure = there
+                if not sure:
+                    if hashing.digest(data) != chunk_id:
+                        continue
+                    self._part.found(number)
+                found[chunk_id] = data
+        return found
+
+    def put(self, read: Mapping[bytes, Buffer | CasstoreError]) -> bool:
+        """Keep what was read; whether that was possible."""
+        rows: list[tuple[int, Buffer]] = []
+        for chunk_id, data in read.items():
+            if not isinstance(data, CasstoreError):
+                rows += [(number, data) for number in self._numbers[chunk_id]]
+        return self._part.put(sorted(rows, key=_number))
+
+
+def _number(row: tuple[int, Buffer]) -> int:
+    return row[0]
 
 
 class Ranges:
@@ -148,23 +189,39 @@ class Ranges:
         return found
 
     def read_many(
-        self, wanted: Sequence[Wanted], *, also: Sequence[Wanted] = ()
+        self, wanted: Sequence[Wanted], *, also: Sequence[Wanted] = (), into: Part | None = None
     ) -> list[list[memoryview] | CasstoreError]:
         """Return ranges of any files, each in pieces, or why it can't be: what is damaged spoils no other range.
 
-        Raises what reaching the store raises.
+        ``into``: what is read is kept in this file, which all of the ranges are of, and neither in memory nor as
+        frames. Raises what reaching the store raises.
         """
         cuts = [layout.cut(offset, size) for layout, offset, size in wanted]
         chunks = dict(
             layout.chunk(number) for (layout, _, _), pieces in zip(wanted, cuts, strict=True) for number, _, _ in pieces
         )
         more = dict(layout.chunk(number) for layout, offset, size in also for number, _, _ in layout.cut(offset, size))
-        found = self._load(more | chunks)
+        tee = None if into is None else _Tee(into, (*wanted, *also))
+        found = self._load(more | chunks, tee)
         for chunk_id, raw in chunks.items():
             if chunk_id not in found:  # another thread was reading it
                 self._tell(0, 0)
-                found |= self._await(chunk_id, raw)
+                found |= self._await(chunk_id, raw, tee)
         return [_assemble(layout, pieces, found) for (layout, _, _), pieces in zip(wanted, cuts, strict=True)]
+
+    def complete(self, layout: Layout, part: Part, step: int) -> None:
+        """Read what is missing of a file into it, ``step`` bytes at once. Raises what reading the store raises."""
+        missing = part.missing()
+        while missing:
+            some: list[int] = []
+            size = 0
+            while missing and size < step:
+                some.append(missing.pop(0))
+                size += layout.chunk(some[-1])[1]
+            ranges = [(layout, layout.begins[number], layout.chunk(number)[1]) for number in some]
+            for found in self.read_many(ranges, into=part):
+                if isinstance(found, CasstoreError):
+                    raise found
 
     def pieces(self, layout: Layout, step: int) -> Iterator[Buffer]:
         """Yield a whole file, fetching ``step`` bytes at once and keeping none, neither in memory nor on the disk.
@@ -207,10 +264,11 @@ class Ranges:
             for each in layouts
         ]
 
-    def _load(self, wanted: Mapping[bytes, int]) -> dict[bytes, bytes | CasstoreError]:
+    def _load(self, wanted: Mapping[bytes, int], tee: _Tee | None = None) -> dict[bytes, Buffer | CasstoreError]:
         """Return these chunks ``{id: length}``, but those that another thread is reading just now."""
-        found: dict[bytes, bytes | CasstoreError] = {}
+        found: dict[bytes, Buffer | CasstoreError] = {}
         mine: dict[bytes, int] = {}
+        read = Event()
         with self._lock:
             for chunk_id, raw in wanted.items():
                 chunk = self._chunks.get(chunk_id)
@@ -218,30 +276,45 @@ class Ranges:
                     found[chunk_id] = chunk
                 elif chunk_id not in self._reading:
                     mine[chunk_id] = raw
-                    self._reading[chunk_id] = Event()
+                    self._reading[chunk_id] = read
         if not mine:
             return found
         try:
             for batch in _batches(mine, self.step):
-                with self._fetcher() as fetcher:
-                    fetcher.load(batch)
-                    read = {chunk_id: _take(fetcher, chunk_id, raw) for chunk_id, raw in batch}
-                    self._keep(read)
-                found |= read
+                found |= self._load_batch(batch, tee)
         finally:
             with self._lock:
-                events = [self._reading.pop(chunk_id) for chunk_id in mine]
-            for event in events:
-                event.set()
+                for chunk_id in mine:
+                    del self._reading[chunk_id]
+            read.set()
         return found
 
-    def _await(self, chunk_id: bytes, raw: int) -> dict[bytes, bytes | CasstoreError]:
+    def _load_batch(self, batch: list[tuple[bytes, int]], tee: _Tee | None) -> Mapping[bytes, Buffer | CasstoreError]:
+        if tee is None:
+            with self._fetcher() as fetcher:
+                fetcher.load(batch)
+                read = {chunk_id: _take(fetcher, chunk_id, raw) for chunk_id, raw in batch}
+                self._keep(read)
+            return read
+        found: dict[bytes, Buffer | CasstoreError] = dict(tee.look(batch))
+        if rest := [one for one in batch if one[0] not in found]:
+            with self._fetcher(fill=False) as fetcher:
+                fetcher.load(rest)
+                fresh = {chunk_id: _view(fetcher, chunk_id, raw) for chunk_id, raw in rest}
+                if not tee.put(fresh):
+                    self._keep(
+                        {one: data if isinstance(data, CasstoreError) else bytes(data) for one, data in fresh.items()}
+                    )
+            found |= fresh
+        return found
+
+    def _await(self, chunk_id: bytes, raw: int, tee: _Tee | None) -> dict[bytes, Buffer | CasstoreError]:
         while True:
             with self._lock:
                 event = self._reading.get(chunk_id)
             if event is not None:
                 event.wait()
-            found = self._load({chunk_id: raw})
+            found = self._load({chunk_id: raw}, tee)
             if found:
                 return found
 
@@ -320,8 +393,16 @@ def _take(fetcher: Fetcher, chunk_id: bytes, raw: int) -> bytes | CasstoreError:
         return error
 
 
+def _view(fetcher: Fetcher, chunk_id: bytes, raw: int) -> Buffer | CasstoreError:
+    """The same without a copy, of a store that is far away: what comes from there is nobody's buffer."""
+    try:
+        return fetcher.take(chunk_id, raw)
+    except CasstoreError as error:
+        return error
+
+
 def _assemble(
-    layout: Layout, pieces: Iterable[tuple[int, int, int]], found: Mapping[bytes, bytes | CasstoreError]
+    layout: Layout, pieces: Iterable[tuple[int, int, int]], found: Mapping[bytes, Buffer | CasstoreError]
 ) -> list[memoryview] | CasstoreError:
     views: list[memoryview] = []
     for number, begin, end in pieces:

@@ -348,7 +348,7 @@ class Connection:
 
         def work(unique: int, node: int, _: memoryview) -> None:
             if not self._read_whole(unique, node, offset, size, wait=True):
-                self._reply(unique, *self._contents.fetch(node, layout, offset, size))
+                self._reply(unique, *self._contents.fetch(node, layout, offset, size, content))
                 worth(node)
 
         with self._turn:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from threading import Lock, local
 from typing import TypeAlias
 
 from casstore.cache.files import FileCache, content_id
+from casstore.cache.parts import Part
 from casstore.errors import CasstoreError
 from casstore.model import Content
 from casstore.repo.store import Store
@@ -30,6 +33,10 @@ __all__ = ["AHEAD", "Contents", "Layout", "Neighbours"]
 
 AHEAD, AHEAD_REMOTE = 4 << 20, 16 << 20
 """Bytes that are fetched together when a file is read from front to back, at most."""
+AT_ONCE = 6
+"""Requests that are under way at once for what comes next in files that are being read."""
+PARTS = 64
+"""Files that are put together at once."""
 SMALL = 1 << 20
 """Bytes of a file up to which it is read together with the files after it, by who reads one after the other."""
 GROUP = 1024
@@ -51,16 +58,18 @@ class Contents:
         state: State | None = None,
         neighbours: Neighbours | None = None,
     ) -> None:
-        """``files``: where files that were read as a whole are kept whole. ``state`` counts what is read from the store and from the cache.
-        ``neighbours`` tells what comes after a file; it is asked where the store is far away.
+        """``files``: where files that were read as a whole are kept whole. ``state`` counts what is read from the store
+        and from the cache. ``neighbours`` tells what comes after a file; it is asked where the store is far away.
         """
         self.files = files
         self._wholes = None if files is None else Wholes(files)
         self._counts = state or State.anonymous()
+        far = self._far = not store.backend.capabilities.local
+        self._ahead = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="casstore-ahead") if far else None
         self._ranges = Ranges(store, on_fetch=self._count)
         self._tree = tree
         self._lock = Lock()
-        far = not store.backend.capabilities.local
+        self._parts: OrderedDict[int, tuple[Part, Layout]] = OrderedDict()
         self._neighbours = neighbours if far else None
         self._streams = Streams(most=AHEAD_REMOTE if far else AHEAD, most_files=AHEAD)
         self._read: dict[int, int] = {}
@@ -73,8 +82,53 @@ class Contents:
             self._mine.waited = True
 
     def whole(self, node: int, offset: int, size: int, *, wait: bool = False) -> memoryview | None:
-        """Return a range of a file that was found whole in the cache; see ``Wholes.read`` and ``find``."""
-        return None if self._wholes is None else self._wholes.read(node, offset, size, wait=wait)
+        """Return a range of a file from its place in the cache; see ``Wholes.read``, ``find`` and ``fetch``."""
+        if self._wholes is None:
+            return None
+        found = self._wholes.read(node, offset, size, wait=wait)
+        if found is not None and node in self._parts:
+            self._go_on(node, offset, size)
+        return found
+
+    def _go_on(self, node: int, offset: int, size: int) -> None:
+        """Fetch what comes next in a file that is read from front to back."""
+        part, layout = self._parts.get(node, (None, None))
+        if part is None or layout is None or part.whole or self._ahead is None:
+            return
+        begin, window = self._streams.beyond(node, offset, size)
+        if window and begin < layout.size:
+            with contextlib.suppress(RuntimeError):  # it is unmounted just now
+                self._ahead.submit(self._fetch_ahead, node, part, layout, begin, window)
+
+    def _fetch_ahead(self, node: int, part: Part, layout: Layout, offset: int, size: int) -> None:
+        try:
+            self._ranges.read_many([(layout, offset, size)], into=part)
+        except CasstoreError:
+            self._streams.forget(node)  # whoever reads it is told, and reads on from there
+        self._finish(node, part)
+
+    def _part(self, node: int, layout: Layout, content: Content | None) -> Part | None:
+        """The file that is put together while it is read, where it comes from far away and is kept whole."""
+        if not self._far or content is None or self.files is None or not self.keeps(layout.size):
+            return None
+        with self._lock:
+            if node not in self._parts:
+                part = Part.open(self.files, content_id(layout.size, content), layout.begins)
+                if part is None:
+                    return None
+                self._parts[node] = part, layout
+                if len(self._parts) > PARTS:
+                    self._parts.popitem(last=False)
+                if self._wholes is not None:
+                    self._wholes.add(node, part)
+            self._parts.move_to_end(node)
+            return self._parts[node][0]
+
+    def _finish(self, node: int, part: Part) -> None:
+        if part.whole:
+            part.finish()
+            with self._lock:
+                self._parts.pop(node, None)
 
     def find(self, node: int, size: int, content: Content) -> bool:
         """Whether a file is found whole in the cache. It is looked for once, and again when it was kept."""
@@ -87,8 +141,14 @@ class Contents:
         """Return a range of a file, cut at its end, if all of it is in memory; else None."""
         return self._ranges.cached(layout, offset, size)
 
-    def fetch(self, node: int, layout: Layout, offset: int, size: int) -> list[memoryview]:
-        """Return a range of a file, reading what is not in memory. Raises what reading the store raises."""
+    def fetch(
+        self, node: int, layout: Layout, offset: int, size: int, content: Content | None = None
+    ) -> list[memoryview]:
+        """Return a range of a file, reading what is not in memory. Raises what reading the store raises.
+
+        With its ``content``, a file that is kept whole is put together in the cache by what is read of it.
+        """
+        part = self._part(node, layout, content)
         wanted = [(layout, offset, size)]
         ahead = self._streams.of_file(node, offset, size)
         also = [(layout, offset, ahead)]
@@ -96,14 +156,19 @@ class Contents:
             also += self._after(node)
         self._mine.waited = False
         try:
-            (found,) = self._ranges.read_many(wanted, also=also)
+            (found,) = self._ranges.read_many(wanted, also=also, into=part)
         except CasstoreError:
             # What is asked for may be on the disk, and what was to be read with it behind a service that is away.
-            (found,) = self._ranges.read_many(wanted)
+            (found,) = self._ranges.read_many(wanted, into=part)
         if isinstance(found, CasstoreError):
             raise found
         if not self._mine.waited:
             self._counts.count("cached")
+        if part is not None and self._ahead is not None:
+            if part.whole:
+                self._ahead.submit(self._finish, node, part)  # it waits for the disk
+            else:
+                self._go_on(node, offset, size)
         return found
 
     def _after(self, node: int) -> Sequence[Wanted]:
@@ -154,7 +219,11 @@ class Contents:
         if descriptor is not None:
             os.close(descriptor)
             return
-        if self.files.add(identity, size, self._ranges.pieces(layout, AHEAD)) and self._wholes is not None:
+        part = self._part(node, layout, content)
+        if part is not None:
+            self._ranges.complete(layout, part, AHEAD_REMOTE)
+            self._finish(node, part)
+        elif self.files.add(identity, size, self._ranges.pieces(layout, AHEAD)) and self._wholes is not None:
             self._wholes.look(node, identity, size)
 
     def layout(self, node: int, size: int, content: Content) -> Layout:
@@ -163,6 +232,9 @@ class Contents:
 
     def close(self) -> None:
         """Release buffers and descriptors."""
+        if self._ahead is not None:
+            self._ahead.shutdown(wait=True, cancel_futures=True)
+        self._parts.clear()
         if self._wholes is not None:
             self._wholes.close()
         self._ranges.close()

@@ -146,7 +146,7 @@ class Library:
         layout = self._contents.layout(node, length, content)
         pieces = self._contents.cached(layout, offset, size)
         if pieces is None:
-            pieces = self._contents.fetch(node, layout, offset, size)
+            pieces = self._contents.fetch(node, layout, offset, size, content)
         else:
             self.state.count("hits")
         return b"".join(pieces)

@@ -16,6 +16,8 @@ FIRST = 4 << 20
 """Bytes that are fetched together at the begin of a file."""
 SLACK = 1 << 20
 """Bytes that a read may lie behind what was fetched: the kernel asks for several parts at once, in any order."""
+LEAD = 2
+"""Times what was fetched last that are fetched ahead of who reads on."""
 NEAR = 64
 """Inodes between two files that count as neighbours: folders and empty files lie between them."""
 FIRST_FILES = 256 << 10
@@ -48,6 +50,24 @@ class Streams:
             if len(self._files) > _FILES:
                 self._files.popitem(last=False)
             return wanted
+
+    def beyond(self, node: int, offset: int, size: int) -> tuple[int, int]:
+        """Return what is best fetched now, offset and bytes, for a read that is answered at once: who reads on never
+        waits, as long as ``LEAD`` windows are on their way. Who has read less than half a window may not read on.
+        """
+        with self._lock:
+            begin, reach, window = self._files.get(node, (0, 0, 0))
+            end = offset + size
+            if not window or not begin <= offset <= reach or end < max(begin + window // 2, reach - LEAD * window):
+                return reach, 0
+            window = min(self._most, 2 * window)
+            self._files[node] = begin, reach + window, window
+            return reach, window
+
+    def forget(self, node: int) -> None:
+        """Note that what was to be fetched of a file is not on its way."""
+        with self._lock:
+            self._files.pop(node, None)
 
     def of_small(self, node: int) -> int:
         """Return how many bytes of the files after a small one are best read with it. See ``reached``."""

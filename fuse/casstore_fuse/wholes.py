@@ -14,6 +14,7 @@ from collections import OrderedDict
 from threading import Lock, local
 
 from casstore.cache.files import FileCache
+from casstore.cache.parts import Part
 
 __all__ = ["Wholes"]
 
@@ -36,6 +37,9 @@ class _File:
         self.identity = identity
         self.size = size
 
+    def has(self, _offset: int, _size: int) -> bool:
+        return True
+
     def __del__(self) -> None:
         os.close(self.descriptor)
 
@@ -46,7 +50,7 @@ class Wholes:
     def __init__(self, files: FileCache) -> None:
         self._files = files
         self._lock = Lock()
-        self._open: OrderedDict[int, _File] = OrderedDict()
+        self._open: OrderedDict[int, _File | Part] = OrderedDict()
         self._absent: set[int] = set()
         self._mine = local()
 
@@ -64,17 +68,25 @@ class Wholes:
                 self._absent.add(node)
                 return False
             self._absent.discard(node)
-            self._open[node] = _File(descriptor, identity, size)
-            if len(self._open) > OPEN:
-                self._open.popitem(last=False)
+            self._hold(node, _File(descriptor, identity, size))
             return True
+
+    def add(self, node: int, part: Part) -> None:
+        """Answer from a file that is on its way into the cache, as far as it is there."""
+        with self._lock:
+            self._hold(node, part)
+
+    def _hold(self, node: int, file: _File | Part) -> None:
+        self._open[node] = file
+        if len(self._open) > OPEN:
+            self._open.popitem(last=False)
 
     def read(self, node: int, offset: int, size: int, *, wait: bool) -> memoryview | None:
         """Return a range of a file, cut at its end and valid until this thread reads again; None where it is not
         there, or not at once and nobody may ``wait``.
         """
         file = self._open.get(node)
-        if file is None:
+        if file is None or not file.has(offset, size):
             return None
         size = max(0, min(size, file.size - offset))
         into = self._buffer(size)
@@ -95,7 +107,7 @@ class Wholes:
             self._drop(node, file)
         return None
 
-    def _drop(self, node: int, file: _File) -> None:
+    def _drop(self, node: int, file: _File | Part) -> None:
         self._files.drop(file.identity)
         with self._lock:
             if self._open.get(node) is file:

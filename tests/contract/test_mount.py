@@ -27,6 +27,7 @@ from casstore.cache.files import FileCache
 from casstore.cache.space import Space
 from casstore.dataset import Bucket
 from casstore.errors import CasstoreError, ConflictError, NotFoundError, UsageError
+from casstore.model import Content
 from casstore.repo.store import Store
 from casstore.testing.faults import Fault, FaultBackend, FaultPlan
 from casstore_fuse import abi, connection
@@ -276,10 +277,10 @@ def test_reads_that_hang_hold_up_nobody_else(
     (mounted.path / "run").read_bytes()
     fetch, going, go_on = mounted.contents.fetch, threading.Semaphore(0), threading.Event()
 
-    def hang(node: int, layout: Layout, offset: int, size: int) -> list[memoryview]:
+    def hang(node: int, layout: Layout, offset: int, size: int, content: Content) -> list[memoryview]:
         going.release()
         assert go_on.wait(60)
-        return fetch(node, layout, offset, size)
+        return fetch(node, layout, offset, size, content)
 
     with monkeypatch.context() as patch, ThreadPoolExecutor(len(slow)) as pool:
         patch.setattr(mounted.contents, "fetch", hang)
