@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import sys
 import time
@@ -21,17 +22,32 @@ from casstore.wire.local import ERROR_PREFIX, HINT_PREFIX
 from casstore_server.settings import Order, Settings, parse
 
 _LOCK_ATTEMPTS = 10
+_log = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until a signal arrives; returns the exit code."""
     os.umask(0o077)
+    order = None
     try:
-        _run(parse(sys.argv[1:] if argv is None else argv))
+        order = parse(sys.argv[1:] if argv is None else argv)
+        _run(order)
     except CasstoreError as exc:
-        sys.stderr.write(f"{ERROR_PREFIX}{exc.message}\n" + (f"{HINT_PREFIX}{exc.hint}\n" if exc.hint else ""))
+        _fail(exc, order)
         return exc.exit_code
     return 0
+
+
+def _fail(error: CasstoreError, order: Order | None) -> None:
+    """Say why it ends: as the log is written, unless a command waits for what is said."""
+    if order is not None and order.action == "serve" and not order.settings.background:
+        from casstore_server.logs import set_up  # noqa: PLC0415  # only a server has a log
+
+        if order.settings.log_format == "json":
+            set_up("json", order.settings.log_level)
+            _log.critical("%s", error.message, extra={"fields": {"hint": error.hint}})
+            return
+    sys.stderr.write(f"{ERROR_PREFIX}{error.message}\n" + (f"{HINT_PREFIX}{error.hint}\n" if error.hint else ""))
 
 
 def _run(order: Order) -> None:

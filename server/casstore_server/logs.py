@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
 import time
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -22,6 +23,7 @@ __all__ = ["JsonLines", "TextLines", "request_id", "set_up"]
 
 request_id: ContextVar[str] = ContextVar("casstore_request_id", default="")
 """The request that is being answered; empty outside of one."""
+_log = logging.getLogger(__name__)
 _CUT = "ASGI callable returned without completing response."
 """What uvicorn says of a followed log that we end with the server, on purpose."""
 _TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -34,8 +36,18 @@ def set_up(log_format: str, level: str) -> None:
     handler.setFormatter(JsonLines() if log_format == "json" else TextLines())
     handler.addFilter(lambda record: record.msg != _CUT)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.captureWarnings(True)
+    sys.excepthook = lambda *raised: _log.critical("the server failed", exc_info=raised)
+    threading.excepthook = _thread_failed
     for noisy in ("alembic", "botocore", "urllib3", "azure", "opentelemetry", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def _thread_failed(failed: threading.ExceptHookArgs) -> None:
+    raised = failed.exc_value
+    if raised is not None:
+        name = failed.thread.name if failed.thread is not None else "unknown"
+        _log.error("thread %s failed", name, exc_info=(type(raised), raised, failed.exc_traceback))
 
 
 class TextLines(logging.Formatter):

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,8 +26,11 @@ from casstore.errors import UsageError
 from casstore_orchestrator.figures import Figures, PoolFigures
 from casstore_server.api.observe import Observed
 from casstore_server.api.streaming import stream
+from casstore_server.db.engine import open_database
+from casstore_server.db.store import Database
 from casstore_server.metrics import MAX_POOLS, OTHER, Metrics
 from casstore_server.observing import Asked, Observer, Observers, RequestLog
+from casstore_server.services.readiness import check
 from casstore_server.supervision import notify
 from casstore_server.traces import Traces, tracing, wanted
 
@@ -277,3 +281,38 @@ def test_systemd_is_told_and_nobody_else_learns_where(short_path: Path, monkeypa
         assert "NOTIFY_SOCKET" not in os.environ
         notify("STOPPING=1")
         assert [listener.recv(64), listener.recv(64)] == [b"READY=1", b"STOPPING=1"]
+
+
+class Broken:
+    """A database that does not answer."""
+
+    def reading(self) -> Any:
+        raise OperationalError("SELECT 1", {}, Exception("gone"))
+
+
+@pytest.mark.parametrize(
+    ("figures", "broken", "ending", "wrong"),
+    [
+        (FIGURES, False, False, {}),
+        (FIGURES._replace(alive=False), False, False, {"scheduler": "not running"}),
+        (FIGURES._replace(seconds_since_step=61), False, False, {"scheduler": "makes no steps"}),
+        (FIGURES, True, False, {"database": "does not answer"}),
+        (FIGURES, False, True, {"server": "ending"}),
+    ],
+)
+def test_a_server_is_ready_when_it_can_do_its_work(
+    tmp_path: Path, figures: Figures, broken: bool, ending: bool, wrong: dict[str, str]
+) -> None:
+    database = Database(open_database(tmp_path / "server.sqlite"))
+    services: Any = SimpleNamespace(
+        scheduler=SimpleNamespace(figures=lambda: figures),
+        settings=SimpleNamespace(lease=15.0),
+        ending=threading.Event(),
+        database=Broken() if broken else database,
+    )
+    if ending:
+        services.ending.set()
+    found = check(services)
+    database.close()
+    assert found.checks == {"database": "OK", "scheduler": "OK", "server": "OK"} | wrong
+    assert found.status == ("NOT READY" if wrong else "OK")

@@ -1,0 +1,169 @@
+"""``osmo server`` as an operator uses it: settings, supervision, several servers, backups, what it says."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+OSMO = [sys.executable, "-c", "from casstore_cli.main import main; main()"]
+PATIENCE = 120.0
+SECRET = "hush-hush-canary"
+FLOW = """
+workflow:
+  name: wf
+  tasks:
+  - {name: a, image: x, command: [sh, -c, "echo notify=$NOTIFY_SOCKET; echo url=$CASSTORE_DATABASE_URL"]}
+"""
+
+
+class Home:
+    """The home of an operator."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "run").mkdir(mode=0o700)
+        kept = {name: os.environ[name] for name in ("PATH", "LANG", "PYTHONPATH") if name in os.environ}
+        self.env = kept | {"HOME": str(folder), "USER": "ada", "LOGNAME": "ada", "XDG_RUNTIME_DIR": str(folder / "run")}
+        self.state = folder / ".local" / "state" / "casstore"
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        return subprocess.Popen([*OSMO, *words], env=self.env, cwd=self.folder, stderr=subprocess.PIPE, text=True)
+
+    def osmo(self, *words: str, code: int = 0, **env: str) -> str:
+        done = subprocess.run(
+            [*OSMO, *words], env=self.env | env, cwd=self.folder, stdin=subprocess.DEVNULL, capture_output=True,
+            text=True, timeout=PATIENCE, check=False,
+        )  # fmt: skip
+        said = f"{done.stdout}\n--- stderr\n{done.stderr}"
+        assert "Traceback" not in said, said
+        assert done.returncode == code, f"osmo {' '.join(words)}: exit {done.returncode}\n{said}"
+        return f"{done.stdout}{done.stderr}" if code else done.stdout
+
+    def json(self, *words: str, **env: str) -> Any:
+        return json.loads(self.osmo(*words, "-t", "json", **env))
+
+    def url(self, *words: str) -> str:
+        found = self.json("server", "status", *words)["server"]["url"]
+        assert isinstance(found, str)
+        return found
+
+
+@pytest.fixture
+def home(short_path: Path) -> Iterator[Home]:
+    made = Home(short_path)
+    yield made
+    for pid_file in made.state.glob("server.pid*"):
+        made.osmo("server", "stop", "--tasks", "--instance", pid_file.name.removeprefix("server.pid").lstrip("."))
+
+
+def get(url: str, **headers: str) -> str:
+    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=PATIENCE) as reply:
+        text: str = reply.read().decode()
+        return text
+
+
+def test_under_a_supervisor(home: Home) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as supervisor:
+        supervisor.bind(str(home.folder / "notify"))
+        supervisor.settimeout(PATIENCE)
+        home.env["NOTIFY_SOCKET"] = str(home.folder / "notify")
+        process = home.start(
+            "server", "start", "--foreground", "--port=0", "--host=::1", "--log-format=json", "--log-requests"
+        )
+        del home.env["NOTIFY_SOCKET"]
+        assert supervisor.recv(100) == b"READY=1"
+        url = home.url()
+        assert url.startswith("http://[::1]:")
+        assert json.loads(get(f"{url}/ready"))["status"] == "OK"
+        assert 'casstore_groups_running{pool="default"}' in get(f"{url}/metrics")
+        (home.folder / "wf.yaml").write_text(FLOW)
+        log = home.osmo("workflow", "submit", "wf.yaml", "--follow")
+        assert "notify=\n" in log  # a task that knew it could speak for the server
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=PATIENCE)
+        assert supervisor.recv(100) == b"STOPPING=1"
+    assert process.returncode == 0
+    lines = [json.loads(line) for line in said.splitlines()]
+    submitted = [line for line in lines if line.get("route") == "/api/pool/{pool}/workflow"]
+    assert [(line["method"], line["status"], line["user"]) for line in submitted] == [("POST", 200, "ada")]
+    assert all(line["request_id"] for line in submitted)
+    assert not [line for line in lines if line["level"] in {"error", "critical"}]
+
+
+def test_what_a_server_will_not_do_is_told_in_one_line(home: Home) -> None:
+    said = home.osmo("server", "start", "--host", "0.0.0.0", "--port", "1", code=2)
+    assert "does not listen on 0.0.0.0" in said
+    assert "Hint: Listen on 127.0.0.1" in said
+    url = f"postgresql://ada:{SECRET}@127.0.0.1:1/none"
+    said = home.osmo("server", "start", code=10, CASSTORE_DATABASE_URL=url)
+    assert "postgresql://ada:***@127.0.0.1:1/none can't be used" in said
+    home.env |= {"CASSTORE_DATABASE_URL": url, "CASSTORE_SERVER_LOG_FORMAT": "json"}
+    process = home.start("server", "start", "--foreground")
+    _, log = process.communicate(timeout=PATIENCE)
+    del home.env["CASSTORE_DATABASE_URL"]
+    assert process.returncode == 10
+    assert json.loads(log.splitlines()[-1])["level"] == "critical"
+    settings = home.json("server", "config", CASSTORE_DATABASE_URL=url)["settings"]
+    assert settings["database"]["value"] == "postgresql://ada:***@127.0.0.1:1/none"
+    kept = [path.read_bytes() for path in home.folder.rglob("*") if path.is_file()]
+    assert SECRET not in f"{said}{log}{settings}{kept}"
+
+
+def test_a_backup_of_a_running_server_is_restored(home: Home) -> None:
+    home.osmo("server", "start")
+    (home.folder / "wf.yaml").write_text(FLOW)
+    home.osmo("workflow", "submit", "wf.yaml", "--follow")
+    done = home.json("server", "backup", "copy")
+    assert done["workflows"] == 1
+    assert "Stop it first" in home.osmo("server", "restore", "copy", code=2)
+    home.osmo("workflow", "submit", "wf.yaml", "--follow")
+    home.osmo("server", "stop")
+    for file in home.state.glob("server.sqlite*"):
+        file.unlink()
+    assert home.json("server", "restore", "copy")["workflows"] == 1
+    names = [row["name"] for row in home.json("workflow", "list")["workflows"]]
+    assert names == ["wf-1"]
+    log = home.osmo("workflow", "submit", "wf.yaml", "--follow")
+    assert "Workflow ID        - wf-3" in log  # wf-2 has a log in the folder
+    assert "notify=" in log
+
+
+@pytest.mark.slow
+def test_two_servers_over_one_postgresql(home: Home, postgres: Callable[[], str]) -> None:
+    home.env["CASSTORE_DATABASE_URL"] = postgres()
+    for name in ("a", "b"):
+        home.osmo("server", "start", "--instance", name, "--port", "0")
+    one, two = home.url("--instance", "a"), home.url("--instance", "b")
+    assert one != two
+    assert home.osmo("server", "status", code=1)  # that of no name is another one
+    body = json.dumps({"file": FLOW}).encode()
+    request = urllib.request.Request(
+        f"{one}/api/pool/default/workflow", data=body, headers={"x-osmo-user": "eve"}, method="POST"
+    )
+    with urllib.request.urlopen(request, timeout=PATIENCE) as reply:
+        name = json.load(reply)["name"]
+    deadline = time.monotonic() + PATIENCE
+    while json.loads(get(f"{two}/api/workflow/{name}", **{"x-osmo-user": "eve"}))["status"] != "COMPLETED":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    log = get(f"{two}/api/workflow/{name}/logs", **{"x-osmo-user": "eve"})
+    assert "url=\n" in log  # tasks don't learn where the database is
+    leases = [
+        line for url in (one, two) for line in get(f"{url}/metrics").splitlines() if line.startswith("casstore_leases ")
+    ]
+    assert sorted(leases) == ["casstore_leases 0.0", "casstore_leases 1.0"]
+    assert "pg_dump" in home.osmo("server", "backup", "copy", code=2)
+    assert "'a b' can't be the name" in home.osmo("server", "start", "--instance", "a b", code=2)
+    home.osmo("server", "stop", "--instance", "a")
+    assert json.loads(get(f"{two}/ready"))["status"] == "OK"
