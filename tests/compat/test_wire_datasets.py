@@ -293,6 +293,42 @@ def test_names_that_are_none(server: Server, name: str) -> None:
         assert server.client.get(path).status_code in {404, 422}
 
 
+@pytest.mark.parametrize(
+    ("path", "query"),
+    [
+        ("/api/bucket/list_dataset", {"latest_after": "0001-01-01T00:00:00+14:00"}),
+        ("/api/bucket/list_dataset", {"latest_before": "9999-12-31T23:59:59-14:00"}),
+        ("/api/bucket/list_dataset", {"latest_before": "yesterday"}),
+        ("/api/bucket/list_dataset", {"dataset_type": "TABLE"}),
+        ("/api/bucket/list_dataset", {"count": -1}),
+        ("/api/bucket/list_dataset", {"count": 10**30}),
+        ("/api/bucket/list_dataset", {"order": "SIDEWAYS"}),
+        ("/api/bucket/list_dataset", {"name": "%"}),
+        ("/api/bucket/list_dataset", {"buckets": ["x"] * 300}),
+        (f"{BUCKET}/dataset/robots/info", {"tag": "a b"}),
+        (f"{BUCKET}/dataset/robots/info", {"count": "many"}),
+        (f"{BUCKET}/dataset/robots/info", {"tag": "9" * 100}),
+        (f"{BUCKET}/query", {"command": "\0"}),
+        (f"{BUCKET}/query", {"command": 'created_date > "0000"'}),
+        (f"{BUCKET}/query", {"command": "metadata.a > " + "9" * 5000}),
+        (f"{BUCKET}/query", {"command": "x" * 70_000}),
+    ],
+)
+def test_parameters_that_are_none(server: Server, made: Bucket, path: str, query: dict[str, Any]) -> None:
+    reply = server.client.get(path, query)
+    assert 400 <= reply.status_code < 500, reply.text
+    assert "\n" not in reply.json()["message"]
+
+
+@pytest.mark.parametrize(
+    "tree", ['{"a": "\\ud800"}', '{"a": 1e999}', '{"a": NaN}', '{"a": ' + "9" * 400 + "}", '{"a": [1, "b"]}', '{"": 1}']
+)
+def test_trees_that_are_none(server: Server, made: Bucket, tree: str) -> None:
+    for field in ("set_label", "set_metadata"):
+        body = f'{{"{field}": {tree}}}'.encode()
+        assert server.client.post(f"{BUCKET}/dataset/robots/attribute", content=body).status_code == 400
+
+
 def test_bodies_that_are_none(server: Server, made: Bucket) -> None:
     url = f"{BUCKET}/dataset/robots/attribute"
     deep = b'{"set_label": ' + b'{"a":' * 5000 + b"1" + b"}" * 5001

@@ -59,8 +59,10 @@ class Stock:
         client, key = self.buckets.open(url)
         return client.read(key).data
 
-    def start(self, name: str, *, tag: str = "latest", resume: bool = False, metadata: Any = None) -> Reply:
-        query = {"tag": tag, "description": "", "resume": str(resume)}
+    def start(
+        self, name: str, *, tag: str = "latest", resume: bool = False, metadata: Any = None, description: str = ""
+    ) -> Reply:
+        query = {"tag": tag, "description": description, "resume": str(resume)}
         return self.http.post(f"/api/bucket/lab/dataset/{name}", query, json={"metadata": metadata or {}})
 
     def send(
@@ -240,11 +242,12 @@ def test_update_keeps_what_the_offer_holds(stock: Stock, lab: Bucket, tmp_path: 
 
 def test_an_upload_that_was_begun_is_pending_and_can_be_resumed(stock: Stock, lab: Bucket) -> None:
     stock.upload("robots", FILES)
-    begun = ok(stock.start("robots", metadata={"a": "b"}))
+    begun = ok(stock.start("robots", metadata={"a": "b"}, description="two words"))
     assert begun["version_id"] == "2"
     assert begun["manifest_path"].endswith("/manifests/2.json")
     versions = ok(stock.http.get("/api/bucket/lab/dataset/robots/info", {"all_flag": "True"}))["versions"]
     assert [(one["version"], one["status"]) for one in versions] == [("1", "READY"), ("2", "PENDING")]
+    assert versions[1]["metadata"] == {"a": "b", "description": "two words"}
     assert len(ok(stock.http.get("/api/bucket/lab/dataset/robots/info"))["versions"]) == 1
     assert ok(stock.start("robots"))["version_id"] == "3"
     assert ok(stock.start("robots", tag="2", resume=True)) == begun
@@ -253,7 +256,9 @@ def test_an_upload_that_was_begun_is_pending_and_can_be_resumed(stock: Stock, la
     refused(stock.start("robots", tag="", resume=True), 400, "required")
     refused(stock.start("robots", tag="7"), 400, "7")
     assert ok(stock.finish("robots", "2", *stock.send(begun, {"x": b"y"}), tag="2"))["version_id"] == "2"
-    assert lab.resolve("robots", "2").metadata == {"a": "b"}
+    assert lab.resolve("robots", "2").metadata == {"a": "b", "description": "two words"}
+    refused(stock.start("robots", metadata={"a": "x" * (2 << 20)}), 400, "larger")
+    refused(stock.start("robots", metadata={"a/b": 1}), 400, "a/b")
 
 
 def test_finishing_again_says_the_same_again(stock: Stock, lab: Bucket) -> None:

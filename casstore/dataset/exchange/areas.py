@@ -47,7 +47,7 @@ _NUMBER = re.compile(r"[1-9][0-9]{0,11}\Z", re.ASCII)
 class AreaRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """``id`` names the folder of the objects; ``number`` is the version's. ``ready``: an offer is complete.
 
-    ``description`` and ``metadata`` are those of the version that an upload makes.
+    ``metadata`` is that of the version that an upload makes.
     """
 
     id: str
@@ -59,7 +59,6 @@ class AreaRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     ready: bool = False
     closing: bool = False
     left_out: int = 0
-    description: str = ""
     metadata: dict[str, Any] = {}
 
 
@@ -95,9 +94,7 @@ class Areas:
 
     # ---- uploads
 
-    def begin_upload(
-        self, name: str, least: int, *, user: str, description: str = "", metadata: dict[str, Any] | None = None
-    ) -> Area:
+    def begin_upload(self, name: str, least: int, *, user: str, metadata: dict[str, Any] | None = None) -> Area:
         """Begin an upload under the first free number from ``least`` on. ``ConflictError`` when there are too many."""
         taken = {int(info.key.rpartition("/")[2]) for info in self._upload_keys(name)}
         number = max([least - 1, *taken]) + 1
@@ -109,7 +106,6 @@ class Areas:
                 user=user,
                 started_at=now(),
                 write_id=write_id(),
-                description=description,
                 metadata=metadata or {},
             )
             key = f"{_of_name(name)}{number}"

@@ -114,7 +114,6 @@ def _take(
                     record.dataset,
                     provenance=provenance,
                     metadata=record.metadata,
-                    description=record.description or None,
                     labels=labels,
                     tag=tag,
                     force=True,

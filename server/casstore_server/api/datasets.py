@@ -11,6 +11,7 @@ import msgspec
 from fastapi import APIRouter, Path, Query
 from starlette.responses import Response
 
+from casstore.errors import UsageError
 from casstore.model import DatasetType
 from casstore.wire.dataset import (
     AttributeBody,
@@ -39,7 +40,12 @@ _T = TypeVar("_T", bound=msgspec.Struct)
 
 
 def _moment(text: str | None) -> str | None:
-    return None if text is None else whole_seconds(to_iso(from_iso(text)))
+    if text is None:
+        return None
+    try:
+        return whole_seconds(to_iso(from_iso(text)))
+    except (ValueError, OverflowError, OSError):
+        raise UsageError(f"'{text}' is beyond all calendars", hint="Write it as YYYY-MM-DD.") from None
 
 
 def _decoded(body: bytes, kind: type[_T]) -> _T:

@@ -131,7 +131,6 @@ def pending(bucket: Bucket, name: str, place: Place) -> list[VersionReply]:
 def _pending(area: Area, place: Place) -> VersionReply:
     record, uri = area.record, f"{place.url}/{area.manifest}"
     started = whole_seconds(record.started_at) or ""
-    described = {"description": record.description} if record.description else {}
     return VersionReply(
         name=record.dataset,
         version=str(record.number),
@@ -143,7 +142,7 @@ def _pending(area: Area, place: Place) -> VersionReply:
         checksum="",
         location=place.link(uri),
         uri=uri,
-        metadata={**record.metadata, **described},
+        metadata=record.metadata,
         tags=[],
         collections=[],
     )

@@ -92,11 +92,10 @@ def start(
     else:
         if tag and tag != LATEST:
             check_tag(tag)
-        checked = attributes.check(metadata, "the metadata")
+        described = {"description": description} if description else {}
+        checked = attributes.check({**metadata, **described}, "the metadata")
         areas.sweep(time.time())
-        area = areas.begin_upload(
-            check_name(name), _next(bucket, name), user=caller.user, description=description, metadata=checked
-        )
+        area = areas.begin_upload(check_name(name), _next(bucket, name), user=caller.user, metadata=checked)
     return UploadReply(
         version_id=str(area.record.number),
         region=place.region,
