@@ -112,9 +112,17 @@ def _keep_pace(client: Any) -> None:
 
 
 def _read_models_faster(session: Any) -> None:
-    """Have the description of the service, a megabyte of JSON, read by a fast parser."""
+    """Have the description of the service, a megabyte of JSON, read by a fast parser, and once in a process: a client
+    for each of the stores that a command opens, and for the server of a mount, would read it again.
+    """
+    loader = session.get_component("data_loader")
+    paths = tuple(loader.search_paths)  # the user may have descriptions of their own
+    known = _loaders.get(paths)
+    if known is not None:
+        session.register_component("data_loader", known)
+        return
 
-    class Files(type(session.get_component("data_loader").file_loader)):  # type: ignore[misc]  # a class of botocore
+    class Files(type(loader.file_loader)):  # type: ignore[misc]  # a class of botocore
         def _load_file(self, path: str, open_file: Callable[..., Any]) -> Any:
             try:
                 with open_file(path, "rb") as file:
@@ -122,7 +130,11 @@ def _read_models_faster(session: Any) -> None:
             except (FileNotFoundError, NotADirectoryError):
                 return None  # what it expects of a file that is not there
 
-    session.get_component("data_loader").file_loader = Files()
+    loader.file_loader = Files()
+    _loaders[paths] = loader
+
+
+_loaders: dict[tuple[str, ...], Any] = {}
 
 
 def _endpoint_of_environment() -> str | None:
