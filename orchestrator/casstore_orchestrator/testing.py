@@ -28,10 +28,26 @@ __all__ = [
     "FakeExecutor",
     "FakeGang",
     "FakeTask",
+    "LinesSink",
     "MemoryStateStore",
     "ThreadAgents",
     "ThreadMachine",
 ]
+
+
+class LinesSink:
+    """A ``ports.LogSink`` that remembers: task, text and source of each line."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[str, bytes, str]] = []
+
+    def line(self, task: str, text: bytes, *, source: str = "") -> None:
+        """See ``ports.LogSink``."""
+        self.lines.append((task, bytes(text), source))
+
+    def of(self, task: str, source: str = "") -> list[bytes]:
+        """The lines of a task from one source."""
+        return [text for name, text, kind in self.lines if name == task and kind == source]
 
 
 class _Lease(NamedTuple):

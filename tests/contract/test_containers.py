@@ -27,6 +27,7 @@ from casstore.errors import CasstoreError, NotFoundError, ServiceError, UsageErr
 from casstore_orchestrator.executors.container import ContainerExecutor, ContainerGang
 from casstore_orchestrator.executors.engine import find_engine
 from casstore_orchestrator.ports import InputLayer, PlacedFile, TaskLaunch
+from casstore_orchestrator.testing import LinesSink
 
 PATIENCE = 90.0
 IMAGE = "localhost/casstore-contract:1"
@@ -88,26 +89,13 @@ def _import(engine: str, image: str, names: list[str]) -> None:
     assert process.returncode == 0
 
 
-class Lines:
-    """A log sink that remembers."""
-
-    def __init__(self) -> None:
-        self.lines: list[tuple[str, bytes, str]] = []
-
-    def line(self, task: str, text: bytes, *, source: str = "") -> None:
-        self.lines.append((task, bytes(text), source))
-
-    def of(self, task: str, source: str = "") -> list[bytes]:
-        return [text for name, text, kind in self.lines if name == task and kind == source]
-
-
 @dataclass
 class Group:
     """Builds launches below one folder and closes what a test has opened."""
 
     executor: ContainerExecutor
     base: Path
-    log: Lines
+    log: LinesSink
     gangs: list[ContainerGang]
     key: str
 
@@ -145,7 +133,7 @@ def group(tmp_path: Path) -> Iterator[Group]:
     if why := why_not():
         pytest.skip(f"no containers here: {why}")
     made = Group(
-        ContainerExecutor(tmp_path, engine="podman"), tmp_path / "tasks", Lines(), [], f"g-{uuid.uuid4().hex}/one"
+        ContainerExecutor(tmp_path, engine="podman"), tmp_path / "tasks", LinesSink(), [], f"g-{uuid.uuid4().hex}/one"
     )
     yield made
     for gang in made.gangs:

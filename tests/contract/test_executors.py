@@ -31,23 +31,11 @@ from casstore_orchestrator.executors.probe import probe
 from casstore_orchestrator.executors.process import ProcessExecutor
 from casstore_orchestrator.executors.running import MAX_LINE, ProcessGang
 from casstore_orchestrator.ports import PlacedFile, TaskLaunch
+from casstore_orchestrator.testing import LinesSink
 
 PATIENCE = 60.0
 NOBODY = 65534
 SUITE = [__file__, str(Path(__file__).with_name("test_entering.py"))]
-
-
-class Lines:
-    """A log sink that remembers."""
-
-    def __init__(self) -> None:
-        self.lines: list[tuple[str, bytes, str]] = []
-
-    def line(self, task: str, text: bytes, *, source: str = "") -> None:
-        self.lines.append((task, bytes(text), source))
-
-    def of(self, task: str, source: str = "") -> list[bytes]:
-        return [text for name, text, kind in self.lines if name == task and kind == source]
 
 
 @dataclass
@@ -57,7 +45,7 @@ class Group:
     executor: ProcessExecutor
     mode: str
     base: Path
-    log: Lines
+    log: LinesSink
     gangs: list[ProcessGang]
 
     def launch(
@@ -110,7 +98,7 @@ def modes() -> list[object]:
 def make_group(mode: str, tmp_path: Path) -> Iterator[Group]:
     gangs: list[ProcessGang] = []
     executor = ProcessExecutor(mode=mode, hidden=[tmp_path / "hidden"])  # type: ignore[arg-type]  # one of the two
-    yield Group(executor, mode, tmp_path / "tasks", Lines(), gangs)
+    yield Group(executor, mode, tmp_path / "tasks", LinesSink(), gangs)
     for gang in gangs:
         gang.close()
 
@@ -471,6 +459,7 @@ import sys
 from pathlib import Path
 from casstore_orchestrator.executors.process import ProcessExecutor
 from casstore_orchestrator.ports import PlacedFile, TaskLaunch
+from casstore_orchestrator.testing import LinesSink
 
 class Sink:
     def line(self, task, text, *, source=""):

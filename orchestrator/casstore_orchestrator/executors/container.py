@@ -14,8 +14,6 @@ import ipaddress
 import os
 import re
 import socket
-import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
@@ -24,11 +22,12 @@ from pathlib import Path
 
 from casstore.errors import CasstoreError, ServiceError, UsageError
 from casstore_orchestrator.executors import syscalls
+from casstore_orchestrator.executors.companion import start_companion
 from casstore_orchestrator.executors.engine import Engine, find_engine
 from casstore_orchestrator.executors.launch import check_launches, open_document
 from casstore_orchestrator.executors.network import host_names
 from casstore_orchestrator.executors.places import container_place
-from casstore_orchestrator.executors.running import Attempt, ProcessGang, close_all, open_channel
+from casstore_orchestrator.executors.running import Attempt, ProcessGang
 from casstore_orchestrator.ports import Executor, Isolation, Layout, LogSink, TaskLaunch
 
 __all__ = ["ContainerExecutor", "ContainerGang"]
@@ -183,32 +182,16 @@ class ContainerGang(ProcessGang):
         if fresh and launch.name in self._homes:
             self._engine.ask("rm", "--force", "--volumes", name, doing="remove the last attempt")
         handed_over = open_document(self._header(launch, home, name, fresh=fresh), launch.files, home / "run")
-        (log_read, log_write), (ours, theirs) = open_channel()
-        fds = [theirs.fileno(), handed_over.fileno()]
-        script = str(Path(__file__).resolve().with_name("container_task.py"))
-        try:
-            process = subprocess.Popen(
-                [os.path.realpath(sys.executable), "-I", "-S", script, *map(str, fds)],
-                stdin=subprocess.DEVNULL,
-                stdout=log_write,
-                stderr=log_write,
-                pass_fds=[*fds, *self._hold],
-                cwd=home / "run",  # podman's monitor leaves a file where it is started when memory runs out
-                env={},
-                start_new_session=True,
-            )
-        except OSError as error:
-            close_all(log_read, ours)
-            raise ServiceError(f"task {launch.name} can't be prepared: {error}") from error
-        finally:
-            close_all(log_write, theirs, handed_over)
         self._homes[launch.name] = home
-        attempt = Attempt(self._loop, launch, self._log, log_read, ours)
-
-        def ended() -> None:
-            process.wait()
-            attempt.mark_gone()
-
+        attempt, ended = start_companion(
+            self._loop,
+            launch,
+            self._log,
+            script="container_task.py",
+            told=handed_over,
+            cwd=home / "run",  # podman's monitor leaves a file where it is started when memory runs out
+            hold=self._hold,
+        )
         attempt.attach(
             kill_hard=attempt.order_kill,
             on_control_end=ended,

@@ -12,14 +12,13 @@ import dataclasses
 import os
 import re
 import socket
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from casstore.errors import ServiceError
+from casstore_orchestrator.executors.companion import start_companion
 from casstore_orchestrator.executors.launch import open_launch, task_environment, write_commands
-from casstore_orchestrator.executors.running import Attempt, ProcessGang, close_all, open_channel
+from casstore_orchestrator.executors.running import Attempt, ProcessGang
 from casstore_orchestrator.ports import Isolation, Layout, LogSink, PlacedFile, TaskLaunch
 
 __all__ = ["PlainGang", "plain_layout", "rewrite_paths"]
@@ -105,31 +104,9 @@ class PlainGang(ProcessGang):
         environment["HOSTNAME"] = "localhost"
         workspace = str(home / "run/workspace")
         handed_over = open_launch(rewritten.argv, environment, workspace, rewritten.files, home / "run")
-        (log_read, log_write), (ours, theirs) = open_channel()
-        script = str(Path(__file__).resolve().with_name("task_init.py"))
-        fds = [theirs.fileno(), handed_over.fileno()]
-        try:
-            process = subprocess.Popen(
-                [os.path.realpath(sys.executable), "-I", "-S", script, *map(str, (*fds, *self._hold))],
-                stdin=subprocess.DEVNULL,
-                stdout=log_write,
-                stderr=log_write,
-                pass_fds=[*fds, *self._hold],
-                cwd="/",
-                env={},
-                start_new_session=True,
-            )
-        except OSError as error:
-            close_all(log_read, ours)
-            raise ServiceError(f"task {launch.name} can't be prepared: {error}") from error
-        finally:
-            close_all(log_write, theirs, handed_over)
-        attempt = Attempt(self._loop, launch, self._log, log_read, ours)
-
-        def ended() -> None:
-            process.wait()
-            attempt.mark_gone()
-
+        attempt, ended = start_companion(
+            self._loop, launch, self._log, script="task_init.py", told=handed_over, cwd=Path("/"), hold=self._hold
+        )
         attempt.attach(
             kill_hard=attempt.order_kill,
             on_control_end=ended,

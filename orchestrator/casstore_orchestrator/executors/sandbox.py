@@ -58,7 +58,7 @@ _CAPABILITIES = (
 _SYSTEM_SECRETS = (
     "/etc/shadow", "/etc/shadow-", "/etc/gshadow", "/etc/gshadow-", "/etc/ssh", "/etc/ssl/private", "/etc/sudoers",
     "/etc/sudoers.d", "/etc/kubernetes", "/etc/rancher", "/etc/krb5.keytab", "/var/lib/kubelet", "/var/lib/docker",
-    "/var/lib/containerd", "/var/spool/cron",
+    "/var/lib/containerd", "/var/lib/containers", "/var/spool/cron",
 )  # fmt: skip
 
 # Settings and doors of the kernel: root may write the former, capabilities or not; the latter tell of the machine.
