@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-__all__ = ["KIND", "MountPoint", "Process", "at", "mounts", "users"]
+__all__ = ["KIND", "MountPoint", "Process", "at", "elsewhere", "mounts", "users"]
 
 KIND = "fuse.casstore"
 """The type that our mounts have."""
@@ -29,7 +29,7 @@ class MountPoint(NamedTuple):
 
 
 class Process(NamedTuple):
-    """A process that keeps a mount in use. ``what`` is ``cwd``, ``root``, ``exe`` or ``fd``."""
+    """A process that keeps a mount in use. ``what`` is ``cwd``, ``root``, ``exe``, ``fd`` or ``namespace``."""
 
     pid: int
     name: str
@@ -38,8 +38,12 @@ class Process(NamedTuple):
 
 def mounts() -> list[MountPoint]:
     """Return what is mounted for this process, in the order in which it came to be."""
+    return _mounts("self")
+
+
+def _mounts(pid: str) -> list[MountPoint]:
     found: list[MountPoint] = []
-    with open("/proc/self/mountinfo", "rb") as file:
+    with open(f"/proc/{pid}/mountinfo", "rb") as file:
         for line in file:
             before, _, after = line.rstrip(b"\n").partition(b" - ")
             fields, rest = before.split(b" "), after.split(b" ")
@@ -60,6 +64,25 @@ def users(path: str) -> Iterator[Process]:
             what = next((what for what, target in _links(entry) if target == path or target.startswith(path + "/")), "")
             if what:
                 yield Process(int(entry), _name(entry), what)
+
+
+def elsewhere(path: str) -> Process | None:
+    """Return a process that sees a mount of ours at a path where this one sees none, as far as ``/proc`` shows it."""
+    if (here := at(path)) is not None and here.kind == KIND:
+        return None
+    seen = {_namespace("self")}
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            if (space := _namespace(pid)) not in seen:
+                seen.add(space)
+                # What a sandbox moved into itself has another place there, and the same end.
+                if any(one.kind in {KIND, "overlay"} and one.path.endswith(path) for one in _mounts(pid)):
+                    return Process(int(pid), _name(pid), "namespace")
+    return None
+
+
+def _namespace(pid: str) -> str:
+    return os.readlink(f"/proc/{pid}/ns/mnt")
 
 
 def _links(pid: str) -> Iterator[tuple[str, str]]:

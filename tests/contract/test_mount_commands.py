@@ -625,3 +625,16 @@ def test_a_folder_with_many_entries(run: Run, tmp_path: Path) -> None:
     text = Path(f"/proc/{server_of(shape['pid'])}/status").read_text()
     resident = int(text.split("VmHWM:")[1].split()[0]) << 10
     assert resident < 200 << 20
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="another mount namespace is made by root")
+def test_a_copy_of_the_mount_that_a_sandbox_has_is_named_and_not_waited_for(run: Run, mnt: Path) -> None:
+    run("mount", "DS", "mnt")
+    inside = ["unshare", "--mount", "--propagation", "private", "sh", "-c", "echo && exec cat"]
+    with subprocess.Popen(inside, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as sandbox:
+        assert sandbox.stdout is not None and sandbox.stdout.readline() == b"\n"
+        run("umount", "mnt", err="has a copy of the mount")
+        assert listed(run) == [] and not os.path.ismount(mnt)
+        served = Path(f"/proc/{sandbox.pid}/root{mnt}")
+        assert list(served.iterdir())
+        sandbox.communicate()

@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from casstore_fuse.records import Record, Registry
 
 _SHOWN_USERS = 5
+_SILENCE = 2.0
+"""Seconds that a mount's process may take to end before it is said what is waited for, ..."""
 _PATIENCE = 30.0
-"""Seconds that a mount's process may take to end after nothing shows it any more."""
+"""... and seconds in all."""
 
 
 @click.command("mount", cls=Command)
@@ -348,11 +350,20 @@ def _busy(folder: str, error: ConflictError) -> ConflictError:
 
 def _ends(record: Record) -> bool:
     """Wait until the process of a mount has ended; False when something keeps it, such as another mount namespace."""
+    from casstore_fuse import mounted
+
     try:
         descriptor = os.pidfd_open(record.pid)
     except OSError:
         return True
     try:
-        return not record.alive or bool(select.select([descriptor], [], [], _PATIENCE)[0])
+        if not record.alive or select.select([descriptor], [], [], _SILENCE)[0]:
+            return True
+        if holder := mounted.elsewhere(record.path):
+            # A sandbox that was started meanwhile has a copy of all mounts, and its end is not ours to wait for.
+            output.message(f"{holder.name} ({holder.pid}) has a copy of the mount: it is served until that ends")
+            return False
+        output.message("waiting for the process of the mount to end; --lazy does not")
+        return bool(select.select([descriptor], [], [], _PATIENCE - _SILENCE)[0])
     finally:
         os.close(descriptor)
