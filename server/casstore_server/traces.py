@@ -8,7 +8,9 @@ word; nothing that a user wrote.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
@@ -19,9 +21,12 @@ from casstore_server.observing import Asked
 
 __all__ = ["Traces", "tracing", "wanted"]
 
+_log = logging.getLogger(__name__)
 _EXPORTER: Final = "OTEL_TRACES_EXPORTER"
 _ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 _NO = frozenset({"", "none"})
+FLUSH_S = 3.0
+"""How long the server waits at its end for a collector to take what is left."""
 
 
 def wanted(environment: Mapping[str, str]) -> str:
@@ -36,7 +41,8 @@ def wanted(environment: Mapping[str, str]) -> str:
 
 @contextlib.contextmanager
 def tracing(exporter: str) -> Iterator[Traces | None]:
-    """Traces to ``exporter`` for the length of the block; what is left is sent at its end. None for an empty one.
+    """Traces to ``exporter`` for the length of the block; what is left is sent at its end, unless the collector takes
+    too long. None for an empty one.
 
     ``UsageError`` when the packages are not installed, or the exporter is not one that there is.
     """
@@ -55,12 +61,18 @@ def tracing(exporter: str) -> Iterator[Traces | None]:
             hint="Install it with: pip install 'casstore[otel]', or set OTEL_SDK_DISABLED=true",
         ) from None
     name = {} if os.environ.get("OTEL_SERVICE_NAME") else {"service.name": "casstore-server"}
-    provider = TracerProvider(resource=Resource.create({**name, "service.version": __version__}))
+    # What it would do at the exit of the process is done here, for a bounded time.
+    provider = TracerProvider(
+        shutdown_on_exit=False, resource=Resource.create({**name, "service.version": __version__})
+    )
     provider.add_span_processor(BatchSpanProcessor(made))
+    _log.info("traces are sent by the exporter %s", exporter)
     try:
         yield Traces(provider)
     finally:
-        provider.shutdown()
+        sending = threading.Thread(target=provider.shutdown, name="traces", daemon=True)
+        sending.start()
+        sending.join(FLUSH_S)
 
 
 def _exporter(name: str) -> Any:

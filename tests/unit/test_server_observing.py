@@ -226,6 +226,22 @@ def test_an_exporter_that_there_is_not() -> None:
         assert some is not None
 
 
+def test_a_collector_that_does_not_answer_holds_up_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("casstore_server.traces.FLUSH_S", 0.01)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with tracing("otlp") as traces:
+            assert traces is not None
+            traces.placed(0.1)
+        (sending,) = [thread for thread in threading.enumerate() if thread.name == "traces"]
+        connection, _ = silent.accept()
+        connection.recv(100)
+        assert sending.is_alive()
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        sending.join(60)
+        connection.close()
+
+
 def test_without_extras_nothing_of_them_is_loaded() -> None:
     program = (
         "import sys\nimport casstore_server.run\n"
