@@ -61,6 +61,10 @@ def test_who_asks_for_an_offer_makes_it_last(areas: Areas, backend: MemoryBacken
     assert (found.record.left_out, found.manifest) == (2, f"{found.folder}/manifests/3.json")
     assert not areas.close(begun)
     assert areas.offer(bytes(31) + b"x") is None
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda _: areas.offer(manifest), range(32)))
+    assert {area.record.id for area in together if area is not None} == {found.record.id}
+    assert None not in together
     assert areas.sweep(time.time() + OFFER_TERM - 60) == 0
     assert areas.sweep(time.time() + OFFER_TERM + 60) == 1
     assert areas.offer(manifest) is None

@@ -158,7 +158,9 @@ class Areas:
             try:
                 return self.touch(area)
             except (NotFoundError, PreconditionError):
-                continue  # it is being removed, or somebody else asks for it: then there is another
+                touched = self._open(info.key)
+                if touched is not None:  # somebody else asked for it just now
+                    return touched
         return None
 
     # ---- both
