@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import socket
@@ -24,13 +25,16 @@ from sqlalchemy.exc import OperationalError
 
 from casstore.errors import UsageError
 from casstore_orchestrator.figures import Figures, PoolFigures
+from casstore_server.api.edge import handle_errors
 from casstore_server.api.observe import Observed
 from casstore_server.api.streaming import stream
 from casstore_server.db.engine import open_database
-from casstore_server.db.store import Database
+from casstore_server.db.store import Database, EventRow
+from casstore_server.logs import TextLines
 from casstore_server.metrics import MAX_POOLS, OTHER, Metrics
 from casstore_server.observing import Asked, Observer, Observers, RequestLog
 from casstore_server.services.readiness import check
+from casstore_server.services.streams import event_lines
 from casstore_server.supervision import notify
 from casstore_server.traces import Traces, tracing, wanted
 
@@ -57,10 +61,16 @@ def application() -> FastAPI:
 
 
 def ask(
-    app: Any, path: str, *, method: str = "GET", headers: Mapping[str, str] | None = None, kind: str = "http"
+    app: Any,
+    path: str,
+    *,
+    method: str = "GET",
+    headers: Mapping[str, str] | None = None,
+    kind: str = "http",
+    sent: list[dict[str, Any]] | None = None,
 ) -> list[dict[str, Any]]:
     """The messages with which the application answers."""
-    sent: list[dict[str, Any]] = []
+    sent = [] if sent is None else sent
     first = {"type": "websocket.connect"} if kind == "websocket" else {"type": "http.request", "body": b""}
     incoming = [first]
 
@@ -332,3 +342,36 @@ def test_a_server_is_ready_when_it_can_do_its_work(
     database.close()
     assert found.checks == {"database": "OK", "scheduler": "OK", "server": "OK"} | wrong
     assert found.status == ("NOT READY" if wrong else "OK")
+
+
+def test_a_failure_is_found_in_the_log_by_what_its_reply_says(caplog: pytest.LogCaptureFixture) -> None:
+    app = FastAPI()
+    handle_errors(app)
+
+    @app.get("/broken")
+    def broken() -> None:
+        raise RuntimeError("no")
+
+    caplog.handler.setFormatter(TextLines())
+    sent: list[dict[str, Any]] = []
+    with pytest.raises(RuntimeError):  # for the server underneath; the client has its reply
+        ask(Observed(app, Observers()), "/broken", headers={"x-request-id": "r-7"}, sent=sent)
+    assert dict(sent[0]["headers"])[b"x-request-id"] == b"r-7"
+    assert "under [r-7]" in json.loads(sent[1]["body"])["hint"]
+    assert "GET /broken failed [r-7]" in caplog.text
+
+
+def test_events_that_were_stored_before_the_end_are_given() -> None:
+    rows = [(1, EventRow("a", 0, "Started", "", 0.0))]
+
+    def stop() -> bool:  # something happens until the very moment
+        rows.append((2, EventRow("a", 0, "Ended", "", 1.0)))
+        return True
+
+    database = SimpleNamespace(
+        load=lambda _: SimpleNamespace(status=SimpleNamespace(finished=False)),
+        events=lambda _, after: [row for row in rows if row[0] > after],
+    )
+    services: Any = SimpleNamespace(database=database)
+    lines = list(event_lines(services, "wf-1", task=None, retry_id=None, last=None, stop=stop))
+    assert [line.rpartition(" ")[2] for line in lines] == ["Started", "Ended"]

@@ -216,7 +216,8 @@ def backup(file: str, format_type: str) -> None:
 def restore(file: str, format_type: str) -> None:
     """Make the server's database from FILE, a backup. No server may run, and no database be there.
 
-    What ran when the backup was made is looked for; what is gone since gets another attempt, or fails.
+    What ran when the backup was made is looked for; what is gone since gets another attempt, or fails. What runs and is
+    not in the backup is ended.
     """
     done = background.ask(load_config(), "restore", {"file": os.path.abspath(file)})
     _tell(done, format_type, f"Restored {done['workflows']} workflows to {done['file']} (verified).")

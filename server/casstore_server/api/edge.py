@@ -36,6 +36,7 @@ from casstore.wire.protocol import (
     encode_warning,
     error_body,
 )
+from casstore_server.logs import request_id
 from casstore_server.services.context import Caller, Links
 
 __all__ = ["Edge", "handle_errors", "reply"]
@@ -194,8 +195,9 @@ def handle_errors(app: FastAPI) -> None:
     async def unexpected(request: Request, exc: Exception) -> Response:
         _log.error("%s %s failed", request.method, request.url.path, exc_info=exc)
         text = f"Internal server error: {type(exc).__name__}"
+        hint = f"Details are in the server's log, under [{request_id.get()}]."
         return reply(
-            ErrorBody(message=text, error_code="SERVER", hint="Details are in the server's log.", kind="service"),
+            ErrorBody(message=text, error_code="SERVER", hint=hint, kind="service"),
             status=500,
         )
 
