@@ -20,7 +20,7 @@ from threading import Lock
 from casstore.cache.files import FileCache
 from casstore.model import Buffer
 
-__all__ = ["Part"]
+__all__ = ["Part", "open_any"]
 
 _VECTORS = 512
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -52,8 +52,7 @@ class Part:
         """
         if not files.admits(begins[-1]) or not os.path.isdir(_OPENED):
             return None
-        name = identity.hex()
-        path = os.path.join(files.space.root, "parts", name[:2], name)
+        path = _path(files, identity)
         try:
             os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
             return cls(files, identity, begins, path, os.open(path, _FLAGS, 0o600))
@@ -146,3 +145,19 @@ class Part:
 
     def __del__(self) -> None:
         os.close(self.descriptor)
+
+
+def open_any(files: FileCache, identity: bytes, size: int) -> int | None:
+    """Return a descriptor for reading what is there of a file, whole or not; None where there is nothing. Whoever takes
+    something from it verifies it.
+    """
+    descriptor = files.open(identity, size)
+    if descriptor is None:
+        with contextlib.suppress(OSError):
+            return os.open(_path(files, identity), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    return descriptor
+
+
+def _path(files: FileCache, identity: bytes) -> str:
+    name = identity.hex()
+    return os.path.join(files.space.root, "parts", name[:2], name)

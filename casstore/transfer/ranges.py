@@ -8,16 +8,18 @@ is put into the cache of this machine, if the store has one.
 
 from __future__ import annotations
 
+import os
 from array import array
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import Event, Lock
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from casstore import hashing
-from casstore.cache.parts import Part
+from casstore.cache.files import FileCache, content_id
+from casstore.cache.parts import Part, open_any
 from casstore.errors import CasstoreError, IntegrityError
 from casstore.model import DIGEST_SIZE, Buffer, Content
 from casstore.repo.store import Store
@@ -37,6 +39,8 @@ RECORDS = 1 << 20
 """... as long as all of them together have at most this many chunks, at 40 bytes each."""
 MOST_CHUNKS = 1 << 25
 """Chunks of one file, at most: two TiB at the usual size."""
+WHOLE = 128 << 10
+"""Bytes of a file from which on it may be whole in the cache."""
 BATCH_LOCAL, BATCH_REMOTE = 8 << 20, 64 << 20
 """Bytes that are fetched together: what fits into one buffer, or several requests side by side."""
 
@@ -44,11 +48,13 @@ BATCH_LOCAL, BATCH_REMOTE = 8 << 20, 64 << 20
 class Layout(NamedTuple):
     """The chunks of a file: their ids one after the other, and where each begins.
 
-    There is one more begin than there are chunks: the file's size.
+    There is one more begin than there are chunks: the file's size. ``identity`` is that of the content of a file that
+    may be whole in the cache, else empty.
     """
 
     ids: bytearray
     begins: array[int]
+    identity: bytes = b""
 
     @property
     def size(self) -> int:
@@ -111,6 +117,41 @@ class _Tee:
             if not isinstance(data, CasstoreError):
                 rows += [(number, data) for number in self._numbers[chunk_id]]
         return self._part.put(sorted(rows, key=_number))
+
+
+class _Kept:
+    """Chunks of some ranges that are in the cache because somebody else read their files as a whole."""
+
+    def __init__(self, files: FileCache, ranges: Iterable[Wanted]) -> None:
+        self._files = files
+        self._places: dict[bytes, tuple[Layout, int]] = {}
+        for layout, offset, size in ranges:
+            if layout.identity:
+                for number, _, _ in layout.cut(offset, size):
+                    self._places[layout.chunk(number)[0]] = layout, number
+
+    def look(self, batch: Iterable[tuple[bytes, int]]) -> dict[bytes, bytes]:
+        """Return what is there, verified."""
+        found: dict[bytes, bytes] = {}
+        opened: dict[bytes, int | None] = {}
+        try:
+            for chunk_id, raw in batch:
+                if chunk_id not in self._places:
+                    continue
+                layout, number = self._places[chunk_id]
+                if layout.identity not in opened:
+                    opened[layout.identity] = open_any(self._files, layout.identity, layout.size)
+                descriptor = opened[layout.identity]
+                if descriptor is not None:
+                    with suppress(OSError):
+                        data = os.pread(descriptor, raw, layout.begins[number])
+                        if hashing.digest(data) == chunk_id:
+                            found[chunk_id] = data
+        finally:
+            for descriptor in opened.values():
+                if descriptor is not None:
+                    os.close(descriptor)
+        return found
 
 
 def _number(row: tuple[int, Buffer]) -> int:
@@ -201,13 +242,19 @@ class Ranges:
             layout.chunk(number) for (layout, _, _), pieces in zip(wanted, cuts, strict=True) for number, _, _ in pieces
         )
         more = dict(layout.chunk(number) for layout, offset, size in also for number, _, _ in layout.cut(offset, size))
-        tee = None if into is None else _Tee(into, (*wanted, *also))
+        tee = self._beside((*wanted, *also), into)
         found = self._load(more | chunks, tee)
         for chunk_id, raw in chunks.items():
             if chunk_id not in found:  # another thread was reading it
                 self._tell(0, 0)
                 found |= self._await(chunk_id, raw, tee)
         return [_assemble(layout, pieces, found) for (layout, _, _), pieces in zip(wanted, cuts, strict=True)]
+
+    def _beside(self, ranges: Sequence[Wanted], into: Part | None) -> _Tee | _Kept | None:
+        if into is not None:
+            return _Tee(into, ranges)
+        cache = self._store.cache
+        return None if cache is None or not any(one[0].identity for one in ranges) else _Kept(cache.files, ranges)
 
     def complete(self, layout: Layout, part: Part, step: int) -> None:
         """Read what is missing of a file into it, ``step`` bytes at once. Raises what reading the store raises."""
@@ -264,7 +311,9 @@ class Ranges:
             for each in layouts
         ]
 
-    def _load(self, wanted: Mapping[bytes, int], tee: _Tee | None = None) -> dict[bytes, Buffer | CasstoreError]:
+    def _load(
+        self, wanted: Mapping[bytes, int], tee: _Tee | _Kept | None = None
+    ) -> dict[bytes, Buffer | CasstoreError]:
         """Return these chunks ``{id: length}``, but those that another thread is reading just now."""
         found: dict[bytes, Buffer | CasstoreError] = {}
         mine: dict[bytes, int] = {}
@@ -289,26 +338,30 @@ class Ranges:
             read.set()
         return found
 
-    def _load_batch(self, batch: list[tuple[bytes, int]], tee: _Tee | None) -> Mapping[bytes, Buffer | CasstoreError]:
-        if tee is None:
+    def _load_batch(
+        self, batch: list[tuple[bytes, int]], tee: _Tee | _Kept | None
+    ) -> Mapping[bytes, Buffer | CasstoreError]:
+        found: dict[bytes, Buffer | CasstoreError] = {}
+        if tee is not None and (there := tee.look(batch)):
+            found |= there
+            self._tell(0, sum(map(len, there.values())))
+        rest = [one for one in batch if one[0] not in found]
+        if not rest:
+            return found
+        if not isinstance(tee, _Tee):
             with self._fetcher() as fetcher:
-                fetcher.load(batch)
-                read = {chunk_id: _take(fetcher, chunk_id, raw) for chunk_id, raw in batch}
-                self._keep(read)
-            return read
-        found: dict[bytes, Buffer | CasstoreError] = dict(tee.look(batch))
-        if rest := [one for one in batch if one[0] not in found]:
-            with self._fetcher(fill=False) as fetcher:
                 fetcher.load(rest)
-                fresh = {chunk_id: _view(fetcher, chunk_id, raw) for chunk_id, raw in rest}
-                if not tee.put(fresh):
-                    self._keep(
-                        {one: data if isinstance(data, CasstoreError) else bytes(data) for one, data in fresh.items()}
-                    )
-            found |= fresh
-        return found
+                read = {chunk_id: _take(fetcher, chunk_id, raw) for chunk_id, raw in rest}
+                self._keep(read)
+            return found | read
+        with self._fetcher(fill=False) as fetcher:
+            fetcher.load(rest)
+            fresh = {chunk_id: _view(fetcher, chunk_id, raw) for chunk_id, raw in rest}
+            if not tee.put(fresh):
+                self._keep({one: bytes(data) for one, data in fresh.items() if not isinstance(data, CasstoreError)})
+        return found | fresh
 
-    def _await(self, chunk_id: bytes, raw: int, tee: _Tee | None) -> dict[bytes, Buffer | CasstoreError]:
+    def _await(self, chunk_id: bytes, raw: int, tee: _Tee | _Kept | None) -> dict[bytes, Buffer | CasstoreError]:
         while True:
             with self._lock:
                 event = self._reading.get(chunk_id)
@@ -371,7 +424,7 @@ def _layout(tree: Tree, size: int, content: Content) -> Layout:
         begins.append(total)
     if total != size:
         raise IntegrityError("the list of a file's chunks is shorter than the file")
-    return Layout(ids, begins)
+    return Layout(ids, begins, content_id(size, content) if size >= WHOLE else b"")
 
 
 def _batches(wanted: Mapping[bytes, int], most: int) -> Iterator[list[tuple[bytes, int]]]:

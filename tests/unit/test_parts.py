@@ -21,6 +21,7 @@ from casstore.dataset import Bucket
 from casstore.errors import CasstoreError, StorageError
 from casstore.repo.store import Store
 from casstore.testing.faults import Fault, FaultBackend, FaultPlan
+from casstore.transfer.ranges import Ranges
 from casstore_fuse.contents import Contents
 from casstore_fuse.vfs import Vfs
 
@@ -234,3 +235,18 @@ def test_a_whole_file_that_was_cut_is_read_from_the_store(mount: Mount) -> None:
     mount.whole.chmod(0o600)
     os.truncate(mount.whole, SIZE // 2)
     mount.check(0, SIZE)
+
+
+def test_whoever_reads_ranges_finds_what_a_mount_has_kept(mount: Mount) -> None:
+    for kept in (1 << 20, SIZE):
+        mount.check(0, kept)
+        mount.again()
+        healthy, mount.faults._plan = mount.faults._plan, BROKEN
+        ranges = Ranges(mount.store)
+        layout = ranges.layout("large", mount.tree, mount.size, mount.content)
+        for offset in (0, kept - READ):
+            assert b"".join(ranges.read(layout, offset, READ)) == mount.data[offset : offset + READ]
+        ranges.close()
+        assert fetched(mount) == 0
+        mount.faults._plan = healthy
+    assert mount.whole.exists()
