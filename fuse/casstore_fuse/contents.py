@@ -102,7 +102,7 @@ class Contents:
 
     def _fetch_ahead(self, node: int, part: Part, layout: Layout, offset: int, size: int) -> None:
         try:
-            self._ranges.read_many([(layout, offset, size)], into=part)
+            self._ranges.read_many([], also=[(layout, offset, size)], into=part)
         except CasstoreError:
             self._streams.forget(node)  # whoever reads it is told, and reads on from there
         self._finish(node, part)
