@@ -6,6 +6,7 @@ event is one line (but for tracebacks of the text form), and that what looks lik
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import sys
@@ -34,13 +35,19 @@ def set_up(log_format: str, level: str) -> None:
     """Send everything to standard error. ``log_format`` is ``text`` or ``json``."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines() if log_format == "json" else TextLines())
-    handler.addFilter(lambda record: record.msg != _CUT)
+    handler.addFilter(_is_news)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
     sys.excepthook = lambda *raised: _log.critical("the server failed", exc_info=raised)
     threading.excepthook = _thread_failed
     for noisy in ("alembic", "botocore", "urllib3", "azure", "opentelemetry", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether it is not just what we did ourselves: replies are broken off, and those that take too long cancelled."""
+    cancelled = record.exc_info and record.exc_info[0] is asyncio.CancelledError
+    return record.msg != _CUT and not (cancelled and record.name == "uvicorn.error")
 
 
 def _thread_failed(failed: threading.ExceptHookArgs) -> None:

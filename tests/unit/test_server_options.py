@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import sys
@@ -11,7 +12,7 @@ import pytest
 
 from casstore.errors import UsageError
 from casstore_server.api.streaming import _Pump
-from casstore_server.logs import JsonLines, TextLines, request_id
+from casstore_server.logs import JsonLines, TextLines, _is_news, request_id
 from casstore_server.options import OPTIONS, resolve
 from casstore_server.redacting import redact, redact_url
 from casstore_server.settings import parse
@@ -153,3 +154,14 @@ def test_threads_of_streams_know_their_request() -> None:
     finally:
         request_id.reset(token)
     assert pump._context.run(request_id.get) == "r-2"
+
+
+def test_what_the_server_does_itself_at_its_end_is_no_error() -> None:
+    def news(name: str, message: str, raised: type[BaseException] | None = None) -> bool:
+        found = (raised, raised(), None) if raised else None
+        return _is_news(logging.LogRecord(name, logging.ERROR, "f", 1, message, (), found))
+
+    assert not news("uvicorn.error", "ASGI callable returned without completing response.")
+    assert not news("uvicorn.error", "Exception in ASGI application\n", asyncio.CancelledError)
+    assert news("uvicorn.error", "Exception in ASGI application\n", ValueError)
+    assert news("casstore_server.run", "failed", asyncio.CancelledError)
