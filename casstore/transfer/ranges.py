@@ -15,7 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from threading import Event, Lock
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
 
 from casstore import hashing
 from casstore.cache.files import FileCache, content_id
@@ -80,6 +80,7 @@ class Layout(NamedTuple):
         return pieces
 
 
+_K = TypeVar("_K")
 Wanted: TypeAlias = tuple[Layout, int, int]
 """A file, an offset in it, and a number of bytes."""
 
@@ -258,15 +259,9 @@ class Ranges:
 
     def complete(self, layout: Layout, part: Part, step: int) -> None:
         """Read what is missing of a file into it, ``step`` bytes at once. Raises what reading the store raises."""
-        missing = part.missing()
-        while missing:
-            some: list[int] = []
-            size = 0
-            while missing and size < step:
-                some.append(missing.pop(0))
-                size += layout.chunk(some[-1])[1]
-            ranges = [(layout, layout.begins[number], layout.chunk(number)[1]) for number in some]
-            for found in self.read_many(ranges, into=part):
+        missing = {number: layout.chunk(number)[1] for number in part.missing()}
+        for batch in _batches(missing, step) if missing else ():
+            for found in self.read_many([(layout, layout.begins[number], raw) for number, raw in batch], into=part):
                 if isinstance(found, CasstoreError):
                     raise found
 
@@ -427,8 +422,8 @@ def _layout(tree: Tree, size: int, content: Content) -> Layout:
     return Layout(ids, begins, content_id(size, content) if size >= WHOLE else b"")
 
 
-def _batches(wanted: Mapping[bytes, int], most: int) -> Iterator[list[tuple[bytes, int]]]:
-    batch: list[tuple[bytes, int]] = []
+def _batches(wanted: Mapping[_K, int], most: int) -> Iterator[list[tuple[_K, int]]]:
+    batch: list[tuple[_K, int]] = []
     size = 0
     for chunk_id, raw in wanted.items():
         if batch and size + raw > most:

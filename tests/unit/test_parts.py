@@ -203,6 +203,16 @@ def test_a_file_that_is_read_half_way_is_not_fetched_again(mount: Mount) -> None
     assert mount.whole.read_bytes() == mount.data
 
 
+def test_a_file_that_is_kept_without_being_read(mount: Mount) -> None:
+    mount.check(0, 1 << 20)
+    before = fetched(mount)
+    layout = mount.contents.layout(mount.node, mount.size, mount.content)
+    for _ in range(2):
+        mount.contents.keep(mount.node, mount.size, mount.content, layout)
+        assert mount.whole.read_bytes() == mount.data
+    assert 0 < fetched(mount) - before < 10
+
+
 def test_what_was_kept_half_way_and_is_damaged_is_fetched_again(mount: Mount) -> None:
     mount.check(0, 1 << 20)
     mount.contents.close()
