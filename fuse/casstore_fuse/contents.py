@@ -66,6 +66,7 @@ class Contents:
         self._counts = state or State.anonymous()
         far = self._far = not store.backend.capabilities.local
         self._ahead = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="casstore-ahead") if far else None
+        self._finisher = ThreadPoolExecutor(1, thread_name_prefix="casstore-finish") if far else None
         self._ranges = Ranges(store, on_fetch=self._count)
         self._tree = tree
         self._lock = Lock()
@@ -105,7 +106,7 @@ class Contents:
             self._ranges.read_many([], also=[(layout, offset, size)], into=part)
         except CasstoreError:
             self._streams.forget(node)  # whoever reads it is told, and reads on from there
-        self._finish(node, part)
+        self._finish_later(node, part)
 
     def _part(self, node: int, layout: Layout, content: Content | None) -> Part | None:
         """The file that is put together while it is read, where it comes from far away and is kept whole."""
@@ -123,6 +124,12 @@ class Contents:
                     self._wholes.add(node, part)
             self._parts.move_to_end(node)
             return self._parts[node][0]
+
+    def _finish_later(self, node: int, part: Part) -> None:
+        """The same by a thread that may wait for the disk, which nobody else is to wait for."""
+        if part.whole and self._finisher is not None:
+            with contextlib.suppress(RuntimeError):  # it is unmounted just now
+                self._finisher.submit(self._finish, node, part)
 
     def _finish(self, node: int, part: Part) -> None:
         if part.whole:
@@ -164,11 +171,9 @@ class Contents:
             raise found
         if not self._mine.waited:
             self._counts.count("cached")
-        if part is not None and self._ahead is not None:
-            if part.whole:
-                self._ahead.submit(self._finish, node, part)  # it waits for the disk
-            else:
-                self._go_on(node, offset, size)
+        if part is not None:
+            self._go_on(node, offset, size)
+            self._finish_later(node, part)
         return found
 
     def _after(self, node: int) -> Sequence[Wanted]:
@@ -234,6 +239,8 @@ class Contents:
         """Release buffers and descriptors."""
         if self._ahead is not None:
             self._ahead.shutdown(wait=True, cancel_futures=True)
+        if self._finisher is not None:
+            self._finisher.shutdown(wait=True)
         self._parts.clear()
         if self._wholes is not None:
             self._wholes.close()
