@@ -38,7 +38,7 @@ class Part:
         self.size = begins[-1]
         self._files = files
         self._path = path
-        self._begins = begins
+        self.begins = begins
         self._there = bytearray(len(begins) - 1)
         self._missing = len(self._there)
         self._old = os.fstat(descriptor).st_blocks > 0
@@ -77,8 +77,8 @@ class Part:
         """Whether a range of it, cut at its end, is there."""
         if not self._missing:
             return True
-        first = bisect_right(self._begins, offset) - 1
-        last = bisect_left(self._begins, min(offset + size, self.size), lo=first)
+        first = bisect_right(self.begins, offset) - 1
+        last = bisect_left(self.begins, min(offset + size, self.size), lo=first)
         return self._there.find(0, first, last) < 0
 
     def get(self, number: int) -> tuple[bytes, bool] | None:
@@ -86,7 +86,7 @@ class Part:
         sure = bool(self._there[number])
         if not sure and not self._old:
             return None
-        begin, end = self._begins[number], self._begins[number + 1]
+        begin, end = self.begins[number], self.begins[number + 1]
         with contextlib.suppress(OSError):
             data = os.pread(self.descriptor, end - begin, begin)
             if len(data) == end - begin:
@@ -108,7 +108,7 @@ class Part:
             while end < len(chunks) and end - at < _VECTORS and chunks[end][0] == chunks[end - 1][0] + 1:
                 end += 1
             run = chunks[at:end]
-            begin, stop = self._begins[run[0][0]], self._begins[run[-1][0] + 1]
+            begin, stop = self.begins[run[0][0]], self.begins[run[-1][0] + 1]
             try:
                 done = os.pwritev(self.descriptor, [data for _, data in run], begin)
             except OSError:

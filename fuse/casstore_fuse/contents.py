@@ -109,8 +109,12 @@ class Contents:
         self._finish_later(node, part)
 
     def _part(self, node: int, layout: Layout, content: Content | None) -> Part | None:
-        """The file that is put together while it is read, where it comes from far away and is kept whole."""
-        if not self._far or content is None or self.files is None or not self.keeps(layout.size):
+        """The file that is put together while it is read, where it comes from far away and is kept whole. Small ones
+        come together with their neighbours, as frames.
+        """
+        if not self._far or content is None or self.files is None or layout.size <= SMALL:
+            return None
+        if not self.keeps(layout.size):
             return None
         with self._lock:
             if node not in self._parts:

@@ -203,6 +203,12 @@ def test_a_file_that_is_read_half_way_is_not_fetched_again(mount: Mount) -> None
     assert mount.whole.read_bytes() == mount.data
 
 
+def test_ranges_of_another_file_are_never_written_into_one(mount: Mount, files: FileCache) -> None:
+    layout = mount.contents.layout(mount.node, mount.size, mount.content)
+    with pytest.raises(ValueError, match="another file"):
+        Ranges(mount.store).read_many([(layout, 0, READ)], into=opened(files))
+
+
 def test_a_file_that_is_kept_without_being_read(mount: Mount) -> None:
     mount.check(0, 1 << 20)
     before = fetched(mount)
