@@ -70,6 +70,11 @@ class _Peer:
     def put(self, frame: bytes) -> None:
         self.waiting += frame
 
+    def shut(self) -> None:
+        """Nothing more is sent."""
+        with contextlib.suppress(OSError):
+            self._connection.shutdown(socket.SHUT_WR)
+
     def events(self, *, reading: bool) -> int:
         return (select.POLLIN if reading else 0) | (select.POLLOUT if self.waiting else 0)
 
@@ -173,7 +178,7 @@ def exchange_program(connection: socket.socket, program: Program) -> bool:
             _drain(program, sources, peer, late=deadline is not None and time.monotonic() > deadline)
             if not sources:
                 peer.put(frames.exited(program.code, with_the_task=program.with_the_task))
-                return _flush(peer)
+                return _finish(peer)
         wanted = dict.fromkeys(() if peer.full else sources, select.POLLIN)
         if sink.wants:
             wanted[sink.fd] = wanted.get(sink.fd, 0) | sink.wants
@@ -237,11 +242,21 @@ def _drain(program: Program, sources: dict[int, Kind], peer: _Peer, *, late: boo
             sources.pop(fd, None)
 
 
-def _flush(peer: _Peer) -> bool:
+def _finish(peer: _Peer) -> bool:
+    """Send what waits; whether somebody took it. Input that the program left unread is read away until the other side
+    closes: a socket that is closed with unread data makes the other side's next write fail, and with that it can lose
+    what it has not read yet, the exit code.
+    """
     while peer.waiting and not peer.gone:
         ready = _poll({peer.fd: peer.events(reading=True)}, None)
         peer.handle(ready.get(peer.fd, 0), reading=True)
-    return not peer.gone
+    sent = not peer.gone
+    peer.shut()
+    deadline = time.monotonic() + _DELIVER_SECONDS
+    while not peer.gone and (left := deadline - time.monotonic()) > 0:
+        ready = _poll({peer.fd: select.POLLIN}, left)
+        peer.handle(ready.get(peer.fd, 0), reading=True)
+    return sent
 
 
 def exchange_stream(connection: socket.socket, task: socket.socket) -> None:

@@ -82,9 +82,10 @@ class Attached:
         await self.close()
 
     async def send(self, frame: bytes) -> None:
-        """Send a frame, once there is room."""
-        self._writer.write(frame)
-        await self._writer.drain()
+        """Send a frame, once there is room. When nobody reads it any more it is dropped: what comes says why."""
+        with contextlib.suppress(ConnectionError):
+            self._writer.write(frame)
+            await self._writer.drain()
 
     async def send_data(self, data: bytes) -> None:
         """Send bytes of a stream, as many frames as it takes."""
