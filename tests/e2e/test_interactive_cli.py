@@ -303,7 +303,9 @@ def test_the_terminal_comes_back_after_a_signal(setting: Setting, number: int) -
 
 
 @contextlib.contextmanager
-def forwarding(home: Home, flow: str, *words: str) -> Iterator[tuple[subprocess.Popen[bytes], list[int]]]:
+def forwarding(
+    home: Home, flow: str, *words: str, end: signal.Signals = signal.SIGINT
+) -> Iterator[tuple[subprocess.Popen[bytes], list[int]]]:
     process = home.start("workflow", "port-forward", flow, "one", *words)
     assert process.stdout is not None and process.stderr is not None
     try:
@@ -311,9 +313,9 @@ def forwarding(home: Home, flow: str, *words: str) -> Iterator[tuple[subprocess.
         lines = [process.stdout.readline().decode() for _ in spec.split(",")]
         assert all(line.startswith("Forwarding localhost:") for line in lines), (lines, process.poll())
         yield process, [int(line.split()[1].rpartition(":")[2]) for line in lines]
-        process.send_signal(signal.SIGINT)
+        process.send_signal(end)
         assert process.wait(PATIENCE) == 0
-        assert b"Traceback" not in process.stderr.read()
+        assert process.stderr.read().endswith(b"Ended.\n")
     finally:
         process.kill()
         process.wait()
@@ -372,6 +374,11 @@ def test_datagrams_are_carried(home: Home, setting: Setting) -> None:
             local.settimeout(PATIENCE)
             local.sendto(b"%d" % number, ("127.0.0.1", ports[0]))
             assert local.recv(100) == b"got %d" % number
+
+
+def test_sigterm_ends_it_as_well_as_ctrl_c(setting: Setting) -> None:
+    with forwarding(setting.local, setting.flow(setting.local), "--port", "0:9000", end=signal.SIGTERM):
+        pass
 
 
 def test_an_address_that_is_taken_is_told(setting: Setting) -> None:

@@ -44,7 +44,8 @@ def port_forward(workflow_id: str, task: str, ports: str, host: str, udp: bool, 
     """
     pairs = parse_ports(ports)
     client = login.connect()
-    with contextlib.suppress(KeyboardInterrupt):
+    # SIGTERM cancels it, as asyncio itself lets Ctrl-C do.
+    with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
         asyncio.run(_forward(client, workflow_id, task, pairs, host, udp=udp, seconds=connect_timeout))
     output.message("Ended.")
 
