@@ -5,7 +5,7 @@ Decided here and only here: the words, who is named as the holder of what is mis
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -14,6 +14,8 @@ from .capacity import Bucket, Cluster, Kind
 from .fitting import fit, stuck
 from .gang import TaskRequest, amount_text
 from .pools import describe
+from .quota import MAXIMUM, QUOTA
+from .status import Priority
 from .waiting import Ask, Holding, Key, Waiting
 
 if TYPE_CHECKING:
@@ -39,7 +41,9 @@ class Holder(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Lack(msgspec.Struct, frozen=True, kw_only=True):
-    """``missing`` more of ``resource`` (cores, bytes, devices) is needed on ``node``, the one that comes closest."""
+    """``missing`` more of ``resource`` (cores, bytes, devices) is needed on ``node``, the one that comes closest;
+    without a node it is a limit of the pool that is too low.
+    """
 
     resource: str
     missing: float
@@ -79,6 +83,8 @@ def explain(current: Pass, waiting: Waiting, verdict: Verdict) -> Why:
     elif code == "behind" and isinstance(detail[0], Waiting):
         why = _replace(why, behind=detail[0].workflow_id)
         why = _replace(why, line=f"waits behind {_named(detail[0])}, which asks for the same")
+    elif code in {QUOTA, MAXIMUM}:
+        why = _limited(current, waiting, code, detail, why)
     else:
         why = _replace(why, line=_plain(current, waiting, code, detail, ask))
     return _replace(why, line=why.line + "".join(f"; {part}" for part in _outlook(current, waiting, why)))
@@ -95,12 +101,6 @@ def _named(waiting: Waiting | Holding) -> str:
 def _plain(current: Pass, waiting: Waiting, code: str, detail: tuple[object, ...], ask: Ask | str) -> str:
     """What is said where no node has to be named."""
     pool = waiting.pool
-    if code == "quota":
-        gpus, used, limit = detail
-        return f"{gpus} GPUs would exceed the quota of pool '{pool}': {used} of {limit} are in use"
-    if code == "maximum":
-        gpus, used, limit = detail
-        return f"{gpus} GPUs would exceed the maximum of pool '{pool}': {used} of {limit} are in use"
     if code == "soon":
         leaving = _leaving(current, waiting)
         return f"its nodes are being cleared of {', '.join(leaving)}" if leaving else "its nodes are being cleared"
@@ -115,6 +115,20 @@ def _plain(current: Pass, waiting: Waiting, code: str, detail: tuple[object, ...
         "refused": str(detail[0]) if detail else "",
     }
     return texts.get(code, code)
+
+
+def _limited(current: Pass, waiting: Waiting, code: str, detail: tuple[object, ...], why: Why) -> Why:
+    """A limit of GPUs that a pool would exceed, and who uses them."""
+    gpus, used, limit = (int(str(number)) for number in detail)
+    amounts = {
+        held.key: current.memory.gpus(held.key)
+        for held in current.holdings
+        if held.pool == waiting.pool and (code == MAXIMUM or held.priority is not Priority.LOW)
+    }
+    holders = _most(current, {key: amount for key, amount in amounts.items() if amount}, 1)
+    line = f"{gpus} GPUs would exceed the {code} of pool '{waiting.pool}': {used} of {limit} are in use"
+    lack = Lack(resource="gpu", missing=used + gpus - limit, node="", holders=holders)
+    return _replace(why, line=f"{line}{_held_by((lack,))}", lacks=(lack,))
 
 
 def _leaving(current: Pass, waiting: Waiting) -> list[str]:
@@ -205,14 +219,16 @@ def _missing(current: Pass, truth: Cluster, kind: Kind, request: TaskRequest, wh
     many = f" (the closest of {count})" if count > 1 else ""
     missing = ", ".join(amount_text(lack.resource, lack.missing) for lack in lacks)
     line = f"{start}: platform {platforms} has no node free; '{lacks[0].node}'{many} lacks {missing}"
+    return _replace(why, line=f"{line}{_held_by(lacks)}", lacks=tuple(lacks))
+
+
+def _held_by(lacks: Sequence[Lack]) -> str:
     held = dict.fromkeys(
         f"{holder.workflow_id} of {holder.user or 'unknown'} ({amount_text(lack.resource, holder.amount)})"
         for lack in lacks
         for holder in lack.holders
     )
-    if held:
-        line = f"{line}; held by {', '.join(list(held)[:_HOLDERS])}"
-    return _replace(why, line=line, lacks=tuple(lacks))
+    return f"; held by {', '.join(list(held)[:_HOLDERS])}" if held else ""
 
 
 def _closest(truth: Cluster, kind: Kind) -> tuple[Bucket, int] | None:
@@ -244,6 +260,11 @@ def _holders(current: Pass, node: int, index: int, unit: int) -> tuple[Holder, .
         total = sum(amount[index] for at, amount in current.memory.known[key].amounts if at == node)
         if total:
             amounts[key] = total
+    return _most(current, amounts, unit)
+
+
+def _most(current: Pass, amounts: Mapping[Key, int], unit: int) -> tuple[Holder, ...]:
+    """Those of groups that have most of something."""
     found = []
     for key in sorted(amounts, key=lambda key: (-amounts[key], key))[:_HOLDERS]:
         held = current.held.get(key)

@@ -79,6 +79,18 @@ def test_low_groups_borrow_and_a_maximum_ends_that() -> None:
     assert why(made, group("w2", 2, priority=LOW, at=2)).code == "maximum"
 
 
+def test_who_has_the_gpus_of_a_limit_is_named() -> None:
+    own = pools(p={"gpu_guarantee": 2, "gpu_maximum": 4})
+    runs = run(own, group("low", 2, priority=LOW), group("firm", 2))
+    made = decide(own, [group("more", 1, at=5), group("cheap", 2, priority=LOW, at=6)], runs, 5.0)
+    quota = why(made, group("more", 1, at=5))
+    assert (quota.code, [holder.workflow_id for holder in quota.lacks[0].holders]) == ("quota", ["firm"])
+    assert quota.line.endswith("the quota of pool 'p': 2 of 2 are in use; held by firm of user-firm (gpu 2)")
+    maximum = why(made, group("cheap", 2, priority=LOW, at=6))
+    assert (maximum.code, maximum.lacks[0].missing) == ("maximum", 2)
+    assert "held by firm of user-firm (gpu 2), low of user-low (gpu 2)" in maximum.line
+
+
 def test_weights_share_what_can_be_borrowed() -> None:
     own = pools(p={"gpu_guarantee": 0, "gpu_weight": 3}, q={"gpu_guarantee": 0})
     queue = [group(f"{where}{i}", 1, where=where, priority=LOW, at=i) for where in "pq" for i in range(8)]
