@@ -92,7 +92,7 @@ class _Tee:
         self._part = part
         self._numbers: dict[bytes, set[int]] = {}
         for layout, offset, size in ranges:
-            if layout.begins != part.begins:
+            if layout.begins is not part.begins and layout.begins != part.begins:
                 raise ValueError("ranges of another file")  # they would be written over this one
             for number, _, _ in layout.cut(offset, size):
                 self._numbers.setdefault(layout.chunk(number)[0], set()).add(number)
