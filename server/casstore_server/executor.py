@@ -12,6 +12,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from casstore.errors import CasstoreError
 from casstore.wire.credentials import REGISTRY
 from casstore_orchestrator.executors.container import ContainerExecutor, LoginFor
 from casstore_orchestrator.executors.process import ProcessExecutor
@@ -77,10 +78,17 @@ class LocalExecutor(Executor):
         return () if place is None else place.default_mounts
 
     def sweep(self, group_key: str) -> None:
-        """Remove what a group that nobody follows can have left in the engines that pools use."""
-        names = {pool.executor for pool in self._config.pools().values()} - {"process"}
-        for name in names:
-            _containers(self._settings, name).sweep(group_key)
+        """Remove what a group that nobody follows can have left in the engines that pools use. Raises what one of them
+        answered, after all were asked.
+        """
+        failed: CasstoreError | None = None
+        for name in sorted({pool.executor for pool in self._config.pools().values()} - {"process"}):
+            try:
+                _containers(self._settings, name).sweep(group_key)
+            except CasstoreError as error:
+                failed = error
+        if failed is not None:
+            raise failed
 
     def _now(self) -> Executor:
         settings = self._settings

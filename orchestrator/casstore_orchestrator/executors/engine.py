@@ -153,27 +153,28 @@ def find_engine(name: str | None = None) -> Engine:
     """The engine of this name, or the first that works here. ``NotFoundError`` says why none does."""
     reasons = []
     for candidate in (name,) if name else ENGINES:
-        found = _look(candidate)
-        if isinstance(found, Engine):
-            return found
-        reasons.append(found)
+        try:
+            return _look(candidate)
+        except NotFoundError as error:
+            reasons.append(error.message)
     raise NotFoundError(
         f"there is no container engine: {'; '.join(reasons)}", hint="install podman, or run tasks as processes"
     )
 
 
 @cache
-def _look(name: str) -> Engine | str:
+def _look(name: str) -> Engine:
+    """Only what was found is kept: an engine that does not answer now may be started later."""
     path = shutil.which(name)
     if name not in ENGINES or path is None:
-        return f"{name} is not installed"
+        raise NotFoundError(f"{name} is not installed")
     kind: Literal["podman", "docker"] = "podman" if name == "podman" else "docker"
     engine = Engine(kind, path, "", rootless=False)
     form = "{{.Version.Version}} {{.Host.Security.Rootless}}" if kind == "podman" else "{{.ServerVersion}} false"
     try:
         version, _, rootless = engine.ask("info", "--format", form, doing="answer").strip().partition(" ")
     except ServiceError as error:
-        return error.message
+        raise NotFoundError(error.message) from None
     if not version:
-        return f"{name} has no server"
+        raise NotFoundError(f"{name} has no server")
     return Engine(kind, path, version, rootless == "true")
