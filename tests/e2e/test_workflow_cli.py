@@ -375,6 +375,7 @@ def test_cancelling_tells_each_failure_and_fails(home: Home) -> None:
     assert f"Cancel job for workflow {running} is submitted!" in said
     home.wait(running, "FAILED_CANCELED")
     assert home.json("workflow", "cancel", running, code=2)[0]["error"]["kind"] == "conflict"
+    assert home.osmo("workflow", "cancel", running, code=2).startswith(f"Workflow {running} has ended already: ")
 
 
 def test_restarting_runs_only_what_failed(home: Home) -> None:

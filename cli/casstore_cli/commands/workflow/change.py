@@ -71,7 +71,8 @@ def _each(workflow_ids: Sequence[str], work: Callable[[Client, str], str], *, as
             raise
         except CasstoreError as exc:
             failed = True
-            line = f"Workflow {output.escape(workflow_id)}: {output.escape(exc.message)}"
+            name = f"Workflow {workflow_id}"
+            line = output.escape(exc.message if exc.message.startswith(f"{name} ") else f"{name}: {exc.message}")
             results.append({"name": workflow_id, "error": errors.as_object(exc)})
         else:
             results.append({"name": workflow_id, "error": None})
