@@ -255,7 +255,7 @@ def validate_fit(spec: WorkflowSpec, pool: Pool, priority: Priority = Priority.N
         members = group_requests(spec, group, pool)
         requests.extend(members)
         for request, task in zip(members, group.tasks, strict=True):
-            _check_rights(task, [pool.platforms[name] for name in request.platforms])
+            _check_rights(task, pool, [pool.platforms[name] for name in request.platforms])
             if isinstance(found := place([request], pool.nodes), Pending):
                 raise SpecError(
                     f"workflow.resources.{task.resource}: {_too_high(found)}", hint=_table(found, request, pool)
@@ -275,20 +275,32 @@ def validate_fit(spec: WorkflowSpec, pool: Pool, priority: Priority = Priority.N
     return tuple(requests)
 
 
-def _check_rights(task: TaskSpec, platforms: Sequence[Platform]) -> None:
+def _check_rights(task: TaskSpec, pool: Pool, platforms: Sequence[Platform]) -> None:
     """What a task asks of the platform besides resources; of the first platform when several are possible."""
     platform = platforms[0]
     if task.privileged and not platform.privileged_allowed:
-        raise SpecError(f"task '{task.name}': platform '{platform.name}' does not allow privileged tasks")
+        raise SpecError(
+            f"task '{task.name}': platform '{platform.name}' does not allow privileged tasks",
+            hint=_allowing(pool, platform, "privileged_allowed: true"),
+        )
     if task.host_network and not platform.host_network_allowed:
-        raise SpecError(f"task '{task.name}': platform '{platform.name}' does not allow the host's network")
+        raise SpecError(
+            f"task '{task.name}': platform '{platform.name}' does not allow the host's network",
+            hint=_allowing(pool, platform, "host_network_allowed: true"),
+        )
     for mount in task.volume_mounts:
         source = mount.split(":")[0]
         if source not in platform.mounts:
             raise SpecError(
                 f"task '{task.name}': volume mount '{source}' is not allowed on platform '{platform.name}'",
-                hint=f"allowed are: {', '.join(sorted(platform.mounts)) or 'none'}",
+                hint=f"allowed are: {', '.join(sorted(platform.mounts)) or 'none'}; "
+                + _allowing(pool, platform, f"allowed_mounts: [{source}]"),
             )
+
+
+def _allowing(pool: Pool, platform: Platform, setting: str) -> str:
+    where = f"casstore.pools.{pool.name}.platforms.{platform.name}"
+    return f"whoever runs the server may allow it in config.yaml, below {where}: {setting}"
 
 
 def _too_high(found: Pending) -> str:

@@ -577,6 +577,11 @@ def test_a_workflow_that_can_not_run_is_refused_in_one_line(home: Home, text: st
         assert len(message) < 500
 
 
+def test_a_bucket_that_is_missing_is_told_with_the_command_that_adds_it(home: Home) -> None:
+    path = home.write("bad.yaml", spec("    inputs: [{dataset: {name: nowhere/x}}]\n"))
+    assert "osmo bucket add nowhere FOLDER-OR-URL" in home.osmo("workflow", "submit", path, code=1)
+
+
 def test_every_missing_platform_is_declared_by_one_command(home: Home) -> None:
     said = home.osmo("workflow", "submit", str(WORKFLOWS / "welcome.yaml"), code=1)
     options = "--platform rtx-pro-6000 --platform gb200:gpu=8 --platform jetson-agx-thor"

@@ -227,17 +227,18 @@ def test_a_group_that_can_never_be_placed_whole_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("task", "problem"),
+    ("task", "problem", "setting"),
     [
-        (", privileged: true", "does not allow privileged"),
-        (", hostNetwork: true", "does not allow the host's network"),
-        (", volumeMounts: ['/data:/x']", "volume mount '/data' is not allowed"),
+        (", privileged: true", "does not allow privileged", "privileged_allowed: true"),
+        (", hostNetwork: true", "does not allow the host's network", "host_network_allowed: true"),
+        (", volumeMounts: ['/data:/x']", "volume mount '/data' is not allowed", "allowed_mounts: [/data]"),
     ],
 )
-def test_rights_are_the_platform_s_to_give(task: str, problem: str) -> None:
+def test_rights_are_the_platform_s_to_give(task: str, problem: str, setting: str) -> None:
     workflow = spec("{platform: ovx-a40}", tasks=task)
-    with pytest.raises(SpecError, match=problem):
+    with pytest.raises(SpecError, match=problem) as refused:
         validate_fit(workflow, pool())
+    assert str(refused.value.hint).endswith(f"below casstore.pools.robots.platforms.ovx-a40: {setting}")
     allowed = {"privileged_allowed": True, "host_network_allowed": True, "allowed_mounts": ["/data"]}
     assert validate_fit(workflow, pool(platforms={"ovx-a40": allowed}, default_platform="ovx-a40"))
 

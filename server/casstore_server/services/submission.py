@@ -275,7 +275,7 @@ def _check_bucket(config: ServerConfig, task: TaskSpec, name: str, *, writes: bo
     if found is None:
         raise SpecError(
             f"task {task.name}: dataset {name}: there is no bucket '{bucket}'",
-            hint=f"Declared: {', '.join(sorted(config.buckets))}; add one with: osmo bucket add",
+            hint=f"Declared: {', '.join(sorted(config.buckets))}; add it with: osmo bucket add {bucket} FOLDER-OR-URL",
         )
     if writes and not found.writable:
         raise SpecError(f"task {task.name}: dataset {name}: bucket '{bucket}' is read-only")
