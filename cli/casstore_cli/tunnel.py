@@ -149,6 +149,8 @@ async def serve_stream(control: Control, host: str, port: int, tell: Tell) -> as
                 tell(error.message)
         except (OSError, TimeoutError, ConnectionClosed):
             pass  # the local side left, or the control connection did, which is told there
+        except asyncio.CancelledError:
+            pass  # the command ends; Python 3.11 complains of a connection's task that ends as cancelled
         else:
             told.clear()
         finally:
