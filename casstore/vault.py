@@ -19,6 +19,7 @@ from collections.abc import Iterator
 import msgspec
 
 from casstore.errors import AccessError, FormatError, NotFoundError, OutOfSpaceError, StorageError
+from casstore.structs import from_json
 from casstore.wire.credentials import Credential
 
 __all__ = ["FILE_NAME", "Vault"]
@@ -127,7 +128,7 @@ class Vault:
                 raise FormatError(f"{self.path} is too large")
             data = file.read(_MAX_BYTES + 1)
         try:
-            content = msgspec.json.decode(data, type=_File)
+            content = from_json(data, _File)
         except (msgspec.MsgspecError, UnicodeDecodeError):  # what is wrong may be a part of a secret
             raise FormatError(
                 f"{self.path} is damaged", hint="remove it and set your credentials again: osmo credential set"

@@ -17,10 +17,10 @@ from typing import TypeVar
 
 import msgspec
 
-from casstore import structs
 from casstore.errors import FormatError, UsageError
 from casstore.hashing import digest, to_hex
 from casstore.model import Buffer
+from casstore.structs import from_json
 
 __all__ = ["MAX_BODY", "MAX_RECORD", "check", "decode", "encode"]
 
@@ -66,9 +66,8 @@ def decode(type: str, data: Buffer, cls: type[T]) -> T:  # noqa: A002 - the word
     body fits ``cls``.
     """
     body = check(type, data)
-    structs.ready(cls)
     try:
-        return msgspec.json.decode(body, type=cls)
+        return from_json(body, cls)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise FormatError(f"the {type} record can't be understood: {error}") from error
 

@@ -24,6 +24,7 @@ from casstore.backend.wrap.single import SingleWriterBackend
 from casstore.errors import AccessError, ConflictError, StorageError, UsageError
 from casstore.format import record
 from casstore.repo import layout
+from casstore.structs import from_json
 
 if TYPE_CHECKING:
     from casstore.repo.store import StoreConfig
@@ -66,7 +67,7 @@ def is_writer(store_id: str, config: StoreConfig) -> bool:
     """Whether this user on this machine is the writer of a store."""
     try:
         with open(_token_path(store_id), "rb") as file:
-            found = msgspec.json.decode(file.read(4096), type=_Token)
+            found = from_json(file.read(4096), _Token)
     except (OSError, msgspec.MsgspecError):
         return False
     return config.id == store_id and config.writer == _digest(found.token) and found.machine == _machine()

@@ -19,6 +19,7 @@ import msgspec
 
 from casstore import hashing
 from casstore.errors import FormatError
+from casstore.structs import from_json
 from casstore.transfer.localfs import local_folder
 
 
@@ -120,7 +121,7 @@ def _read(path: str) -> Unfinished | None:
         except OSError:
             return None  # running, or not to be read
     try:
-        header = msgspec.json.decode(first, type=Header)
+        header = from_json(first, Header)
     except msgspec.MsgspecError:
         return None
     packs: list[bytes] = []

@@ -17,6 +17,7 @@ import msgspec
 
 from casstore.errors import FormatError
 from casstore.format.manifest import MAX_FILE, MAX_PATH
+from casstore.structs import from_msgpack
 from casstore.transfer.digests import Expected
 
 __all__ = ["UNKNOWN", "ForeignFile", "ForeignFolder", "Select", "Spool", "path_problem"]
@@ -156,7 +157,7 @@ class Spool:
             if kind == _DIRECTORY:
                 yield ForeignFolder(path, mode, mtime)
                 continue
-            known = None if expected is None else msgspec.msgpack.decode(expected, type=Expected)
+            known = None if expected is None else from_msgpack(expected, Expected)
             yield ForeignFile(path, size, bucket, key, etag, mode, mtime, known)
 
     def close(self) -> None:

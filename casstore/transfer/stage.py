@@ -25,6 +25,7 @@ import msgspec
 
 from casstore import hashing
 from casstore.errors import ConflictError, NotFoundError
+from casstore.structs import from_json
 from casstore.transfer.safefs import NAME_MAX, Confined, local_error, show
 
 __all__ = ["INSIDE", "Landing", "staging_name"]
@@ -203,7 +204,7 @@ class Landing:
         except OSError:
             return None
         try:
-            return msgspec.json.decode(os.read(descriptor, 4096), type=State)
+            return from_json(os.read(descriptor, 4096), State)
         except msgspec.MsgspecError:
             return None
         finally:

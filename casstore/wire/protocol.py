@@ -26,6 +26,7 @@ from casstore.errors import (
     StorageError,
     UsageError,
 )
+from casstore.structs import from_json
 
 __all__ = [
     "CLIENT_VERSION_HEADER",
@@ -103,7 +104,7 @@ def error_body(error: CasstoreError, *, workflow_id: str | None = None) -> Error
 def to_exception(status: int, body: bytes) -> CasstoreError:
     """The exception that a reply with this status (400 or more) and body stands for."""
     try:
-        error = msgspec.json.decode(body, type=ErrorBody)
+        error = from_json(body, ErrorBody)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         text = " ".join(body[:500].decode("utf-8", "replace").split())
         message = f"The server answered with status {status}: {text or 'no explanation'}"

@@ -18,6 +18,7 @@ import msgspec
 
 from casstore import __version__
 from casstore.errors import ServiceError, UsageError
+from casstore.structs import from_json
 from casstore.wire.protocol import (
     CLIENT_VERSION_HEADER,
     MAX_REQUEST_BYTES,
@@ -244,7 +245,7 @@ def _pairs(query: Mapping[str, Value]) -> Iterator[tuple[str, str]]:
 
 def _decode(data: bytes, reply: type[T], path: str) -> T:
     try:
-        return msgspec.json.decode(data, type=reply)
+        return from_json(data, reply)
     except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
         raise ServiceError(f"The server's reply to {path} can't be understood: {exc}") from exc
 

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from casstore.errors import AccessError, CasstoreError, ConflictError, NotFoundError, ServiceError, UsageError
+from casstore.structs import from_json
 from casstore.wire.protocol import to_exception
 from casstore.wire.router import CLOSE_ERROR, MAX_MESSAGE, Ended, RouterReply, socket_path
 from casstore_cli.client import Client
@@ -115,7 +116,7 @@ def ended(closed: ConnectionClosed) -> Ended:
     """How a program ended whose websocket was closed regularly; servers of OSMO do not tell."""
     reason = closed.rcvd.reason if closed.rcvd is not None else ""
     try:
-        return msgspec.json.decode(reason, type=Ended)
+        return from_json(reason, Ended)
     except msgspec.MsgspecError:
         return Ended(exit=0)
 

@@ -24,6 +24,7 @@ import msgspec
 
 from casstore.dataset.layer import mark_of
 from casstore.errors import AccessError, ConflictError, StorageError, UsageError
+from casstore.structs import from_json
 
 __all__ = ["Layer", "check", "discard", "has_changes", "lay", "prepare", "read", "write"]
 
@@ -55,7 +56,7 @@ def read(folder: str) -> Layer | None:
     """Return what the changes in this folder are changes of, None without any."""
     try:
         with open(os.path.join(folder, "layer.json"), "rb") as file:
-            return msgspec.json.decode(file.read(1 << 20), type=Layer)
+            return from_json(file.read(1 << 20), Layer)
     except FileNotFoundError:
         return None
     except (OSError, msgspec.MsgspecError) as error:

@@ -21,6 +21,7 @@ from collections.abc import Iterator
 import msgspec
 
 from casstore.errors import CasstoreError, ConflictError, StorageError
+from casstore.structs import from_json
 from casstore_fuse import mounted
 from casstore_fuse.mounting import unmount
 from casstore_fuse.state import State
@@ -184,7 +185,7 @@ class Registry:
     def _read(file: str) -> Record | None:
         try:
             with open(file, "rb") as opened:
-                return msgspec.json.decode(opened.read(1 << 20), type=Record)
+                return from_json(opened.read(1 << 20), Record)
         except (OSError, msgspec.MsgspecError):
             return None
 

@@ -23,6 +23,7 @@ import msgspec
 
 from casstore.errors import NotFoundError
 from casstore.hashing import derive_hasher
+from casstore.structs import from_json
 
 from .folders import remove_tree
 from .provenance import InputNote, OutputNote
@@ -118,7 +119,7 @@ class Homes:
         """The kept output of a task; ``NotFoundError`` when it left none."""
         folder = self.task(workflow_id, task)
         try:
-            note = msgspec.json.decode((folder / "output.json").read_bytes(), type=OutputNote)
+            note = from_json((folder / "output.json").read_bytes(), OutputNote)
         except (FileNotFoundError, NotADirectoryError):
             msg = f"task {task} of workflow {workflow_id} has left no output"
             raise NotFoundError(msg) from None

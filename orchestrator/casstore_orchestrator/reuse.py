@@ -20,6 +20,7 @@ import msgspec
 
 from casstore.errors import CasstoreError
 from casstore.hashing import derive_hasher
+from casstore.structs import from_json
 
 from .homes import Homes
 from .ports import DatasetVersion, DataStore, Published
@@ -130,7 +131,7 @@ class Results:
         ``keeps``: the output folder is wanted, too.
         """
         try:
-            result = msgspec.json.decode(self._path(key).read_bytes(), type=_Result)
+            result = from_json(self._path(key).read_bytes(), _Result)
         except (OSError, msgspec.MsgspecError):
             say("No equal task has completed before: the command runs")
             return None

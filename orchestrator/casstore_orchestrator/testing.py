@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from casstore.errors import NotFoundError, ServiceError, StorageError, UsageError
+from casstore.structs import from_json
 
 from .ports import DatasetVersion, Isolation, Layout, LogSink, Published, TaskLaunch, Transfer
 from .records import WorkflowRecord
@@ -97,7 +98,7 @@ class MemoryStateStore:
         if data is None:
             msg = f"there is no workflow {workflow_id}"
             raise NotFoundError(msg)
-        return msgspec.json.decode(data, type=WorkflowRecord)
+        return from_json(data, WorkflowRecord)
 
     def change(
         self,

@@ -1,55 +1,52 @@
-"""Types that many threads are the first to use, all at once."""
+"""Types that threads are the first to decode."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 
-import pytest
-
-CROWD = """
+# With msgspec alone the process dies of a segmentation fault within the first rounds.
+ROUNDS = """
 import sys, threading
 import msgspec
-from casstore.format import record
-from casstore.structs import settle
-from casstore_orchestrator.records import WorkflowRecord
-DATA = b'{"name":"a","uuid":"b","user":"u","pool":"p","spec":{"name":"x","groups":[]}}'
+from casstore.structs import convert, from_json
+
+def types():
+    class Leaf(msgspec.Struct):
+        a: int
+        b: str
+        c: list[int]
+    class Mid(msgspec.Struct):
+        leaf: Leaf
+        more: dict[str, Leaf]
+        none: Leaf | None = None
+    class Top(msgspec.Struct):
+        x: list[Mid]
+        y: Mid
+        z: Leaf
+    return Top
+
+leaf = b'{"a":1,"b":"x","c":[1]}'
+mid = b'{"leaf":' + leaf + b',"more":{"k":' + leaf + b'}}'
+data = b'{"x":[' + mid + b'],"y":' + mid + b',"z":' + leaf + b'}'
+value = msgspec.json.decode(data)
 sys.setswitchinterval(1e-6)
-if sys.argv[1] == "settled":
-    settle()
-    work = lambda: msgspec.json.decode(DATA, type=WorkflowRecord)
-else:
-    data = record._header("x", DATA) + DATA
-    work = lambda: record.decode("x", data, WorkflowRecord)
-failed = []
-gate = threading.Barrier(8)
-def run():
-    gate.wait()
-    try:
-        assert work().name == "a"
-    except Exception as error:
-        failed.append(error)
-threads = [threading.Thread(target=run) for _ in range(8)]
-for thread in threads: thread.start()
-for thread in threads: thread.join()
-assert not failed, failed
+for _ in range(60):
+    kind, together, found = types(), threading.Barrier(4), []
+    def decode(number):
+        together.wait()
+        for _ in range(3):
+            found.append((from_json(data, kind) if number % 2 else convert(value, kind)).x[0].leaf.c)
+    threads = [threading.Thread(target=decode, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [[1]] * 12
+print("done")
 """
 
 
-@pytest.mark.parametrize("how", ["settled", "a record"])
-def test_threads_that_decode_a_type_for_the_first_time_together(how: str) -> None:
-    for _ in range(5):  # without that, two of five end by a signal
-        done = subprocess.run([sys.executable, "-c", CROWD, how], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-
-
-def test_types_that_can_not_be_decoded_are_passed_over() -> None:
-    import msgspec
-
-    from casstore.structs import settle
-
-    class Odd(msgspec.Struct):
-        field: "NoSuchType"  # type: ignore[name-defined]  # noqa: F821, UP037
-
-    settle()
-    assert Odd in msgspec.Struct.__subclasses__()
+def test_threads_may_be_the_first_to_decode_a_type() -> None:
+    done = subprocess.run([sys.executable, "-c", ROUNDS], capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout == "done\n", (done.returncode, done.stderr)

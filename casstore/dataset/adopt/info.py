@@ -16,6 +16,7 @@ import msgspec
 from casstore.dataset import attributes
 from casstore.dataset.ref import check_tag
 from casstore.errors import CasstoreError, UsageError
+from casstore.structs import from_json
 
 __all__ = ["COLLECTION", "MAX_INFO", "Info", "InfoVersion", "load_info"]
 
@@ -100,7 +101,7 @@ def load_info(name: str, data: bytes, warn: Callable[[str], None]) -> list[Info]
         raise UsageError(f"{name} is larger than {MAX_INFO} bytes")
     several = data.lstrip()[:1] == b"["
     try:
-        infos = msgspec.json.decode(data, type=list[Info]) if several else [msgspec.json.decode(data, type=Info)]
+        infos = from_json(data, list[Info]) if several else [from_json(data, Info)]
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(
             f"{name} is not what `osmo dataset info NAME -t json` of OSMO prints: {error}",

@@ -16,6 +16,7 @@ import msgspec
 
 from casstore.errors import FormatError, IntegrityError, PreconditionError
 from casstore.remote.base import ObjectClient, RemoteInfo
+from casstore.structs import convert
 
 __all__ = ["DvcEntry", "ManifestEntry", "read_list"]
 
@@ -56,7 +57,7 @@ def read_list(
     try:
         for value in _values(_pieces(client, info, seen)):
             number += 1
-            yield msgspec.convert(value, entry)
+            yield convert(value, entry)
     except msgspec.ValidationError as error:
         raise FormatError(f"entry {number} is not a file: {error}") from None
     except FormatError as error:

@@ -25,6 +25,7 @@ from typing import Annotated, Literal, Protocol, runtime_checkable
 import msgspec
 
 from casstore.errors import CasstoreError, ServiceError, UsageError
+from casstore.structs import convert
 from casstore_orchestrator.agent.pump import Program, exchange_datagrams, exchange_program, exchange_stream, watch
 from casstore_orchestrator.ports import RunningTask
 
@@ -127,7 +128,7 @@ def serve(connection: socket.socket, header: Mapping[str, object], access: Acces
 
 def _parse(header: Mapping[str, object]) -> Request:
     try:
-        request = msgspec.convert(header, Request)
+        request = convert(header, Request)
     except msgspec.ValidationError as error:
         raise UsageError(f"the request can't be understood: {error}") from None
     if request.attach == "exec" and (not request.argv or not request.argv[0] or any("\0" in a for a in request.argv)):

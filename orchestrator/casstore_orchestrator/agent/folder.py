@@ -29,6 +29,7 @@ from pathlib import Path
 import msgspec
 
 from casstore.errors import FormatError, NotFoundError
+from casstore.structs import from_json
 from casstore.wire.local import MAX_SOCKET_PATH
 from casstore_orchestrator.folders import remove_tree
 from casstore_orchestrator.pools import Resources
@@ -167,10 +168,10 @@ class RunFolder:
         try:
             with open(self.path / "start", "rb") as file:
                 data = file.read(_MAX_START)
-            version = msgspec.json.decode(data, type=_Version).version
+            version = from_json(data, _Version).version
             if version != VERSION:
                 raise FormatError(f"the run was written by another version ({version}, this one is {VERSION})")
-            return msgspec.json.decode(data, type=Start)
+            return from_json(data, Start)
         except (OSError, msgspec.MsgspecError) as error:
             raise FormatError(f"what the run is about can't be read: {error}") from None
 

@@ -19,9 +19,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import msgspec
-
 from casstore.errors import CasstoreError, FormatError, ServiceError
+from casstore.structs import convert
 from casstore_orchestrator.agent import journal, protocol
 from casstore_orchestrator.agent.fence import Cleaner
 from casstore_orchestrator.agent.folder import VERSION, Lock, RunFolder, Start
@@ -315,7 +314,7 @@ class Link:
         if "error" in answer or answer.get("version") != VERSION:
             told = answer.get("error") or f"it speaks version {answer.get('version')} of the protocol"
             raise FormatError(f"The agent of the group does not fit this server: {str(told)[:1000]}")
-        return msgspec.convert(answer, Hello)
+        return convert(answer, Hello)
 
     def _send_away(self, connection: socket.socket, why: str, pid: int) -> str:
         """Have an agent end everything, whatever its version; kill it if it does not."""

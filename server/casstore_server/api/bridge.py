@@ -17,6 +17,7 @@ from fastapi import WebSocket
 from starlette.websockets import WebSocketDisconnect, WebSocketState
 
 from casstore.errors import CasstoreError, FormatError, ServiceError, UsageError
+from casstore.structs import from_json
 from casstore.wire.protocol import ErrorBody, to_exception
 from casstore.wire.router import CLOSE_ERROR, ERRORS, OUTPUT, RESIZE, Ended, StreamWish, WindowSize
 from casstore_orchestrator import frames
@@ -162,7 +163,7 @@ def _cells(number: int) -> int:
 
 def _window(data: bytes) -> WindowSize:
     try:
-        return msgspec.json.decode(data, type=WindowSize)
+        return from_json(data, WindowSize)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise UsageError(f"The size of the terminal can't be understood: {error}") from None
 
@@ -236,7 +237,7 @@ async def control(ws: WebSocket, agents: Attaching | None, session: Session, ses
         async def announcements() -> None:
             while True:
                 try:
-                    wish = msgspec.json.decode(await receive(ws), type=StreamWish)
+                    wish = from_json(await receive(ws), StreamWish)
                 except (msgspec.MsgspecError, UnicodeDecodeError) as error:
                     raise UsageError(f"The announcement of a connection can't be understood: {error}") from None
                 sessions.announce(wish.key, session)

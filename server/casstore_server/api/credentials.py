@@ -10,6 +10,7 @@ from fastapi import APIRouter
 from fastapi.exceptions import RequestValidationError
 from starlette.responses import Response
 
+from casstore.structs import from_json
 from casstore.wire.credentials import CredentialBody
 from casstore_server.api.deps import Body, CallerDep, ServicesDep
 from casstore_server.api.edge import reply
@@ -40,7 +41,7 @@ def delete(services: ServicesDep, caller: CallerDep, name: str) -> Response:
 def _decoded(body: bytes) -> CredentialBody:
     """The body; what is wrong with it names fields, and never a value."""
     try:
-        found = msgspec.json.decode(body, type=CredentialBody)
+        found = from_json(body, CredentialBody)
     except msgspec.ValidationError as exc:
         raise RequestValidationError([{"loc": ("body",), "msg": str(exc)}]) from None
     except (msgspec.MsgspecError, UnicodeDecodeError):

@@ -11,6 +11,7 @@ import msgspec
 from fastapi import Depends, Path, Query, Request
 
 from casstore.errors import AccessError, UsageError
+from casstore.structs import from_json
 from casstore_server.services.context import Caller, Services
 
 __all__ = ["Body", "CallerDep", "Limit", "Names", "Offset", "Order", "ServicesDep", "WorkflowId", "decode"]
@@ -37,7 +38,7 @@ async def _body(request: Request) -> bytes:
 def decode(body: bytes, kind: type[T]) -> T:
     """The body as ``kind``. Raises ``UsageError`` naming the field that is wrong."""
     try:
-        return msgspec.json.decode(body, type=kind)
+        return from_json(body, kind)
     except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
         raise UsageError(f"The body of the request can't be understood: {exc}") from exc
     except RecursionError:

@@ -18,6 +18,7 @@ import msgspec
 from sqlalchemy import Connection, Engine, delete, insert, or_, select, update
 
 from casstore.errors import ConflictError, NotFoundError
+from casstore.structs import from_json
 from casstore_orchestrator.records import WorkflowRecord
 from casstore_orchestrator.spec import WorkflowSpec
 from casstore_orchestrator.statestore import Fence, Notes, TaskNote, no_notes
@@ -222,7 +223,7 @@ class Database:
             raise NotFoundError(f"There is no workflow {workflow_id}", hint="See: osmo workflow list")
         static = self._static_part(connection, row.id)
         return msgspec.structs.replace(
-            msgspec.json.decode(row.record, type=WorkflowRecord),
+            from_json(row.record, WorkflowRecord),
             spec=static.spec,
             spec_text=static.spec_text,
             template_text=static.template_text,
@@ -238,7 +239,7 @@ class Database:
         row = connection.execute(
             select(table.c.spec, table.c.spec_text, table.c.template_text).where(table.c.id == workflow_id)
         ).one()
-        found = _Static(msgspec.json.decode(row.spec, type=WorkflowSpec), row.spec_text, row.template_text)
+        found = _Static(from_json(row.spec, WorkflowSpec), row.spec_text, row.template_text)
         with self._static_lock:
             self._static[workflow_id] = found
             while len(self._static) > _CACHED_SPECS:
