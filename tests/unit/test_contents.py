@@ -10,7 +10,9 @@ import pytest
 
 from casstore.backend.memory import MemoryBackend
 from casstore.backend.wrap.trace import CallLog, TraceBackend
+from casstore.cache.files import FileCache, content_id
 from casstore.cache.remote import RemoteCache
+from casstore.cache.space import Space
 from casstore.dataset import Bucket
 from casstore.errors import CasstoreError, StorageError
 from casstore.model import Content
@@ -122,3 +124,48 @@ def test_a_neighbour_that_can_not_be_read_is_no_matter(mount: Mount, monkeypatch
         assert mount.read(name) == mount.data[name]
     with pytest.raises(CasstoreError):
         mount.read(names[5])
+
+
+def test_files_that_are_read_with_their_neighbours_are_kept_each_in_its_own_place(tmp_path: Path) -> None:
+    sizes = [200 << 10, 8192, 700 << 10, 300 << 10, (1 << 20) + 5, 150 << 10, 3 << 20, 900 << 10] * 4
+    data: dict[str, bytes] = {}
+    (tmp_path / "in").mkdir()
+    for number, size in enumerate(sizes):
+        data[f"f{number:02d}"] = random.Random(number).randbytes(size)
+        (tmp_path / "in" / f"f{number:02d}").write_bytes(data[f"f{number:02d}"])
+    store = Store.open(TraceBackend(MemoryBackend(), CallLog()), create=True)
+    bucket = Bucket(store, name="b", user="u")
+    bucket.upload("ds", [f"{tmp_path}/in/*"])
+    store.use(RemoteCache.at(str(tmp_path / "cache"), 1 << 30))
+    tree = bucket.tree(bucket.resolve("ds"))
+    vfs = Vfs(tree, uid=0, gid=0)
+    nodes = {path.decode(): node for node, path, _ in vfs.files()}
+    files = FileCache(Space(str(tmp_path / "cache"), 1 << 30))
+
+    def after(node: int) -> Iterator[tuple[int, int, Content]]:
+        for other in range(node + 1, vfs.total + 2):
+            yield other, *vfs.content(other)
+
+    contents = Contents(store, tree, files=files, neighbours=after)
+    step = 1 << 17
+    for _ in range(2):
+        for name, node in sorted(nodes.items()):
+            size, content = vfs.content(node)
+            layout = contents.layout(node, size, content)
+            found = b""
+            for offset in range(0, size, step):
+                found += b"".join(contents.fetch(node, layout, offset, step, content))
+                if contents.is_worth_keeping(node, layout, step):
+                    contents.keep(node, size, content, layout)
+            assert found == data[name]
+    contents.close()
+    kept = 0
+    for name, node in nodes.items():
+        size, content = vfs.content(node)
+        descriptor = files.open(content_id(size, content), size)
+        if descriptor is not None:
+            with open(descriptor, "rb") as file:
+                assert file.read() == data[name]
+            kept += 1
+    assert kept >= 20
+    store.close()
