@@ -150,13 +150,17 @@ async def serve_stream(control: Control, host: str, port: int, tell: Tell) -> as
         except (OSError, TimeoutError, ConnectionClosed):
             pass  # the local side left, or the control connection did, which is told there
         except asyncio.CancelledError:
-            pass  # the command ends; Python 3.11 complains of a connection's task that ends as cancelled
+            writer.transport.abort()  # the command ends; Python 3.11 complains of a connection's task that is cancelled
         else:
             told.clear()
         finally:
             writer.close()
-            with contextlib.suppress(OSError):
+            try:
                 await writer.wait_closed()
+            except OSError:
+                pass
+            except asyncio.CancelledError:
+                writer.transport.abort()
 
     family = socket.AF_UNSPEC if ":" in host else socket.AF_INET
     try:

@@ -8,10 +8,12 @@ or wrong data.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import functools
 import logging
 import os
+import signal
 from collections.abc import Callable
 from itertools import islice
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -57,6 +59,14 @@ def _answer(method: Callable[Concatenate[Library, _P], _T]) -> Callable[Concaten
     return answer
 
 
+def _ignore_broken_pipes() -> None:
+    """Have the process live on when it writes to what was closed, as Python has it: libfuse takes that back at its end.
+
+    By the C library, because Python lets no other thread than the first do it.
+    """
+    ctypes.CDLL(None).signal(int(signal.SIGPIPE), ctypes.c_void_p(int(signal.SIG_IGN)))
+
+
 class Library:
     """Answers libfuse. Thread-safe, as libfuse has threads of its own. Its methods are called by ``mfusepy``."""
 
@@ -84,6 +94,8 @@ class Library:
             mfusepy.FUSE(self, path, raw_fi=True, foreground=True, **options)
         except RuntimeError:
             raise StorageError(f"can't mount at {path}: libfuse refuses") from None
+        finally:
+            _ignore_broken_pipes()
 
     def where(self, args: tuple[object, ...]) -> str:
         """What a request is about, for the log."""

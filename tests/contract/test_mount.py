@@ -532,3 +532,12 @@ def test_a_mount_whose_processes_are_all_killed_can_be_cleared(
     unmount(str(path), lazy=True)
     assert not os.path.ismount(path)
     assert list(path.iterdir()) == []
+
+
+def test_a_process_outlives_what_it_writes_to_a_closed_pipe_after_a_mount(mounted: Mounted) -> None:
+    assert (mounted.path / "run").read_bytes()
+    unmount(str(mounted.path), lazy=True)
+    mounted.thread.join()
+    with open("/proc/self/status", encoding="ascii") as status:
+        ignored = next(int(line.split()[1], 16) for line in status if line.startswith("SigIgn:"))
+    assert ignored >> (signal.SIGPIPE - 1) & 1
