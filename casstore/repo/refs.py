@@ -55,6 +55,8 @@ _B = TypeVar("_B")
 
 _CREATIONS = 8
 """How often a dataset is made anew that a collection took for abandoned."""
+_LOOKS = 3
+"""At a head that is missing although there are versions, before that counts as damage."""
 
 
 class Refs:
@@ -389,16 +391,17 @@ class Refs:
     # ---- heads and versions
 
     def _live_head(self, dataset_id: str) -> Head | None:
-        try:
-            head, _ = self.read_head(dataset_id)
-        except NotFoundError:
-            if self.numbers(dataset_id):
-                raise IntegrityError(
-                    f"{layout.head_key(dataset_id)} is missing, but the dataset has versions",
-                    hint="run `osmo dataset verify`",
-                ) from None
-            return None
-        return None if head.deleted else head
+        for _ in range(_LOOKS):
+            with contextlib.suppress(NotFoundError):
+                head = self.read_head(dataset_id)[0]
+                return None if head.deleted else head
+            # Between the two looks a dataset of this name may have been collected, or made: then the next tells.
+            if not self.numbers(dataset_id):
+                return None
+        raise IntegrityError(
+            f"{layout.head_key(dataset_id)} is missing, but the dataset has versions",
+            hint="run `osmo dataset verify`",
+        )
 
     def _head_to_change(self, dataset_id: str) -> tuple[Head, str]:
         head, etag = self.read_head(dataset_id)
