@@ -314,7 +314,7 @@ def check_installed() -> None:
     """Raise ``UsageError`` when something is missing that the server needs."""
     from importlib.util import find_spec
 
-    needed = ("fastapi", "sqlalchemy", "uvicorn", "alembic", "jinja2", "websockets")
+    needed = ("cryptography", "fastapi", "sqlalchemy", "uvicorn", "alembic", "jinja2", "websockets")
     missing = [name for name in needed if not find_spec(name)]
     if missing:
         raise UsageError(
