@@ -54,6 +54,8 @@ from casstore_server.settings import Settings
 from casstore_server.stores import Stores
 
 PATIENCE = 60.0
+PF_EXITING = 0x4
+"""Of the ninth field of proc_pid_stat(5), as in the kernel's include/linux/sched.h."""
 NO_MOUNTS = why_not() or ("" if probe().sandbox else "; ".join(probe().reasons))
 
 
@@ -226,11 +228,12 @@ def children(pid: int) -> list[int]:
 
 
 def alive(pid: int) -> bool:
+    """Whether it can still do anything: one that ends gives its locks back a moment before it becomes a zombie."""
     try:
-        state = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2][:1]
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2].split()
     except OSError:
         return False
-    return state not in {b"Z", b"X"}
+    return fields[0] not in {b"Z", b"X"} and not int(fields[6]) & PF_EXITING
 
 
 # From the beginning to the end.
