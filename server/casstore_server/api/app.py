@@ -14,6 +14,7 @@ from casstore import __version__
 from casstore_server.api import apps, cluster, credentials, datasets, router, workflows
 from casstore_server.api.edge import Edge, handle_errors
 from casstore_server.api.observe import Observed
+from casstore_server.api.rules import check_rules
 from casstore_server.api.webproxy import WebProxy
 from casstore_server.services.context import Services
 
@@ -32,4 +33,5 @@ def create_app(services: Services) -> ASGIApp:
     app.include_router(workflows.router)
     app.include_router(router.router)
     handle_errors(app)
+    check_rules(app.routes)
     return Observed(WebProxy(Edge(app, owner=services.settings.user), services), services.observers)

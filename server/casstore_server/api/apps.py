@@ -12,6 +12,7 @@ from starlette.responses import PlainTextResponse, Response
 
 from casstore_server.api.deps import Body, CallerDep, Limit, Names, Offset, Order, ServicesDep, decode
 from casstore_server.api.edge import reply
+from casstore_server.api.rules import rule
 from casstore_server.services import apps
 
 router = APIRouter(prefix="/api/app")
@@ -19,7 +20,7 @@ router = APIRouter(prefix="/api/app")
 Version = Annotated[int | None, Query(ge=1, le=10**9)]
 
 
-@router.get("")
+@router.get("", **rule("app:Read"))
 def list_apps(  # FastAPI passes parameters by name
     services: ServicesDep,
     caller: CallerDep,
@@ -38,7 +39,7 @@ def list_apps(  # FastAPI passes parameters by name
     )
 
 
-@router.get("/user/{name}")
+@router.get("/user/{name}", **rule("app:Read"))
 def get(
     services: ServicesDep, name: str, version: Version = None, limit: Limit = 20, order: Order = "DESC"
 ) -> Response:
@@ -46,25 +47,25 @@ def get(
     return reply(apps.get(services, name, number=version, limit=limit, oldest_first=order.upper() == "ASC"))
 
 
-@router.get("/user/{name}/spec")
+@router.get("/user/{name}/spec", **rule("app:Read"))
 def spec(services: ServicesDep, name: str, version: Version = None) -> Response:
     """The workflow file of an app."""
     return PlainTextResponse(apps.spec(services, name, version))
 
 
-@router.post("/user/{name}")
+@router.post("/user/{name}", **rule("app:Write"))
 def create(services: ServicesDep, caller: CallerDep, name: str, body: Body, description: str = "") -> Response:
     """Make an app."""
     return reply(apps.create(services, caller, name, description=description, text=decode(body, str)))
 
 
-@router.patch("/user/{name}")
+@router.patch("/user/{name}", **rule("app:Write"))
 def update(services: ServicesDep, caller: CallerDep, name: str, body: Body) -> Response:
     """Add a version to an app."""
     return reply(apps.update(services, caller, name, text=decode(body, str)))
 
 
-@router.delete("/user/{name}")
+@router.delete("/user/{name}", **rule("app:Write"))
 def delete(
     services: ServicesDep, caller: CallerDep, name: str, version: Version = None, all_versions: bool = False
 ) -> Response:
@@ -72,7 +73,7 @@ def delete(
     return reply(apps.delete(services, caller, name, number=version, everything=all_versions))
 
 
-@router.post("/user/{name}/rename")
+@router.post("/user/{name}/rename", **rule("app:Write"))
 def rename(services: ServicesDep, caller: CallerDep, name: str, body: Body) -> Response:
     """Give an app another name."""
     return reply(apps.rename(services, caller, name, decode(body, str)))

@@ -8,29 +8,30 @@ from __future__ import annotations
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from casstore.errors import AccessError, NotFoundError
+from casstore.errors import NotFoundError
 from casstore.wire.cluster import ProfileChange
 from casstore_server.api.deps import Body, CallerDep, Names, ServicesDep, decode
 from casstore_server.api.edge import reply
+from casstore_server.api.rules import rule
 from casstore_server.services import cluster, readiness
 
 router = APIRouter()
 
 
-@router.get("/health")
+@router.get("/health", **rule("open"))
 def health() -> Response:
     """Whether the server answers."""
     return reply({"status": "OK"})
 
 
-@router.get("/ready")
+@router.get("/ready", **rule("open"))
 def ready(services: ServicesDep) -> Response:
     """Whether the server can do its work: 200, or 503 with what is wrong."""
     found = readiness.check(services)
     return reply(found, status=200 if found.status == "OK" else 503)
 
 
-@router.get("/metrics")
+@router.get("/metrics", **rule("metrics:Read"))
 def metrics(services: ServicesDep) -> Response:
     """Figures for Prometheus."""
     if services.metrics is None:
@@ -41,53 +42,51 @@ def metrics(services: ServicesDep) -> Response:
     return Response(services.metrics.render(), media_type=services.metrics.content_type)
 
 
-@router.get("/api/version")
-@router.get("/client/version")
+@router.get("/api/version", **rule("open"))
+@router.get("/client/version", **rule("open"))
 def version() -> Response:
     """The version of the wire."""
     return reply(cluster.version())
 
 
-@router.get("/api/v1/server")
+@router.get("/api/v1/server", **rule("server:Read"))
 def server(services: ServicesDep) -> Response:
     """The server itself: product version, process, isolation, how much is running."""
     return reply(cluster.server(services))
 
 
-@router.post("/api/v1/server/end-tasks")
-def end_tasks(services: ServicesDep, caller: CallerDep) -> Response:
-    """End everything that runs; it begins again with the next server. Only for the owner of the server."""
-    if caller.user != services.settings.user:
-        raise AccessError(f"Only {services.settings.user}, whose server it is, may end its tasks")
+@router.post("/api/v1/server/end-tasks", **rule("server:Manage"))
+def end_tasks(services: ServicesDep) -> Response:
+    """End everything that runs; it begins again with the next server."""
     return reply(cluster.end_tasks(services))
 
 
-@router.get("/api/profile/settings")
+@router.get("/api/profile/settings", **rule("profile:Own"))
 def profile(services: ServicesDep, caller: CallerDep) -> Response:
     """The caller's settings."""
     return reply(cluster.profile(services, caller))
 
 
-@router.post("/api/profile/settings")
+@router.post("/api/profile/settings", **rule("profile:Own"))
 def change_profile(services: ServicesDep, caller: CallerDep, body: Body) -> Response:
     """Change the caller's settings."""
     cluster.change_profile(services, caller, decode(body, ProfileChange))
     return reply(None)
 
 
-@router.get("/api/pool")
+@router.get("/api/pool", **rule("pool:Read"))
 def pools(services: ServicesDep, pools: Names = [], all_pools: bool = False) -> Response:  # noqa: B006  # FastAPI copies defaults
     """Pools with their platforms."""
     return reply(cluster.pools(services, () if all_pools else pools))
 
 
-@router.get("/api/pool_quota")
+@router.get("/api/pool_quota", **rule("pool:Read"))
 def quota(services: ServicesDep, pools: Names = [], all_pools: bool = False) -> Response:  # noqa: B006  # FastAPI copies defaults
     """Pools with their use of GPUs."""
     return reply(cluster.quota(services, () if all_pools else pools))
 
 
-@router.get("/api/resources")
+@router.get("/api/resources", **rule("pool:Read"))
 def resources(
     services: ServicesDep,
     pools: Names = [],  # noqa: B006  # FastAPI copies defaults
@@ -98,25 +97,25 @@ def resources(
     return reply(cluster.resources(services, () if all_pools else pools, platforms))
 
 
-@router.get("/api/resources/{node}")
+@router.get("/api/resources/{node}", **rule("pool:Read"))
 def resource(services: ServicesDep, node: str) -> Response:
     """One node."""
     return reply(cluster.resources(services, node_name=node))
 
 
-@router.get("/api/bucket")
+@router.get("/api/bucket", **rule("dataset:Read"))
 def buckets(services: ServicesDep, caller: CallerDep, default_only: bool = False) -> Response:
     """Buckets."""
     return reply(cluster.buckets(services, caller, default_only=default_only))
 
 
-@router.get("/api/configs/backend")
+@router.get("/api/configs/backend", **rule("pool:Read"))
 def backends(services: ServicesDep) -> Response:
     """Where workflows run."""
     return reply(cluster.backends(services))
 
 
-@router.get("/api/users")
+@router.get("/api/users", **rule("workflow:Read"))
 def users(services: ServicesDep) -> Response:
     """Everybody who has submitted a workflow."""
     return reply(cluster.users(services))

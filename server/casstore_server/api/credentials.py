@@ -14,25 +14,26 @@ from casstore.structs import from_json
 from casstore.wire.credentials import CredentialBody
 from casstore_server.api.deps import Body, CallerDep, ServicesDep
 from casstore_server.api.edge import reply
+from casstore_server.api.rules import rule
 from casstore_server.services import credentials
 
 router = APIRouter()
 
 
-@router.get("/api/credentials")
+@router.get("/api/credentials", **rule("credential:Own"))
 def list_all(services: ServicesDep, caller: CallerDep) -> Response:
     """The caller's credentials, without their secrets."""
     return reply(credentials.list_all(services, caller))
 
 
-@router.post("/api/credentials/{name}")
+@router.post("/api/credentials/{name}", **rule("credential:Own"))
 def put(services: ServicesDep, caller: CallerDep, name: str, body: Body, validate: bool = True) -> Response:
     """Keep a credential, in place of the one that had this name or this profile. ``validate`` is ours."""
     gone = credentials.put(services, caller, name, _decoded(body), validate=validate)
     return reply(None, warnings=[f"Credential {other} was for the same profile: it is gone." for other in gone])
 
 
-@router.delete("/api/credentials/{name}")
+@router.delete("/api/credentials/{name}", **rule("credential:Own"))
 def delete(services: ServicesDep, caller: CallerDep, name: str) -> Response:
     """Forget a credential."""
     return reply(credentials.delete(services, caller, name))

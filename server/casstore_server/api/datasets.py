@@ -23,6 +23,7 @@ from casstore.wire.dataset import (
 from casstore.wire.protocol import from_iso, to_iso
 from casstore_server.api.deps import Body, CallerDep, Names, Order, ServicesDep, decode
 from casstore_server.api.edge import reply
+from casstore_server.api.rules import rule
 from casstore_server.services.datasets import asking, changing, exchange
 
 router = APIRouter(prefix="/api/bucket")
@@ -53,7 +54,7 @@ def _decoded(body: bytes, kind: type[_T]) -> _T:
     return decode(body if body.strip() not in {b"", b"null"} else b"{}", kind)
 
 
-@router.get("/list_dataset")
+@router.get("/list_dataset", **rule("dataset:Read"))
 def list_datasets(  # FastAPI passes parameters by name
     services: ServicesDep,
     caller: CallerDep,
@@ -82,13 +83,13 @@ def list_datasets(  # FastAPI passes parameters by name
     return reply(found, warnings=warnings)
 
 
-@router.get("/{bucket}/location")
+@router.get("/{bucket}/location", **rule("dataset:Read"))
 def location(services: ServicesDep, caller: CallerDep, bucket: BucketName) -> Response:
     """Where a bucket is."""
     return reply(asking.location(services, caller, bucket))
 
 
-@router.get("/{bucket}/query")
+@router.get("/{bucket}/query", **rule("dataset:Read"))
 def query(
     services: ServicesDep,
     caller: CallerDep,
@@ -99,7 +100,7 @@ def query(
     return reply(asking.query(services, caller, bucket, command))
 
 
-@router.post("/{bucket}/dataset/{name}")
+@router.post("/{bucket}/dataset/{name}", **rule("dataset:Write"))
 def upload(  # FastAPI passes parameters by name
     services: ServicesDep,
     caller: CallerDep,
@@ -132,8 +133,8 @@ def upload(  # FastAPI passes parameters by name
     return reply(begun)
 
 
-@router.get("/{bucket}/dataset/{name}")
-@router.post("/{bucket}/dataset/{name}/migrate")
+@router.get("/{bucket}/dataset/{name}", **rule("dataset:Read"))
+@router.post("/{bucket}/dataset/{name}/migrate", **rule("dataset:Read"))
 def download(
     services: ServicesDep, caller: CallerDep, bucket: BucketName, name: DatasetName, tag: Tag = None
 ) -> Response:
@@ -142,7 +143,7 @@ def download(
     return reply(found, warnings=warnings)
 
 
-@router.get("/{bucket}/dataset/{name}/info")
+@router.get("/{bucket}/dataset/{name}/info", **rule("dataset:Read"))
 def info(
     services: ServicesDep,
     caller: CallerDep,
@@ -161,7 +162,7 @@ def info(
     return reply(found)
 
 
-@router.delete("/{bucket}/dataset/{name}")
+@router.delete("/{bucket}/dataset/{name}", **rule("dataset:Delete"))
 def delete(
     services: ServicesDep,
     caller: CallerDep,
@@ -176,7 +177,7 @@ def delete(
     return reply(done)
 
 
-@router.post("/{bucket}/dataset/{name}/attribute")
+@router.post("/{bucket}/dataset/{name}/attribute", **rule("dataset:Write"))
 def change(  # FastAPI passes parameters by name
     services: ServicesDep,
     caller: CallerDep,
@@ -204,14 +205,14 @@ def change(  # FastAPI passes parameters by name
     return reply(done, warnings=warnings)
 
 
-@router.post("/{bucket}/dataset/{name}/collect")
+@router.post("/{bucket}/dataset/{name}/collect", **rule("dataset:Write"))
 def collect(services: ServicesDep, caller: CallerDep, bucket: BucketName, name: DatasetName, body: Body) -> Response:
     """Make a collection."""
     changing.collect(services, caller, bucket, name, decode(body, CollectBody))
     return reply(None)
 
 
-@router.post("/{bucket}/dataset/{name}/recollect")
+@router.post("/{bucket}/dataset/{name}/recollect", **rule("dataset:Write"))
 def recollect(services: ServicesDep, caller: CallerDep, bucket: BucketName, name: DatasetName, body: Body) -> Response:
     """Change the members of a collection."""
     return reply(changing.recollect(services, caller, bucket, name, decode(body, RecollectBody)))

@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, WebSocket
 from fastapi.exceptions import RequestValidationError
 from sqlalchemy.exc import DatabaseError, DataError, IntegrityError, ProgrammingError
 from starlette.datastructures import Headers
@@ -36,15 +36,17 @@ from casstore.wire.protocol import (
     encode_warning,
     error_body,
 )
+from casstore_server.identity.actions import EVERYTHING, Grants, Policy, grants_of
 from casstore_server.logs import request_id
 from casstore_server.services.context import Caller, Links
 
 __all__ = ["Edge", "handle_errors", "reply"]
 
 _log = logging.getLogger(__name__)
-_OPEN = frozenset({"/health", "/metrics", "/ready", "/api/version", "/client/version", "/api/router/version"})
+_OPEN = frozenset({"/health", "/ready", "/api/version", "/client/version", "/api/router/version"})
 _USER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,127}", re.ASCII)
 _HOST = re.compile(r"(?:127(?:\.\d{1,3}){3}|localhost|\[::1\])(?::\d{1,5})?", re.ASCII)
+_SCRAPER = Grants(policies=(Policy(("metrics:Read",)),))
 _MAX_DRAINED = 4 * MAX_REQUEST_BYTES
 _SLASHES = re.compile(r"/{2,}")
 
@@ -95,6 +97,8 @@ class Edge:
         if not _HOST.fullmatch(host):
             raise AccessError(f"This server does not answer for the host '{host[:100]}'")
         name = headers.get(USER_HEADER, "")
+        if not name and scope["path"] == "/metrics":
+            return Caller("", grants=_SCRAPER)
         if not name and scope["path"] in _OPEN:
             return None
         if not name:
@@ -104,7 +108,8 @@ class Edge:
             )
         if not _USER.fullmatch(name):
             raise UsageError("That is not a user name: letters, digits and . _ @ + - only")
-        return Caller(name, Links(f"http://{host}"))
+        grants = EVERYTHING if name == self._owner else grants_of(["osmo-user"])
+        return Caller(name, Links(f"http://{host}"), grants)
 
 
 def _check_origin(headers: Headers) -> None:
@@ -161,11 +166,6 @@ async def _drain(receive: Receive, message: Message | None = None) -> None:
 def handle_errors(app: FastAPI) -> None:
     """Give every kind of failure its reply."""
 
-    async def on_purpose(request: Request, exc: Exception) -> Response:
-        if not isinstance(exc, CasstoreError):
-            raise exc
-        return reply(error_body(exc, workflow_id=request.path_params.get("workflow_id")), status=exc.http_status)
-
     async def invalid(_: Request, exc: Exception) -> Response:
         if not isinstance(exc, RequestValidationError):
             raise exc
@@ -201,12 +201,21 @@ def handle_errors(app: FastAPI) -> None:
             status=500,
         )
 
-    app.add_exception_handler(CasstoreError, on_purpose)
+    app.add_exception_handler(CasstoreError, _on_purpose)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, by_http)
     app.add_exception_handler(_TooLarge, too_large)
     app.add_exception_handler(DatabaseError, by_database)
     app.add_exception_handler(Exception, unexpected)
+
+
+async def _on_purpose(request: Request | WebSocket, exc: Exception) -> Response:
+    if not isinstance(exc, CasstoreError):
+        raise exc
+    answer = reply(error_body(exc, workflow_id=request.path_params.get("workflow_id")), status=exc.http_status)
+    if isinstance(request, WebSocket):
+        await request.send_denial_response(answer)
+    return answer
 
 
 def _first_problem(errors: Sequence[Mapping[str, Any]]) -> str:

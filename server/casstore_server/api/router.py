@@ -19,6 +19,7 @@ from casstore.wire.router import CLOSE_TIMEOUT, STREAM_KEY
 from casstore_server.api import bridge
 from casstore_server.api.deps import CallerDep, ServicesDep, WorkflowId
 from casstore_server.api.edge import reply
+from casstore_server.api.rules import rule, socket_rule
 from casstore_server.services import cluster, interactive
 from casstore_server.services.context import Services
 from casstore_server.services.sessions import Session
@@ -35,19 +36,19 @@ Patience = Annotated[float, Query(alias="timeout")]
 Command = Annotated[str, Query(max_length=40_000)]
 
 
-@router.get("/api/router/version")
+@router.get("/api/router/version", **rule("open"))
 def version() -> Response:
     """The version of the wire; OSMO's clients take a cookie from here, and none is needed."""
     return reply(cluster.version())
 
 
-@router.get("/api/plugins/configs")
+@router.get("/api/plugins/configs", **rule("workflow:Read"))
 def plugins() -> Response:
     """Plugins: rsync."""
     return reply(interactive.plugins())
 
 
-@router.post("/api/workflow/{workflow_id}/exec/task/{task}")
+@router.post("/api/workflow/{workflow_id}/exec/task/{task}", **rule("workflow:Exec"))
 def exec_task(
     services: ServicesDep, caller: CallerDep, workflow_id: WorkflowId, task: str, entry_command: Command = "/bin/bash"
 ) -> Response:
@@ -55,7 +56,7 @@ def exec_task(
     return reply(interactive.program(services, caller, workflow_id, task, entry_command))
 
 
-@router.post("/api/workflow/{workflow_id}/exec/group/{group}")
+@router.post("/api/workflow/{workflow_id}/exec/group/{group}", **rule("workflow:Exec"))
 def exec_group(
     services: ServicesDep, caller: CallerDep, workflow_id: WorkflowId, group: str, entry_command: Command = "/bin/bash"
 ) -> Response:
@@ -63,7 +64,7 @@ def exec_group(
     return reply(interactive.programs(services, caller, workflow_id, group, entry_command))
 
 
-@router.post("/api/workflow/{workflow_id}/portforward/{task}")
+@router.post("/api/workflow/{workflow_id}/portforward/{task}", **rule("workflow:Exec"))
 def forward(
     services: ServicesDep,
     caller: CallerDep,
@@ -76,25 +77,25 @@ def forward(
     return reply(interactive.forward(services, caller, workflow_id, task, task_ports, udp=use_udp))
 
 
-@router.post("/api/workflow/{workflow_id}/rsync/task/{task}")
+@router.post("/api/workflow/{workflow_id}/rsync/task/{task}", **rule("workflow:Exec"))
 def rsync(services: ServicesDep, caller: CallerDep, workflow_id: WorkflowId, task: str) -> Response:
     """A key to speak to the rsync daemon of a task."""
     return reply(interactive.sync(services, caller, workflow_id, task))
 
 
-@router.post("/api/workflow/{workflow_id}/webserver/{task}")
+@router.post("/api/workflow/{workflow_id}/webserver/{task}", **rule("workflow:Exec"))
 def webserver(services: ServicesDep, caller: CallerDep, workflow_id: WorkflowId, task: str, task_port: int) -> Response:
     """A page of a task, for a browser."""
     return reply(interactive.web(services, caller, workflow_id, task, task_port))
 
 
-@router.get("/api/router/webserver/{key}")
+@router.get("/api/router/webserver/{key}", **rule("workflow:Exec"))
 def webserver_alive(services: ServicesDep, key: Key) -> Response:
     """Whether a page is still there."""
     return reply(services.sessions.page(key.lower()) is not None)
 
 
-@router.websocket("/api/router/exec/{workflow_id}/client/{key}")
+@router.websocket("/api/router/exec/{workflow_id}/client/{key}", **socket_rule("workflow:Exec"))
 async def exec_socket(ws: WebSocket, workflow_id: WorkflowId, key: Key) -> None:
     """A program's input and output."""
 
@@ -105,13 +106,13 @@ async def exec_socket(ws: WebSocket, workflow_id: WorkflowId, key: Key) -> None:
     await _serve(ws, work)
 
 
-@router.websocket("/api/router/portforward/{workflow_id}/client/{key}")
+@router.websocket("/api/router/portforward/{workflow_id}/client/{key}", **socket_rule("workflow:Exec"))
 async def forward_socket(ws: WebSocket, workflow_id: WorkflowId, key: Key, patience: Patience = PAIR_SECONDS) -> None:
     """A port's control connection (or its datagrams), or one of its connections."""
     await _serve(ws, lambda services: _forward(ws, services, "portforward", workflow_id, key, patience))
 
 
-@router.websocket("/api/router/rsync/{workflow_id}/client/{key}")
+@router.websocket("/api/router/rsync/{workflow_id}/client/{key}", **socket_rule("workflow:Exec"))
 async def rsync_socket(ws: WebSocket, workflow_id: WorkflowId, key: Key, patience: Patience = PAIR_SECONDS) -> None:
     """The control connection for rsync, or one of its connections."""
     await _serve(ws, lambda services: _forward(ws, services, "rsync", workflow_id, key, patience))

@@ -27,6 +27,7 @@ from casstore_server.api.deps import (
     decode,
 )
 from casstore_server.api.edge import reply
+from casstore_server.api.rules import rule
 from casstore_server.api.streaming import stream
 from casstore_server.db.queries import TaskFilter, WorkflowFilter
 from casstore_server.services import streams, submission, workflows
@@ -40,7 +41,7 @@ RetryId = Annotated[int | None, Query(ge=0)]
 Last = Annotated[int | None, Query()]
 
 
-@router.post("/pool/{pool}/workflow")
+@router.post("/pool/{pool}/workflow", **rule("workflow:Create"))
 def submit(  # FastAPI passes parameters by name
     services: ServicesDep,
     caller: CallerDep,
@@ -79,14 +80,14 @@ def submit(  # FastAPI passes parameters by name
     return reply(done.reply, warnings=done.warnings)
 
 
-@router.post("/pool/{pool}/workflow/{workflow_id}/restart")
+@router.post("/pool/{pool}/workflow/{workflow_id}/restart", **rule("workflow:Create"))
 def restart(services: ServicesDep, caller: CallerDep, pool: str, workflow_id: WorkflowId) -> Response:
     """Run what failed of a workflow again, as a new one."""
     done = submission.restart(services, caller, pool, workflow_id)
     return reply(done.reply, warnings=done.warnings)
 
 
-@router.get("/workflow")
+@router.get("/workflow", **rule("workflow:Read"))
 def list_workflows(  # FastAPI passes parameters by name
     services: ServicesDep,
     caller: CallerDep,
@@ -124,7 +125,7 @@ def list_workflows(  # FastAPI passes parameters by name
     return reply(found)
 
 
-@router.get("/workflow/{workflow_id}")
+@router.get("/workflow/{workflow_id}", **rule("workflow:Read"))
 def query_workflow(
     services: ServicesDep,
     caller: CallerDep,
@@ -136,7 +137,7 @@ def query_workflow(
     return reply(workflows.query(services, caller, workflow_id, groups=not skip_groups, all_attempts=verbose))
 
 
-@router.get("/workflow/{workflow_id}/task/{task_name}")
+@router.get("/workflow/{workflow_id}/task/{task_name}", **rule("workflow:Read"))
 def query_task(
     services: ServicesDep, caller: CallerDep, workflow_id: WorkflowId, task_name: str, retry_id: RetryId = None
 ) -> Response:
@@ -144,7 +145,7 @@ def query_task(
     return reply(workflows.query_task(services, caller, workflow_id, task_name, retry_id))
 
 
-@router.get("/workflow/{workflow_id}/logs")
+@router.get("/workflow/{workflow_id}/logs", **rule("workflow:Read"))
 def logs(
     services: ServicesDep,
     workflow_id: WorkflowId,
@@ -162,7 +163,7 @@ def logs(
     )
 
 
-@router.get("/workflow/{workflow_id}/error_logs")
+@router.get("/workflow/{workflow_id}/error_logs", **rule("workflow:Read"))
 def error_logs(
     services: ServicesDep,
     workflow_id: WorkflowId,
@@ -180,7 +181,7 @@ def error_logs(
     )
 
 
-@router.get("/workflow/{workflow_id}/events")
+@router.get("/workflow/{workflow_id}/events", **rule("workflow:Read"))
 def events(
     services: ServicesDep,
     workflow_id: WorkflowId,
@@ -198,13 +199,13 @@ def events(
     )
 
 
-@router.get("/workflow/{workflow_id}/spec")
+@router.get("/workflow/{workflow_id}/spec", **rule("workflow:Read"))
 def spec(services: ServicesDep, workflow_id: WorkflowId, use_template: bool = False) -> Response:
     """The specification as text."""
     return PlainTextResponse(workflows.spec_text(services, workflow_id, template=use_template))
 
 
-@router.post("/workflow/{workflow_id}/cancel")
+@router.post("/workflow/{workflow_id}/cancel", **rule("workflow:Change"))
 def cancel(
     services: ServicesDep,
     caller: CallerDep,
@@ -216,7 +217,7 @@ def cancel(
     return reply(workflows.cancel(services, caller, workflow_id, force=force, message=message))
 
 
-@router.post("/workflow/{workflow_id}/tag")
+@router.post("/workflow/{workflow_id}/tag", **rule("workflow:Change"))
 def tag(
     services: ServicesDep,
     workflow_id: WorkflowId,
@@ -228,13 +229,13 @@ def tag(
     return reply(None)
 
 
-@router.get("/tag")
+@router.get("/tag", **rule("workflow:Read"))
 def tags(services: ServicesDep) -> Response:
     """Every tag in use."""
     return reply(workflows.list_tags(services))
 
 
-@router.get("/task")
+@router.get("/task", **rule("workflow:Read"))
 def list_tasks(  # FastAPI passes parameters by name
     services: ServicesDep,
     caller: CallerDep,

@@ -11,11 +11,13 @@ that never changes and can be large, so it has columns of its own and is written
 from __future__ import annotations
 
 from sqlalchemy import (
+    BigInteger,
     Column,
     Float,
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
@@ -25,20 +27,25 @@ from sqlalchemy import (
 
 __all__ = [
     "HEAD",
+    "access_token",
     "app",
     "app_version",
+    "audit",
     "counter",
     "event",
+    "identity_user",
     "lease",
     "metadata",
     "news",
     "profile",
+    "signing_key",
     "tag",
     "task",
+    "user_role",
     "workflow",
 ]
 
-HEAD = "0003"
+HEAD = "0004"
 """The newest migration."""
 
 metadata = MetaData()
@@ -174,3 +181,69 @@ app_version = Table(
     Column("status", String(16), nullable=False),
     Column("text", Text, nullable=False),
 )
+
+identity_user = Table(
+    "identity_user",
+    metadata,
+    Column("name", String(255), primary_key=True),
+    Column("created", Float, nullable=False),
+    Column("created_by", String(255), nullable=False),
+    Column("disabled", Integer, nullable=False, server_default="0"),
+)
+"""Users that the server was told of. Of those that the identity provider knows, only who has roles here too."""
+
+user_role = Table(
+    "user_role",
+    metadata,
+    Column("user", String(255), ForeignKey("identity_user.name", ondelete="CASCADE"), primary_key=True),
+    Column("role", String(64), primary_key=True),
+    Index("user_role_by_role", "role"),
+)
+
+access_token = Table(
+    "access_token",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("user", String(255), ForeignKey("identity_user.name", ondelete="CASCADE"), nullable=False),
+    Column("name", String(128), nullable=False),
+    Column("hash", String(64), nullable=False, unique=True),
+    Column("description", Text, nullable=False),
+    Column("created", Float, nullable=False),
+    Column("expires_at", Float, nullable=False),
+    Column("last_used", Float),
+    Column("roles", Text, nullable=False),
+    UniqueConstraint("user", "name", name="access_token_user_name"),
+)
+"""Personal tokens. ``hash`` is ``identity.tokens.digest`` of it, ``roles`` a JSON list: of its user's roles, those that
+it has as well.
+"""
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    Column("at", Float, nullable=False),
+    Column("user", String(255), nullable=False),
+    Column("token", String(128)),
+    Column("action", String(64), nullable=False),
+    Column("resource", String(512), nullable=False),
+    Column("outcome", String(16), nullable=False),
+    Column("address", String(64), nullable=False),
+    Column("request_id", String(64), nullable=False),
+    Column("detail", Text, nullable=False),
+    Index("audit_by_time", "at", "id"),
+    Index("audit_by_user", "user", "id"),
+)
+"""Who changed what, and who was refused."""
+
+signing_key = Table(
+    "signing_key",
+    metadata,
+    Column("kid", String(64), primary_key=True),
+    Column("sealed", LargeBinary, nullable=False),
+    Column("created", Float, nullable=False),
+    Column("retired", Float),
+)
+"""The keys that this server's ID tokens are signed with; ``sealed`` by ``secrets.SecretBox``. A retired one signs no
+more, and is kept as long as something that it signed may be good.
+"""

@@ -12,6 +12,7 @@ from socket import socket
 from threading import Event
 from typing import Protocol
 
+from casstore.errors import AccessError
 from casstore.remote.credentials import CredentialSource
 from casstore.vault import Vault
 from casstore_orchestrator.figures import Figures
@@ -21,6 +22,7 @@ from casstore_orchestrator.reasons import Why
 from casstore_orchestrator.records import WorkflowRecord
 from casstore_server.config import Watched
 from casstore_server.db.store import Database
+from casstore_server.identity.actions import EVERYTHING, Action, Grants, scope_kind
 from casstore_server.metrics import Metrics
 from casstore_server.observing import Observers
 from casstore_server.services.jobs import Jobs
@@ -77,10 +79,33 @@ class Links:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks, and from where."""
+    """Who asks, from where, and what they may do. ``token`` is the name of the personal token they came with, if any,
+    ``address`` where the connection is from. Without ``grants`` it is somebody who may do everything, as the owner of
+    the server may who comes by the unix socket.
+    """
 
     user: str
     links: Links = Links()
+    grants: Grants = EVERYTHING
+    token: str | None = None
+    address: str = ""
+
+    def may(self, action: Action, *, pool: str | None = None, bucket: str | None = None) -> bool:
+        """Whether they may: on this pool or bucket, or without one anywhere."""
+        return self.grants.may(action, pool=pool, bucket=bucket)
+
+    def require(self, action: Action, *, pool: str | None = None, bucket: str | None = None) -> None:
+        """Raise ``AccessError`` unless they ``may``."""
+        if self.may(action, pool=pool, bucket=bucket):
+            return
+        kind = scope_kind(action)
+        name = pool if kind == "pool" else bucket if kind == "bucket" else None
+        where = "" if name is None else f" in {kind} {name}"
+        roles = ", ".join(self.grants.roles) or "none"
+        raise AccessError(
+            f"{self.user} has no right {action}{where}",
+            hint=f"Rights come with roles (of this login: {roles}): ask whoever runs this server.",
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,94 @@
+"""What each route asks of whoever calls it, and what it says of itself.
+
+Decided here and only here: that every route has exactly one rule and that an application with a route that has none
+does not start; that a right on a pool or a bucket is checked against the ``pool`` or ``bucket`` of the path; and that a
+rule speaks before anything of the request is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from fastapi import Depends
+from fastapi.dependencies.models import Dependant
+from fastapi.routing import APIRoute, APIWebSocketRoute
+from starlette.requests import HTTPConnection
+from starlette.routing import BaseRoute
+
+from casstore.errors import AccessError
+from casstore_server.identity.actions import Action, scope_kind
+from casstore_server.services.context import Caller
+
+__all__ = ["action_of", "all_routes", "check_rules", "rule", "socket_rule"]
+
+
+def rule(
+    action: Action,
+    *,
+    reply: type | None = None,
+    body: type | None = None,
+    media: str = "application/json",
+    errors: Sequence[int] = (),
+) -> dict[str, Any]:
+    """For the decorator of a route: ``@router.get("/api/pool", **rule("pool:Read", reply=PoolsReply))``.
+
+    ``reply`` and ``body`` are the types of what is answered and sent, ``media`` is how the answer is written,
+    ``errors`` are the statuses that this route may answer with besides those that every route has.
+    """
+    del reply, body, media, errors
+    return {"dependencies": [Depends(_check(action))]}
+
+
+def socket_rule(action: Action) -> dict[str, Any]:
+    """As ``rule``, for a websocket."""
+    return {"dependencies": [Depends(_check(action))]}
+
+
+def _check(action: Action) -> Callable[[HTTPConnection], None]:
+    kind = scope_kind(action)
+
+    def check(connection: HTTPConnection) -> None:
+        if action == "open":
+            return
+        caller: Caller | None = connection.state.caller
+        if caller is None:
+            raise AccessError("This route needs a user")
+        name = connection.path_params.get(kind) if kind else None
+        caller.require(action, **({kind: name} if kind and name is not None else {}))
+
+    check.action = action  # type: ignore[attr-defined]  # what it is known by
+    return check
+
+
+def action_of(route: APIRoute | APIWebSocketRoute) -> Action | None:
+    """The action of a route's rule; None when it has no rule, or more than one."""
+    found = [action for action in map(_action, route.dependant.dependencies) if action is not None]
+    return found[0] if len(found) == 1 else None
+
+
+def _action(dependant: Dependant) -> Action | None:
+    found: Action | None = getattr(dependant.call, "action", None)
+    return found
+
+
+def all_routes(routes: Iterable[BaseRoute]) -> Iterator[BaseRoute]:
+    """The routes, with those of routers in routers in their place."""
+    for route in routes:
+        inner: Any = getattr(route, "original_router", None)
+        if inner is None:
+            yield route
+        else:
+            yield from all_routes(inner.routes)
+
+
+def check_rules(routes: Iterable[BaseRoute]) -> None:
+    """Raise ``RuntimeError`` naming a route that has no rule, or several. FastAPI's own document of the routes is open
+    to everybody: it says nothing that the documentation does not.
+    """
+    for route in all_routes(routes):
+        if isinstance(route, APIRoute | APIWebSocketRoute):
+            if action_of(route) is None:
+                raise RuntimeError(f"{route.path} must have one rule: see api.rules")
+        elif getattr(route, "name", "") != "openapi":
+            raise RuntimeError(f"{getattr(route, 'path', route)} is a route without a rule: see api.rules")
