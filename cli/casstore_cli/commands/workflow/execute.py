@@ -18,6 +18,7 @@ from casstore.errors import CancelledError, UsageError
 from casstore.wire.router import ERRORS, RESIZE, RouterReply, WindowSize
 from casstore_cli import console, login, output
 from casstore_cli.client import Client, quoted
+from casstore_cli.loop import run
 from casstore_cli.terminal import harmless
 
 if TYPE_CHECKING:
@@ -61,11 +62,11 @@ def exec_(
         words = entry.split()
         if keep_alive or (words and words[-1].endswith(_SHELLS)):
             raise UsageError("A group can't share a shell", hint="Name the command to run with --entry.")
-        ctx.exit(asyncio.run(_in_group(client, workflow_id, group, entry, connect_timeout)))
+        ctx.exit(run(_in_group(client, workflow_id, group, entry, connect_timeout)))
     while True:
         path = f"api/workflow/{quoted(workflow_id)}/exec/task/{quoted(task or '')}"
         found = client.post(path, RouterReply, {"entry_command": entry})
-        code = asyncio.run(_interactive(client, workflow_id, found, connect_timeout))
+        code = run(_interactive(client, workflow_id, found, connect_timeout))
         if code is not None:
             ctx.exit(code)
         if not keep_alive:

@@ -19,6 +19,7 @@ from casstore.errors import UsageError
 from casstore.wire.router import RouterReply
 from casstore_cli import login, output
 from casstore_cli.client import Client, quoted
+from casstore_cli.loop import run
 
 __all__ = ["parse_ports", "port_forward"]
 
@@ -44,9 +45,9 @@ def port_forward(workflow_id: str, task: str, ports: str, host: str, udp: bool, 
     """
     pairs = parse_ports(ports)
     client = login.connect()
-    # SIGTERM cancels it, as asyncio itself lets Ctrl-C do.
+    # SIGTERM cancels it, as Ctrl-C does.
     with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
-        asyncio.run(_forward(client, workflow_id, task, pairs, host, udp=udp, seconds=connect_timeout))
+        run(_forward(client, workflow_id, task, pairs, host, udp=udp, seconds=connect_timeout))
     output.message("Ended.")
 
 
