@@ -1,0 +1,77 @@
+"""What the server must know of whoever asks, at every request.
+
+Decided here and only here: that it is read anew each time (one query by a key), so that who is disabled, deleted or has
+lost a role or a token is refused at once, by every server of the same database; and that the last use of a token is
+written down at most once a minute.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, NamedTuple
+
+import msgspec
+from sqlalchemy import Connection, Row, select, update
+
+from casstore_server.db.schema import access_token, identity_user, user_role
+from casstore_server.db.store import Database
+
+__all__ = ["Callers", "KnownToken", "KnownUser"]
+
+_USED_EVERY = 60.0
+
+
+class KnownUser(NamedTuple):
+    """A user that this server was told of."""
+
+    name: str
+    disabled: bool
+    roles: frozenset[str]
+
+
+class KnownToken(NamedTuple):
+    """A personal token and its user; ``roles`` is what it was given, ``expires_at`` in seconds since the epoch."""
+
+    id: str
+    name: str
+    expires_at: float
+    roles: frozenset[str]
+    user: KnownUser
+
+
+class Callers:
+    """Safe to use from any thread."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def user(self, name: str) -> KnownUser | None:
+        """A user by name."""
+        with self._database.reading() as connection:
+            row = connection.execute(select(identity_user).where(identity_user.c.name == name)).first()
+            return None if row is None else _user(connection, row.name, row.disabled)
+
+    def token(self, *, digest: str | None = None, id: str | None = None) -> KnownToken | None:  # noqa: A002  # its name
+        """A personal token by ``identity.tokens.digest`` of it, or by its id."""
+        table = access_token
+        which = table.c.hash == digest if id is None else table.c.id == id
+        query = select(table, identity_user.c.disabled).join(identity_user, identity_user.c.name == table.c.user)
+        with self._database.reading() as connection:
+            row = connection.execute(query.where(which)).first()
+            if row is None:
+                return None
+            user = _user(connection, row.user, row.disabled)
+        self._used(row)
+        return KnownToken(row.id, row.name, row.expires_at, frozenset(msgspec.json.decode(row.roles)), user)
+
+    def _used(self, row: Row[Any]) -> None:
+        now = time.time()
+        if row.expires_at <= now or (row.last_used is not None and now - row.last_used < _USED_EVERY):
+            return
+        with self._database.writing() as connection:
+            connection.execute(update(access_token).where(access_token.c.id == row.id).values(last_used=now))
+
+
+def _user(connection: Connection, name: str, disabled: int) -> KnownUser:
+    found = connection.execute(select(user_role.c.role).where(user_role.c.user == name)).scalars()
+    return KnownUser(name, bool(disabled), frozenset(found))
