@@ -51,12 +51,14 @@ class Capabilities(msgspec.Struct, frozen=True):
 
 class ObjectInfo(msgspec.Struct, frozen=True):
     """One object, as ``stat`` and ``list`` see it. ``size`` in bytes, ``mtime`` in seconds since the
-    epoch.
+    epoch. ``state`` is another one for another state of the object, and compares with nothing but other such
+    ``state``s of it; empty where that is not known.
     """
 
     key: str
     size: int
     mtime: float
+    state: str = ""
 
 
 def validate_key(key: str) -> str:

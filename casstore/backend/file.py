@@ -60,6 +60,8 @@ _CREATE = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 # over the bytes; every put makes a new inode, so that inode, size and time of change tell two states apart.
 _HASHED_TAG = 16 * 1024 * 1024 + 4096
 
+_SETTLED_S = 2.0
+
 _MISSING = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -142,7 +144,7 @@ class FileBackend:
             info = self._root.lstat(validate_key(key))
         except OSError as error:
             raise self._error(error, key) from error
-        return ObjectInfo(key, info.st_size, info.st_mtime)
+        return _info(key, info)
 
     def list(self, prefix: str, *, after: str = "") -> Iterator[ObjectInfo]:
         """See ``Backend.list``. Each folder is read when the listing comes to it."""
@@ -162,7 +164,7 @@ class FileBackend:
             if info is None:
                 yield from self._list(key, after)
             else:
-                yield ObjectInfo(key, info.st_size, info.st_mtime)
+                yield _info(key, info)
 
     def _scan(self, prefix: str, after: str) -> dict[str, os.stat_result | None]:
         """The legal names in one folder: key -> stat of a file, or key with a slash -> None for a folder."""
@@ -420,6 +422,12 @@ def _legal(key: str) -> bool:
     except CasstoreError:
         return False
     return True
+
+
+def _info(key: str, info: os.stat_result) -> ObjectInfo:
+    # A file that is this new may be replaced by one that has its inode, size and time: the clock of files is coarse.
+    settled = time.time() - info.st_mtime > _SETTLED_S
+    return ObjectInfo(key, info.st_size, info.st_mtime, _stat_tag(info) if settled else "")
 
 
 def _stat_tag(info: os.stat_result) -> str:

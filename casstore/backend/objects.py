@@ -78,7 +78,7 @@ class ObjectBackend:
     def stat(self, key: str) -> ObjectInfo:
         """See ``Backend.stat``."""
         found = self._client.head(self._key(key))
-        return ObjectInfo(key, found.size, found.mtime)
+        return ObjectInfo(key, found.size, found.mtime, found.etag)
 
     def list(self, prefix: str, *, after: str = "") -> Iterator[ObjectInfo]:
         """See ``Backend.list``. Objects whose names are no legal keys are passed over."""
@@ -96,7 +96,7 @@ class ObjectBackend:
                 validate_key(key)
             except UsageError:
                 continue
-            yield ObjectInfo(key, info.size, info.mtime)
+            yield ObjectInfo(key, info.size, info.mtime, info.etag)
 
     def delete(self, keys: Iterable[str]) -> None:
         """See ``Backend.delete``."""

@@ -212,6 +212,15 @@ class BackendContract:
         assert (listed.key, listed.size) == (info.key, info.size)
         assert abs(listed.mtime - info.mtime) < 1.5
 
+    def test_the_state_of_an_object_is_another_one_when_it_was_replaced(self, backend: Backend) -> None:
+        states = set()
+        for data in (b"one", b"two"):
+            backend.put("a/b", [data])
+            (listed,) = backend.list("a/")
+            assert listed.state == backend.stat("a/b").state
+            states.add(listed.state)
+        assert states == {""} or len(states - {""}) == 2
+
     @pytest.mark.parametrize("key", ["missing", "a/missing", "a/b/missing", "file/below", "a"])
     def test_missing(self, backend: Backend, key: str) -> None:
         backend.put("a/b/present", [b"x"])
