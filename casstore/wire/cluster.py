@@ -10,6 +10,8 @@ from typing import Any
 
 import msgspec
 
+from casstore.wire.auth import UserTokenReply
+
 
 class VersionReply(msgspec.Struct, kw_only=True):
     """The version of the wire that the server speaks (see ``casstore.wire.protocol.PROTOCOL_VERSION``)."""
@@ -67,7 +69,7 @@ class ProfileReply(msgspec.Struct, kw_only=True):
     profile: Profile
     roles: list[str] = []
     pools: list[str] = []
-    token: dict[str, Any] | None = None
+    token: UserTokenReply | None = None
 
 
 class ProfileChange(msgspec.Struct, kw_only=True):

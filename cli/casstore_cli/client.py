@@ -8,16 +8,15 @@ library's ``http.client`` is used because it is imported in a tenth of the time 
 from __future__ import annotations
 
 import http.client
-import os
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 
 import msgspec
 
 from casstore import __version__
-from casstore.errors import ServiceError, UsageError
+from casstore.errors import AccessError, CasstoreError, ServiceError, UsageError
 from casstore.structs import from_json
 from casstore.wire.protocol import (
     CLIENT_VERSION_HEADER,
@@ -29,8 +28,9 @@ from casstore.wire.protocol import (
     decode_warning,
     to_exception,
 )
+from casstore_cli import web
 
-__all__ = ["Client", "Target", "quoted"]
+__all__ = ["BearerToken", "Client", "Target", "quoted"]
 
 REPLY_TIMEOUT_S = 60.0
 """How long a reply that is not a stream may take."""
@@ -48,13 +48,23 @@ Value = str | int | bool | None | Sequence[str]
 T = TypeVar("T")
 
 
+class BearerToken(Protocol):
+    """What proves who asks: see ``casstore_cli.bearer``."""
+
+    def token(self) -> str:
+        """The token to send now."""
+
+    def renew(self, refused: str) -> bool:
+        """Get another one than ``refused``; False when that is no use."""
+
+
 class Target(NamedTuple):
     """Where a server is: the path of its unix socket, or a URL; and who asks."""
 
     user: str
     socket_path: str | None = None
     url: str | None = None
-    token: str | None = None
+    bearer: BearerToken | None = None
 
     @property
     def display(self) -> str:
@@ -153,19 +163,12 @@ class Client:
                 "The options of this command are too long for one request",
                 hint="Put long values into the file itself, or into a dataset.",
             )
-        connection = self._connection(timeout)
-        try:
-            connection.request(method, url, body=data, headers=self.headers())
-            response = connection.getresponse()
-        except TimeoutError as exc:
+        headers = self.headers()
+        connection, response = self._send(method, url, data, headers, timeout)
+        if response.status == http.HTTPStatus.UNAUTHORIZED and self._renewed(headers):
+            response.close()
             connection.close()
-            raise ServiceError(f"The server at {self.target.display} did not answer in time") from exc
-        except (OSError, http.client.HTTPException) as exc:
-            connection.close()
-            raise ServiceError(
-                f"Cannot connect to the server at {self.target.display}: {_reason(exc)}",
-                hint=_OWN_HINT if self.target.url is None else "Check the URL: osmo login URL.",
-            ) from exc
+            connection, response = self._send(method, url, data, self.headers(), timeout)
         if self._on_warning is not None and (warning := response.getheader(WARNING_HEADER)):
             for line in decode_warning(warning):
                 self._on_warning(line)
@@ -173,15 +176,51 @@ class Client:
             problem = response.read(1 << 20)
             response.close()
             connection.close()
-            raise to_exception(max(response.status, 400), problem)
+            raise self._refusal(response, problem)
         return connection, response
+
+    def _send(
+        self, method: str, url: str, data: bytes | None, headers: dict[str, str], timeout: float | None
+    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+        connection = self._connection(timeout)
+        try:
+            connection.request(method, url, body=data, headers=headers)
+            return connection, connection.getresponse()
+        except TimeoutError as exc:
+            connection.close()
+            raise ServiceError(f"The server at {self.target.display} did not answer in time") from exc
+        except (OSError, http.client.HTTPException) as exc:
+            connection.close()
+            raise ServiceError(
+                f"Cannot connect to the server at {self.target.display}: {web.explain(exc)}",
+                hint=_OWN_HINT if self.target.url is None else "Check the URL: osmo login URL.",
+            ) from exc
+
+    def _renewed(self, headers: Mapping[str, str]) -> bool:
+        """Whether there is another token than the one that was refused."""
+        bearer = self.target.bearer
+        return bearer is not None and bearer.renew(headers["Authorization"].removeprefix("Bearer "))
+
+    def _refusal(self, response: http.client.HTTPResponse, problem: bytes) -> CasstoreError:
+        """The error that a reply is; of another kind of server, too."""
+        status, place = response.status, response.getheader("Location")
+        if status < 400:
+            where = f", and refers to {place}" if place else ""
+            return UsageError(
+                f"The server at {self.target.display} answered with status {status}{where}",
+                hint="Log in to where it is: osmo login URL",
+            )
+        error = to_exception(status, problem)
+        if status != http.HTTPStatus.UNAUTHORIZED:
+            return error
+        hint = error.hint or f"Log in again: osmo login {self.target.display}"
+        off = web.clock_off(response.getheader("Date"))
+        return AccessError(error.message, hint=f"{off} {hint}" if off and self.target.bearer else hint)
 
     def _connection(self, timeout: float | None) -> http.client.HTTPConnection:
         if self.target.socket_path is not None:
             return _UnixConnection(self.target.socket_path, timeout)
-        parts = urlsplit(self.target.url or "")
-        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        return kind(parts.hostname or "", parts.port, timeout=timeout)
+        return web.connection(self.target.url or "", timeout)
 
     def headers(self) -> dict[str, str]:
         """What every request says of this client and its user."""
@@ -190,8 +229,8 @@ class Client:
             "User-Agent": f"osmo-cli/{__version__}",
             CLIENT_VERSION_HEADER: PROTOCOL_VERSION,
         }
-        if self.target.token is not None:
-            headers["Authorization"] = f"Bearer {self.target.token}"
+        if self.target.bearer is not None:
+            headers["Authorization"] = f"Bearer {self.target.bearer.token()}"
         elif self.target.url is not None:
             headers[USER_HEADER] = self.target.user
         return headers
@@ -207,7 +246,7 @@ class Client:
         except (FileNotFoundError, ConnectionError, http.client.HTTPException):
             return None
         except OSError as exc:
-            raise ServiceError(f"Cannot connect to the server at {self.target.display}: {_reason(exc)}") from exc
+            raise ServiceError(f"Cannot connect to the server at {self.target.display}: {web.explain(exc)}") from exc
         finally:
             connection.close()
 
@@ -248,9 +287,3 @@ def _decode(data: bytes, reply: type[T], path: str) -> T:
         return from_json(data, reply)
     except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
         raise ServiceError(f"The server's reply to {path} can't be understood: {exc}") from exc
-
-
-def _reason(exc: Exception) -> str:
-    if isinstance(exc, OSError) and exc.errno:
-        return os.strerror(exc.errno)
-    return " ".join(str(exc).split()) or type(exc).__name__

@@ -1,6 +1,6 @@
-"""``osmo login``, ``logout``, ``info``, ``profile``, ``backend`` and ``doctor``: who, where and on what.
+"""``osmo info``, ``profile``, ``backend`` and ``doctor``: who, where and on what.
 
-Decided here and only here: what these print, and which ways to log in there are.
+Decided here and only here: what these print.
 """
 
 from __future__ import annotations
@@ -20,40 +20,9 @@ from casstore.wire.cluster import (
     VersionReply,
 )
 from casstore_cli import login, output
-from casstore_cli.client import Client, Target
 from casstore_cli.config import change_config
 from casstore_cli.lazy import LazyGroup
 from casstore_cli.multi import Command
-
-_METHODS = ("dev", "code", "password", "token")
-
-
-@click.command("login", cls=Command)
-@click.argument("url", required=False)
-@click.option("--method", type=click.Choice(_METHODS), default="dev", show_default=True, help="How to log in.")
-@click.option("--username", help="Your name there.")
-def login_command(url: str | None, method: str, username: str | None) -> None:
-    """Use the server at URL instead of your own; without URL the one used last."""
-    if method != "dev":
-        raise UsageError(f"Logging in by {method} is not supported", hint="Use --method dev --username NAME.")
-    config = load_config()
-    old = login.read(config.paths)
-    if url is None:
-        if old is None:
-            raise UsageError("Which server?", hint="osmo login URL --username NAME")
-        url = old.url
-    found = login.Login(login.check_url(url), login.check_user(username or (old.user if old else config.user)))
-    output.text(f"Logging in to {output.escape(found.url)}")
-    Client(Target(found.user, url=found.url), on_warning=output.warn).get("api/version", VersionReply)
-    login.save(config.paths, found)
-    output.text(f"Successfully logged in. Welcome {output.escape(found.user)}.")
-
-
-@click.command("logout", cls=Command)
-def logout_command() -> None:
-    """Go back to the server of your own."""
-    done = login.forget(load_config().paths)
-    output.text("Successfully logged out." if done else "You were not logged in.")
 
 
 @click.command("info", cls=Command)
@@ -114,12 +83,15 @@ def profile_list(format_type: str) -> None:
         output.document(msgspec.to_builtins(found), indent=2)
         return
     settings = found.profile
-    tree = {
+    tree: dict[str, object] = {
         "user": settings.username,
         "notifications": {"email": settings.email_notification, "slack": settings.slack_notification},
         "bucket": {"default": settings.bucket},
         "pool": {"default": settings.pool, "accessible": found.pools},
+        "roles": found.roles,
     }
+    if found.token is not None:
+        tree["token"] = msgspec.to_builtins(found.token)
     for line in output.tree_text(tree):
         output.text(line)
 
