@@ -19,7 +19,10 @@ __all__ = [
     "RESIZE",
     "STREAM_KEY",
     "Ended",
+    "PluginsReply",
     "RouterReply",
+    "RsyncModule",
+    "RsyncPlugin",
     "StreamWish",
     "WindowSize",
     "socket_path",
@@ -49,6 +52,30 @@ class RouterReply(msgspec.Struct, kw_only=True):
     cookie: str = ""
     pipes: bool = False
     url: str | None = None
+
+
+class RsyncModule(msgspec.Struct, kw_only=True):
+    """A folder of a task that rsync reaches besides its workspace."""
+
+    path: str
+    writable: bool
+
+
+class RsyncPlugin(msgspec.Struct, kw_only=True):
+    """``client_upload_rate_limit`` in bytes a second, 0 is none; the daemon's times in seconds."""
+
+    enabled: bool
+    allowed_paths: dict[str, RsyncModule]
+    client_upload_rate_limit: int
+    daemon_debounce_delay: float
+    daemon_poll_interval: float
+    daemon_reconcile_interval: float
+
+
+class PluginsReply(msgspec.Struct, kw_only=True):
+    """What OSMO calls plugins."""
+
+    rsync: RsyncPlugin
 
 
 class WindowSize(msgspec.Struct, kw_only=True, rename="pascal", omit_defaults=True):

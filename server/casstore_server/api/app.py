@@ -11,27 +11,34 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from casstore import __version__
-from casstore_server.api import apps, cluster, credentials, datasets, router, workflows
+from casstore_server.api import apps, cluster, credentials, datasets, pages, router, workflows
 from casstore_server.api.edge import Edge, handle_errors
 from casstore_server.api.observe import Observed
 from casstore_server.api.rules import check_rules
 from casstore_server.api.webproxy import WebProxy
 from casstore_server.services.context import Services
 
-__all__ = ["create_app"]
+__all__ = ["assemble", "create_app"]
 
 
-def create_app(services: Services) -> ASGIApp:
-    """The application over these services."""
-    app = FastAPI(title="casstore", version=__version__, docs_url=None, redoc_url=None, openapi_url="/api/openapi.json")
-    app.state.services = services
-    app.state.sockets = asyncio.Semaphore(router.MAX_SOCKETS)
+def assemble() -> FastAPI:
+    """The routes, without anything behind them."""
+    app = FastAPI(title="casstore", version=__version__, openapi_url=None)
     app.include_router(apps.router)
     app.include_router(cluster.router)
     app.include_router(credentials.router)
     app.include_router(datasets.router)
     app.include_router(workflows.router)
     app.include_router(router.router)
+    app.include_router(pages.router)
     handle_errors(app)
     check_rules(app.routes)
+    return app
+
+
+def create_app(services: Services) -> ASGIApp:
+    """The application over these services."""
+    app = assemble()
+    app.state.services = services
+    app.state.sockets = asyncio.Semaphore(router.MAX_SOCKETS)
     return Observed(WebProxy(Edge(app, owner=services.settings.user), services), services.observers)

@@ -10,6 +10,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from starlette.responses import PlainTextResponse, Response
 
+from casstore.wire.app import AppDeleted, AppEdit, AppList, AppReply
 from casstore_server.api.deps import Body, CallerDep, Limit, Names, Offset, Order, ServicesDep, decode
 from casstore_server.api.edge import reply
 from casstore_server.api.rules import rule
@@ -20,7 +21,7 @@ router = APIRouter(prefix="/api/app")
 Version = Annotated[int | None, Query(ge=1, le=10**9)]
 
 
-@router.get("", **rule("app:Read"))
+@router.get("", **rule("app:Read", reply=AppList))
 def list_apps(  # FastAPI passes parameters by name
     services: ServicesDep,
     caller: CallerDep,
@@ -39,7 +40,7 @@ def list_apps(  # FastAPI passes parameters by name
     )
 
 
-@router.get("/user/{name}", **rule("app:Read"))
+@router.get("/user/{name}", **rule("app:Read", reply=AppReply))
 def get(
     services: ServicesDep, name: str, version: Version = None, limit: Limit = 20, order: Order = "DESC"
 ) -> Response:
@@ -47,25 +48,25 @@ def get(
     return reply(apps.get(services, name, number=version, limit=limit, oldest_first=order.upper() == "ASC"))
 
 
-@router.get("/user/{name}/spec", **rule("app:Read"))
+@router.get("/user/{name}/spec", **rule("app:Read", reply=str, media="text/plain"))
 def spec(services: ServicesDep, name: str, version: Version = None) -> Response:
     """The workflow file of an app."""
     return PlainTextResponse(apps.spec(services, name, version))
 
 
-@router.post("/user/{name}", **rule("app:Write"))
+@router.post("/user/{name}", **rule("app:Write", reply=AppEdit, body=str, errors=[409]))
 def create(services: ServicesDep, caller: CallerDep, name: str, body: Body, description: str = "") -> Response:
     """Make an app."""
     return reply(apps.create(services, caller, name, description=description, text=decode(body, str)))
 
 
-@router.patch("/user/{name}", **rule("app:Write"))
+@router.patch("/user/{name}", **rule("app:Write", reply=AppEdit, body=str, errors=[409]))
 def update(services: ServicesDep, caller: CallerDep, name: str, body: Body) -> Response:
     """Add a version to an app."""
     return reply(apps.update(services, caller, name, text=decode(body, str)))
 
 
-@router.delete("/user/{name}", **rule("app:Write"))
+@router.delete("/user/{name}", **rule("app:Write", reply=AppDeleted))
 def delete(
     services: ServicesDep, caller: CallerDep, name: str, version: Version = None, all_versions: bool = False
 ) -> Response:
@@ -73,7 +74,7 @@ def delete(
     return reply(apps.delete(services, caller, name, number=version, everything=all_versions))
 
 
-@router.post("/user/{name}/rename", **rule("app:Write"))
+@router.post("/user/{name}/rename", **rule("app:Write", reply=str, body=str, errors=[409]))
 def rename(services: ServicesDep, caller: CallerDep, name: str, body: Body) -> Response:
     """Give an app another name."""
     return reply(apps.rename(services, caller, name, decode(body, str)))

@@ -5,35 +5,39 @@ Decided here and only here: paths, and that a body that is not one of OSMO's thr
 
 from __future__ import annotations
 
+from types import NoneType
+
 import msgspec
 from fastapi import APIRouter
 from fastapi.exceptions import RequestValidationError
 from starlette.responses import Response
 
 from casstore.structs import from_json
-from casstore.wire.credentials import CredentialBody
+from casstore.wire.credentials import CredentialBody, CredentialList
 from casstore_server.api.deps import Body, CallerDep, ServicesDep
 from casstore_server.api.edge import reply
-from casstore_server.api.rules import rule
+from casstore_server.api.rules import STORAGE, rule
 from casstore_server.services import credentials
 
 router = APIRouter()
 
 
-@router.get("/api/credentials", **rule("credential:Own"))
+@router.get("/api/credentials", **rule("credential:Own", reply=CredentialList))
 def list_all(services: ServicesDep, caller: CallerDep) -> Response:
     """The caller's credentials, without their secrets."""
     return reply(credentials.list_all(services, caller))
 
 
-@router.post("/api/credentials/{name}", **rule("credential:Own"))
+@router.post(
+    "/api/credentials/{name}", **rule("credential:Own", reply=NoneType, body=CredentialBody, errors=[409, *STORAGE])
+)
 def put(services: ServicesDep, caller: CallerDep, name: str, body: Body, validate: bool = True) -> Response:
     """Keep a credential, in place of the one that had this name or this profile. ``validate`` is ours."""
     gone = credentials.put(services, caller, name, _decoded(body), validate=validate)
     return reply(None, warnings=[f"Credential {other} was for the same profile: it is gone." for other in gone])
 
 
-@router.delete("/api/credentials/{name}", **rule("credential:Own"))
+@router.delete("/api/credentials/{name}", **rule("credential:Own", reply=CredentialList))
 def delete(services: ServicesDep, caller: CallerDep, name: str) -> Response:
     """Forget a credential."""
     return reply(credentials.delete(services, caller, name))

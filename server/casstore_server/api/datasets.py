@@ -5,6 +5,7 @@ Decided here and only here: paths and parameters, which are OSMO 6.2's, and the 
 
 from __future__ import annotations
 
+from types import NoneType
 from typing import Annotated, TypeVar
 
 import msgspec
@@ -15,15 +16,24 @@ from casstore.errors import UsageError
 from casstore.model import DatasetType
 from casstore.wire.dataset import (
     AttributeBody,
+    AttributeReply,
     CollectBody,
+    DatasetList,
+    DatasetReply,
+    DeleteReply,
+    DownloadReply,
+    LocationReply,
+    QueryReply,
     RecollectBody,
+    RecollectReply,
     UploadBody,
+    UploadReply,
     whole_seconds,
 )
 from casstore.wire.protocol import from_iso, to_iso
 from casstore_server.api.deps import Body, CallerDep, Names, Order, ServicesDep, decode
 from casstore_server.api.edge import reply
-from casstore_server.api.rules import rule
+from casstore_server.api.rules import STORAGE, rule
 from casstore_server.services.datasets import asking, changing, exchange
 
 router = APIRouter(prefix="/api/bucket")
@@ -54,7 +64,7 @@ def _decoded(body: bytes, kind: type[_T]) -> _T:
     return decode(body if body.strip() not in {b"", b"null"} else b"{}", kind)
 
 
-@router.get("/list_dataset", **rule("dataset:Read"))
+@router.get("/list_dataset", **rule("dataset:Read", reply=DatasetList, errors=[404, *STORAGE]))
 def list_datasets(  # FastAPI passes parameters by name
     services: ServicesDep,
     caller: CallerDep,
@@ -83,13 +93,13 @@ def list_datasets(  # FastAPI passes parameters by name
     return reply(found, warnings=warnings)
 
 
-@router.get("/{bucket}/location", **rule("dataset:Read"))
+@router.get("/{bucket}/location", **rule("dataset:Read", reply=LocationReply, errors=STORAGE))
 def location(services: ServicesDep, caller: CallerDep, bucket: BucketName) -> Response:
     """Where a bucket is."""
     return reply(asking.location(services, caller, bucket))
 
 
-@router.get("/{bucket}/query", **rule("dataset:Read"))
+@router.get("/{bucket}/query", **rule("dataset:Read", reply=QueryReply, errors=STORAGE))
 def query(
     services: ServicesDep,
     caller: CallerDep,
@@ -100,7 +110,10 @@ def query(
     return reply(asking.query(services, caller, bucket, command))
 
 
-@router.post("/{bucket}/dataset/{name}", **rule("dataset:Write"))
+@router.post(
+    "/{bucket}/dataset/{name}",
+    **rule("dataset:Write", reply=UploadReply, body=UploadBody | None, errors=[409, *STORAGE]),
+)
 def upload(  # FastAPI passes parameters by name
     services: ServicesDep,
     caller: CallerDep,
@@ -133,8 +146,12 @@ def upload(  # FastAPI passes parameters by name
     return reply(begun)
 
 
-@router.get("/{bucket}/dataset/{name}", **rule("dataset:Read"))
-@router.post("/{bucket}/dataset/{name}/migrate", **rule("dataset:Read"))
+@router.get("/{bucket}/dataset/{name}", **rule("dataset:Read", reply=DownloadReply, errors=STORAGE))
+@router.post(
+    "/{bucket}/dataset/{name}/migrate",
+    operation_id="datasets_migrate",
+    **rule("dataset:Read", reply=DownloadReply, errors=STORAGE),
+)
 def download(
     services: ServicesDep, caller: CallerDep, bucket: BucketName, name: DatasetName, tag: Tag = None
 ) -> Response:
@@ -143,7 +160,7 @@ def download(
     return reply(found, warnings=warnings)
 
 
-@router.get("/{bucket}/dataset/{name}/info", **rule("dataset:Read"))
+@router.get("/{bucket}/dataset/{name}/info", **rule("dataset:Read", reply=DatasetReply, errors=STORAGE))
 def info(
     services: ServicesDep,
     caller: CallerDep,
@@ -162,7 +179,7 @@ def info(
     return reply(found)
 
 
-@router.delete("/{bucket}/dataset/{name}", **rule("dataset:Delete"))
+@router.delete("/{bucket}/dataset/{name}", **rule("dataset:Delete", reply=DeleteReply, errors=[409, *STORAGE]))
 def delete(
     services: ServicesDep,
     caller: CallerDep,
@@ -177,7 +194,10 @@ def delete(
     return reply(done)
 
 
-@router.post("/{bucket}/dataset/{name}/attribute", **rule("dataset:Write"))
+@router.post(
+    "/{bucket}/dataset/{name}/attribute",
+    **rule("dataset:Write", reply=AttributeReply, body=AttributeBody | None, errors=[409, *STORAGE]),
+)
 def change(  # FastAPI passes parameters by name
     services: ServicesDep,
     caller: CallerDep,
@@ -205,14 +225,20 @@ def change(  # FastAPI passes parameters by name
     return reply(done, warnings=warnings)
 
 
-@router.post("/{bucket}/dataset/{name}/collect", **rule("dataset:Write"))
+@router.post(
+    "/{bucket}/dataset/{name}/collect",
+    **rule("dataset:Write", reply=NoneType, body=CollectBody, errors=[409, *STORAGE]),
+)
 def collect(services: ServicesDep, caller: CallerDep, bucket: BucketName, name: DatasetName, body: Body) -> Response:
     """Make a collection."""
     changing.collect(services, caller, bucket, name, decode(body, CollectBody))
     return reply(None)
 
 
-@router.post("/{bucket}/dataset/{name}/recollect", **rule("dataset:Write"))
+@router.post(
+    "/{bucket}/dataset/{name}/recollect",
+    **rule("dataset:Write", reply=RecollectReply, body=RecollectBody, errors=[409, *STORAGE]),
+)
 def recollect(services: ServicesDep, caller: CallerDep, bucket: BucketName, name: DatasetName, body: Body) -> Response:
     """Change the members of a collection."""
     return reply(changing.recollect(services, caller, bucket, name, decode(body, RecollectBody)))

@@ -43,7 +43,12 @@ from casstore_server.services.context import Caller, Links
 __all__ = ["Edge", "handle_errors", "reply"]
 
 _log = logging.getLogger(__name__)
-_OPEN = frozenset({"/health", "/ready", "/api/version", "/client/version", "/api/router/version"})
+_OPEN = frozenset(
+    {
+        *("/health", "/ready", "/api/version", "/client/version", "/api/router/version"),
+        *("/api/docs", "/api/openapi.json"),
+    }
+)
 _USER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,127}", re.ASCII)
 _HOST = re.compile(r"(?:127(?:\.\d{1,3}){3}|localhost|\[::1\])(?::\d{1,5})?", re.ASCII)
 _SCRAPER = Grants(policies=(Policy(("metrics:Read",)),))

@@ -15,7 +15,8 @@ from starlette.responses import Response
 from starlette.websockets import WebSocketDisconnect
 
 from casstore.errors import CasstoreError, NotFoundError, ServiceError
-from casstore.wire.router import CLOSE_TIMEOUT, STREAM_KEY
+from casstore.wire.cluster import VersionReply
+from casstore.wire.router import CLOSE_TIMEOUT, STREAM_KEY, PluginsReply, RouterReply
 from casstore_server.api import bridge
 from casstore_server.api.deps import CallerDep, ServicesDep, WorkflowId
 from casstore_server.api.edge import reply
@@ -36,19 +37,21 @@ Patience = Annotated[float, Query(alias="timeout")]
 Command = Annotated[str, Query(max_length=40_000)]
 
 
-@router.get("/api/router/version", **rule("open"))
+@router.get("/api/router/version", **rule("open", reply=VersionReply))
 def version() -> Response:
     """The version of the wire; OSMO's clients take a cookie from here, and none is needed."""
     return reply(cluster.version())
 
 
-@router.get("/api/plugins/configs", **rule("workflow:Read"))
+@router.get("/api/plugins/configs", **rule("workflow:Read", reply=PluginsReply))
 def plugins() -> Response:
     """Plugins: rsync."""
     return reply(interactive.plugins())
 
 
-@router.post("/api/workflow/{workflow_id}/exec/task/{task}", **rule("workflow:Exec"))
+@router.post(
+    "/api/workflow/{workflow_id}/exec/task/{task}", **rule("workflow:Exec", reply=RouterReply, errors=[409, 410, 425])
+)
 def exec_task(
     services: ServicesDep, caller: CallerDep, workflow_id: WorkflowId, task: str, entry_command: Command = "/bin/bash"
 ) -> Response:
@@ -56,7 +59,10 @@ def exec_task(
     return reply(interactive.program(services, caller, workflow_id, task, entry_command))
 
 
-@router.post("/api/workflow/{workflow_id}/exec/group/{group}", **rule("workflow:Exec"))
+@router.post(
+    "/api/workflow/{workflow_id}/exec/group/{group}",
+    **rule("workflow:Exec", reply=dict[str, RouterReply], errors=[409, 410, 425]),
+)
 def exec_group(
     services: ServicesDep, caller: CallerDep, workflow_id: WorkflowId, group: str, entry_command: Command = "/bin/bash"
 ) -> Response:
@@ -64,7 +70,10 @@ def exec_group(
     return reply(interactive.programs(services, caller, workflow_id, group, entry_command))
 
 
-@router.post("/api/workflow/{workflow_id}/portforward/{task}", **rule("workflow:Exec"))
+@router.post(
+    "/api/workflow/{workflow_id}/portforward/{task}",
+    **rule("workflow:Exec", reply=list[RouterReply], errors=[409, 410, 425]),
+)
 def forward(
     services: ServicesDep,
     caller: CallerDep,
@@ -77,19 +86,23 @@ def forward(
     return reply(interactive.forward(services, caller, workflow_id, task, task_ports, udp=use_udp))
 
 
-@router.post("/api/workflow/{workflow_id}/rsync/task/{task}", **rule("workflow:Exec"))
+@router.post(
+    "/api/workflow/{workflow_id}/rsync/task/{task}", **rule("workflow:Exec", reply=RouterReply, errors=[409, 410, 425])
+)
 def rsync(services: ServicesDep, caller: CallerDep, workflow_id: WorkflowId, task: str) -> Response:
     """A key to speak to the rsync daemon of a task."""
     return reply(interactive.sync(services, caller, workflow_id, task))
 
 
-@router.post("/api/workflow/{workflow_id}/webserver/{task}", **rule("workflow:Exec"))
+@router.post(
+    "/api/workflow/{workflow_id}/webserver/{task}", **rule("workflow:Exec", reply=RouterReply, errors=[409, 410, 425])
+)
 def webserver(services: ServicesDep, caller: CallerDep, workflow_id: WorkflowId, task: str, task_port: int) -> Response:
     """A page of a task, for a browser."""
     return reply(interactive.web(services, caller, workflow_id, task, task_port))
 
 
-@router.get("/api/router/webserver/{key}", **rule("workflow:Exec"))
+@router.get("/api/router/webserver/{key}", **rule("workflow:Exec", reply=bool))
 def webserver_alive(services: ServicesDep, key: Key) -> Response:
     """Whether a page is still there."""
     return reply(services.sessions.page(key.lower()) is not None)

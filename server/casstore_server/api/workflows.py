@@ -5,6 +5,7 @@ Decided here and only here: paths and parameters, which are OSMO 6.2's.
 
 from __future__ import annotations
 
+from types import NoneType
 from typing import Annotated
 
 from fastapi import APIRouter, Query
@@ -12,7 +13,17 @@ from starlette.responses import PlainTextResponse, Response
 
 from casstore.wire.app import app_and_version
 from casstore.wire.protocol import from_iso
-from casstore.wire.workflow import SubmitRequest
+from casstore.wire.workflow import (
+    CancelReply,
+    SubmitReply,
+    SubmitRequest,
+    SummaryList,
+    TagsReply,
+    TaskList,
+    TaskReply,
+    WorkflowList,
+    WorkflowReply,
+)
 from casstore_orchestrator.records import AppUse
 from casstore_orchestrator.status import TaskStatus, WorkflowStatus
 from casstore_server.api.deps import (
@@ -27,7 +38,7 @@ from casstore_server.api.deps import (
     decode,
 )
 from casstore_server.api.edge import reply
-from casstore_server.api.rules import rule
+from casstore_server.api.rules import STORAGE, rule
 from casstore_server.api.streaming import stream
 from casstore_server.db.queries import TaskFilter, WorkflowFilter
 from casstore_server.services import streams, submission, workflows
@@ -41,7 +52,10 @@ RetryId = Annotated[int | None, Query(ge=0)]
 Last = Annotated[int | None, Query()]
 
 
-@router.post("/pool/{pool}/workflow", **rule("workflow:Create"))
+@router.post(
+    "/pool/{pool}/workflow",
+    **rule("workflow:Create", reply=SubmitReply, body=SubmitRequest | None, errors=[409, *STORAGE]),
+)
 def submit(  # FastAPI passes parameters by name
     services: ServicesDep,
     caller: CallerDep,
@@ -80,14 +94,16 @@ def submit(  # FastAPI passes parameters by name
     return reply(done.reply, warnings=done.warnings)
 
 
-@router.post("/pool/{pool}/workflow/{workflow_id}/restart", **rule("workflow:Create"))
+@router.post(
+    "/pool/{pool}/workflow/{workflow_id}/restart", **rule("workflow:Create", reply=SubmitReply, errors=[409, *STORAGE])
+)
 def restart(services: ServicesDep, caller: CallerDep, pool: str, workflow_id: WorkflowId) -> Response:
     """Run what failed of a workflow again, as a new one."""
     done = submission.restart(services, caller, pool, workflow_id)
     return reply(done.reply, warnings=done.warnings)
 
 
-@router.get("/workflow", **rule("workflow:Read"))
+@router.get("/workflow", **rule("workflow:Read", reply=WorkflowList))
 def list_workflows(  # FastAPI passes parameters by name
     services: ServicesDep,
     caller: CallerDep,
@@ -125,7 +141,7 @@ def list_workflows(  # FastAPI passes parameters by name
     return reply(found)
 
 
-@router.get("/workflow/{workflow_id}", **rule("workflow:Read"))
+@router.get("/workflow/{workflow_id}", **rule("workflow:Read", reply=WorkflowReply))
 def query_workflow(
     services: ServicesDep,
     caller: CallerDep,
@@ -137,7 +153,7 @@ def query_workflow(
     return reply(workflows.query(services, caller, workflow_id, groups=not skip_groups, all_attempts=verbose))
 
 
-@router.get("/workflow/{workflow_id}/task/{task_name}", **rule("workflow:Read"))
+@router.get("/workflow/{workflow_id}/task/{task_name}", **rule("workflow:Read", reply=TaskReply))
 def query_task(
     services: ServicesDep, caller: CallerDep, workflow_id: WorkflowId, task_name: str, retry_id: RetryId = None
 ) -> Response:
@@ -145,7 +161,7 @@ def query_task(
     return reply(workflows.query_task(services, caller, workflow_id, task_name, retry_id))
 
 
-@router.get("/workflow/{workflow_id}/logs", **rule("workflow:Read"))
+@router.get("/workflow/{workflow_id}/logs", **rule("workflow:Read", reply=str, media="text/plain"))
 def logs(
     services: ServicesDep,
     workflow_id: WorkflowId,
@@ -163,7 +179,7 @@ def logs(
     )
 
 
-@router.get("/workflow/{workflow_id}/error_logs", **rule("workflow:Read"))
+@router.get("/workflow/{workflow_id}/error_logs", **rule("workflow:Read", reply=str, media="text/plain"))
 def error_logs(
     services: ServicesDep,
     workflow_id: WorkflowId,
@@ -181,7 +197,7 @@ def error_logs(
     )
 
 
-@router.get("/workflow/{workflow_id}/events", **rule("workflow:Read"))
+@router.get("/workflow/{workflow_id}/events", **rule("workflow:Read", reply=str, media="text/plain"))
 def events(
     services: ServicesDep,
     workflow_id: WorkflowId,
@@ -199,13 +215,13 @@ def events(
     )
 
 
-@router.get("/workflow/{workflow_id}/spec", **rule("workflow:Read"))
+@router.get("/workflow/{workflow_id}/spec", **rule("workflow:Read", reply=str, media="text/plain"))
 def spec(services: ServicesDep, workflow_id: WorkflowId, use_template: bool = False) -> Response:
     """The specification as text."""
     return PlainTextResponse(workflows.spec_text(services, workflow_id, template=use_template))
 
 
-@router.post("/workflow/{workflow_id}/cancel", **rule("workflow:Change"))
+@router.post("/workflow/{workflow_id}/cancel", **rule("workflow:Change", reply=CancelReply, errors=[409]))
 def cancel(
     services: ServicesDep,
     caller: CallerDep,
@@ -217,7 +233,7 @@ def cancel(
     return reply(workflows.cancel(services, caller, workflow_id, force=force, message=message))
 
 
-@router.post("/workflow/{workflow_id}/tag", **rule("workflow:Change"))
+@router.post("/workflow/{workflow_id}/tag", **rule("workflow:Change", reply=NoneType, errors=[409]))
 def tag(
     services: ServicesDep,
     workflow_id: WorkflowId,
@@ -229,13 +245,13 @@ def tag(
     return reply(None)
 
 
-@router.get("/tag", **rule("workflow:Read"))
+@router.get("/tag", **rule("workflow:Read", reply=TagsReply))
 def tags(services: ServicesDep) -> Response:
     """Every tag in use."""
     return reply(workflows.list_tags(services))
 
 
-@router.get("/task", **rule("workflow:Read"))
+@router.get("/task", **rule("workflow:Read", reply=TaskList | SummaryList))
 def list_tasks(  # FastAPI passes parameters by name
     services: ServicesDep,
     caller: CallerDep,

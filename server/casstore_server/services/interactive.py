@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from casstore.errors import AccessError, ConflictError, NotFoundError, ServiceError, UsageError
-from casstore.wire.router import RouterReply
+from casstore.wire.router import PluginsReply, RouterReply, RsyncModule, RsyncPlugin
 from casstore_orchestrator.agent.attach import MODULES, Request
 from casstore_orchestrator.ports import RunKey
 from casstore_orchestrator.records import GroupRecord, TaskRecord, WorkflowRecord
@@ -128,12 +128,19 @@ def web(services: Services, caller: Caller, workflow_id: str, task: str, port: i
     return reply
 
 
-def plugins() -> dict[str, object]:
+def plugins() -> PluginsReply:
     """What OSMO's clients ask before they use rsync: which folders there are besides the workspace."""
     more = list(MODULES.items())[1:]
-    allowed = {name: {"path": folder, "writable": writable} for name, (folder, writable) in more}
-    pauses = {"daemon_debounce_delay": 1.0, "daemon_poll_interval": 30.0, "daemon_reconcile_interval": 15.0}
-    return {"rsync": {"enabled": True, "allowed_paths": allowed, "client_upload_rate_limit": 0, **pauses}}
+    return PluginsReply(
+        rsync=RsyncPlugin(
+            enabled=True,
+            allowed_paths={name: RsyncModule(path=folder, writable=writable) for name, (folder, writable) in more},
+            client_upload_rate_limit=0,
+            daemon_debounce_delay=1.0,
+            daemon_poll_interval=30.0,
+            daemon_reconcile_interval=15.0,
+        )
+    )
 
 
 def _split(command: str) -> tuple[str, ...]:
