@@ -8,21 +8,31 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from pathlib import Path
+from itertools import chain
+from typing import Any, NamedTuple
 
-from .logreader import ERROR, LOG, NOTE, merged, shown
+from .logreader import ERROR, LOG, NOTE, Places, merged, shown
 from .logwriter import Clock, LogWriter
 
-__all__ = ["Clock", "LogStore", "TaskLog"]
+__all__ = ["Clock", "LogStore", "Piece", "TaskLog"]
 
 FOLLOW_INTERVAL = 0.1
 """Seconds between two looks of a follower for what other processes wrote."""
 ASK_INTERVAL = 0.5
 """Seconds between two questions of a follower whether the log can still grow."""
+QUIET_INTERVAL = 15.0
+"""Seconds after which a follower to whom nothing comes is told that it is still followed."""
 ERROR_LINES = 100
 """Lines kept apart of each attempt that failed."""
+
+
+class Piece(NamedTuple):
+    """Whole lines of a log, and how far each file was read with them, as far as that has changed."""
+
+    text: bytes
+    moved: Places
 
 
 class TaskLog:
@@ -37,8 +47,8 @@ class TaskLog:
         """From now on lines of ``task`` belong to this attempt."""
         self._retries[task] = retry_id
 
-    def line(self, task: str, text: bytes, *, source: str = "") -> None:
-        """Take one line; see ``ports.LogSink``."""
+    def write(self, task: str, text: bytes, *, source: str = "") -> None:
+        """See ``ports.LogSink``."""
         self._store.append(self._workflow_id, task, self._retries.get(task, 0), text, source=source)
 
     def say(self, task: str, text: str) -> None:
@@ -58,13 +68,16 @@ class LogStore(LogWriter):
         self.flush()
         with contextlib.suppress(OSError):  # there is none, or no room for it: the log itself is what counts
             parts = self.folder.parts(workflow_id, task, retry_id, {LOG, NOTE})
-            lines = list(merged(parts, {}, ERROR_LINES))
+            lines = list(chain.from_iterable(merged(parts, {}, ERROR_LINES)))
             if parts:
-                self.folder.path(workflow_id, task, retry_id, ERROR).write_bytes(
-                    b"".join(line + b"\n" for line in lines)
-                )
+                self.folder.path(workflow_id, task, retry_id, ERROR).write_bytes(b"".join(lines))
 
-    def read(
+    def read(self, workflow_id: str, **options: Any) -> Iterator[str]:
+        """The lines of ``pieces``, without newline."""
+        for piece in self.pieces(workflow_id, **options):
+            yield from piece.text.decode().split("\n")[:-1]
+
+    def pieces(
         self,
         workflow_id: str,
         *,
@@ -75,17 +88,21 @@ class LogStore(LogWriter):
         error: bool = False,
         live: Callable[[], bool] | None = None,
         stop: Callable[[], bool] = lambda: False,
-    ) -> Iterator[str]:
-        """Lines in the order of their times, without newline.
+        places: Mapping[str, int] | None = None,
+    ) -> Iterator[Piece]:
+        """Lines in the order of their times, many at a time.
 
         ``last``: only the last n lines of what is there (then, with ``follow``, what comes).
         ``follow``: until the log is complete, or ``stop`` is true; both are asked now and then. It is complete once
         ``live`` is false: from then on nobody writes to it any more; by default, once it was ended here.
         ``error``: only the kept tails of failed attempts.
+        ``places``: only what comes behind them; it is the sum of ``moved`` of all pieces before.
+        While nothing comes there is an empty piece every ``QUIET_INTERVAL`` seconds.
         """
         kinds = {ERROR} if error else {LOG, NOTE}
-        seen: dict[Path, int] = {}
-        grows, asked = True, -ASK_INTERVAL
+        seen = dict(places or {})
+        told = dict(seen)
+        grows, asked, gave = True, -ASK_INTERVAL, time.monotonic()
         while True:
             if live is None or time.monotonic() - asked >= ASK_INTERVAL:
                 # Before the look: what was written before the end is seen.
@@ -93,10 +110,15 @@ class LogStore(LogWriter):
             ends = stop()  # before the look, too
             self.flush()
             parts = self.folder.parts(workflow_id, task, retry_id, kinds)
-            yield from map(shown, merged(parts, seen, last, grows=grows))
+            for lines in merged(parts, seen, last, grows=grows):
+                yield Piece(shown(lines), _moved(seen, told))
+                gave = time.monotonic()
             last = None
             if not follow or not grows or ends:
                 return
+            if time.monotonic() - gave >= QUIET_INTERVAL:
+                yield Piece(b"", _moved(seen, told))
+                gave = time.monotonic()
             with self._news:
                 if self._closed:
                     return
@@ -109,3 +131,10 @@ class LogStore(LogWriter):
     def retries(self, workflow_id: str, task: str) -> list[int]:
         """The attempts of a task that have a log."""
         return sorted({part.retry_id for part in self.folder.parts(workflow_id, task, None, {LOG, NOTE})})
+
+
+def _moved(seen: Places, told: Places) -> Places:
+    """What of ``seen`` was not told; then it is."""
+    moved = dict(seen.items() - told.items())
+    told.update(moved)
+    return moved

@@ -1,7 +1,8 @@
 """Writing the logs of workflows.
 
 Decided here and only here: what a line looks like, how much of a log is kept, when it reaches the disk, and that
-secrets never do. Lines are stamped and buffered under one lock, so that within one process whoever flushes before
+secrets never do. What comes at once is handled at once, whatever the number of its lines, since a task may write
+millions of them. Lines are stamped and buffered under one lock, so that within one process whoever flushes before
 reading sees exactly the lines stamped before, and merging by time is exact; lines of several processes are in order
 but for the time they wait to be written. A file has one writer: the agent of the attempt; what schedulers add is in a
 file beside it.
@@ -17,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
-from .logreader import LOG, NOTE, LogFolder
+from .logreader import LOG, NOTE, STAMP_BYTES, LogFolder
 
 __all__ = ["Clock", "LogWriter"]
 
@@ -175,15 +176,27 @@ class LogWriter:
                 attempt = _Attempt(self.folder.path(workflow_id, task, retry_id, kind), task, retry_id)
                 workflow.attempts[task, retry_id, kind] = attempt
             prefix = attempt.prefix_own + f"[{source}] ".encode() if source else attempt.prefix
-            text = _masked(text, workflow.secrets)
-            for line in text.split(b"\n"):
-                for start in range(0, len(line) or 1, MAX_LINE):
-                    self._put(attempt, prefix, line[start : start + MAX_LINE], own=bool(source))
+            self._put_all(attempt, prefix, _masked(text, workflow.secrets), own=bool(source))
             workflow.dirty.add(attempt)
             if (attempt.buffered >= MAX_BUFFER or kind == NOTE) and not attempt.refused:
                 attempt.write()
                 self._news.notify_all()
             self._dirty.set()
+
+    def _put_all(self, attempt: _Attempt, prefix: bytes, text: bytes, *, own: bool) -> None:
+        count = text.count(b"\n") + 1
+        size = len(text) + count * (len(prefix) + STAMP_BYTES + 1)
+        fits = attempt.buffered + size < MAX_HELD and attempt.size + size < MAX_ATTEMPT and not attempt.full
+        if fits and (len(text) <= MAX_LINE or max(map(len, text.split(b"\n"))) <= MAX_LINE):
+            # Lines that came together have one time, and are kept in their order.
+            head = self._stamp() + prefix
+            attempt.buffer.append(head + text.replace(b"\n", b"\n" + head) + b"\n")
+            attempt.buffered += size
+            attempt.size += size
+            return
+        for line in text.split(b"\n"):
+            for start in range(0, len(line) or 1, MAX_LINE):
+                self._put(attempt, prefix, line[start : start + MAX_LINE], own=own)
 
     def _put(self, attempt: _Attempt, prefix: bytes, line: bytes, *, own: bool) -> None:
         if attempt.full and not own:

@@ -113,8 +113,8 @@ class Isolation:
 class LogSink(Protocol):
     """Where the output of tasks goes; called from threads, must not block for long and must not raise."""
 
-    def line(self, task: str, text: bytes, *, source: str = "") -> None:
-        """Take one line without its newline; ``source``: "" is the command, "osmo" the executor itself."""
+    def write(self, task: str, text: bytes, *, source: str = "") -> None:
+        """Take a line, or several with newlines between them; ``source``: "" is the command, "osmo" the executor."""
 
 
 class RunningTask(Protocol):

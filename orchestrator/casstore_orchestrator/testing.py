@@ -42,9 +42,9 @@ class LinesSink:
     def __init__(self) -> None:
         self.lines: list[tuple[str, bytes, str]] = []
 
-    def line(self, task: str, text: bytes, *, source: str = "") -> None:
+    def write(self, task: str, text: bytes, *, source: str = "") -> None:
         """See ``ports.LogSink``."""
-        self.lines.append((task, bytes(text), source))
+        self.lines += [(task, line, source) for line in bytes(text).split(b"\n")]
 
     def of(self, task: str, source: str = "") -> list[bytes]:
         """The lines of a task from one source."""

@@ -311,7 +311,7 @@ from casstore_orchestrator.executors.container import ContainerExecutor
 from casstore_orchestrator.ports import TaskLaunch
 
 class Sink:
-    def line(self, task, text, *, source=""):
+    def write(self, task, text, *, source=""):
         if not source:
             print(text.decode(), flush=True)
 

@@ -29,7 +29,7 @@ PATIENCE = 60.0
 
 
 class Log:
-    def line(self, task: str, text: bytes, *, source: str = "") -> None:
+    def write(self, task: str, text: bytes, *, source: str = "") -> None:
         pass
 
 

@@ -368,7 +368,7 @@ def test_a_flood_can_be_stopped(group: Group) -> None:
 
 def test_a_sink_that_fails_does_not_stop_the_task(group: Group, caplog: pytest.LogCaptureFixture) -> None:
     class Broken:
-        def line(self, task: str, text: bytes, *, source: str = "") -> None:
+        def write(self, task: str, text: bytes, *, source: str = "") -> None:
             raise RuntimeError("no space")
 
     with caplog.at_level("CRITICAL"):
@@ -462,7 +462,7 @@ from casstore_orchestrator.ports import PlacedFile, TaskLaunch
 from casstore_orchestrator.testing import LinesSink
 
 class Sink:
-    def line(self, task, text, *, source=""):
+    def write(self, task, text, *, source=""):
         if not source:
             print(text.decode(), flush=True)
 

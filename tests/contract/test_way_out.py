@@ -37,8 +37,8 @@ for server in servers:
 class Sink:
     def __init__(self):
         self.lines = {}
-    def line(self, task, text, *, source=""):
-        self.lines.setdefault(task + source, []).append(text.decode())
+    def write(self, task, text, *, source=""):
+        self.lines.setdefault(task + source, []).extend(text.decode().split("\\n"))
 
 script = f'''
 curl -s -m 20 http://192.0.2.1:{servers[0].server_port}/ || echo refused

@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Log:
-    def line(self, task: str, text: bytes, *, source: str = "") -> None:
+    def write(self, task: str, text: bytes, *, source: str = "") -> None:
         pass
 
 

@@ -189,7 +189,7 @@ def test_a_task_runs_and_its_workflow_completes(world: World) -> None:
     assert wf == "wf-1"
     running = world.started(wf, "g", "a")
     assert world.status(wf) is WorkflowStatus.RUNNING
-    running.log.line("a", b"hello")
+    running.log.write("a", b"hello")
     running.exit(0)
     record = world.finished(wf)
     assert record.status is WorkflowStatus.COMPLETED
@@ -631,7 +631,7 @@ def test_rescheduled_until_the_limit(world: World) -> None:
         running = world.started(wf, "g", "a", attempt)
         homes.add(running.launch.home)
         (running.launch.home / "data/output/left").write_text("x")
-        running.log.line("a", b"try %d" % attempt)
+        running.log.write("a", b"try %d" % attempt)
         running.exit(7)
     record = world.finished(wf)
     assert record.status is WorkflowStatus.FAILED

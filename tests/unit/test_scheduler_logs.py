@@ -184,7 +184,7 @@ def test_a_workflow_id_is_never_a_path(store: LogStore, name: str) -> None:
 
 def test_lines_belong_to_the_attempt_announced_last(store: LogStore) -> None:
     log = TaskLog(store, "wf-1")
-    log.line("a", b"one")
+    log.write("a", b"one")
     log.attempt("a", 1)
     log.say("a", "two")
     assert [line.split(" ", 2)[2] for line in read(store)] == ["[a] one", "[a retry-1][osmo] two"]

@@ -230,26 +230,31 @@ class Attempt(RunningTask):
         if not data:
             self._close_output()
             return
-        lines = (bytes(self._partial) + data).split(b"\n")
-        self._partial = bytearray(lines.pop())
-        for line in lines:
-            self._emit(line)
+        whole, newline, rest = data.rpartition(b"\n")
+        if newline:
+            lines = bytes(self._partial) + whole
+            while len(lines) > MAX_LINE and lines.find(b"\n", 0, MAX_LINE + 1) < 0:  # only the first can be so long
+                self._emit(lines[:MAX_LINE])
+                lines = lines[MAX_LINE:]
+            self._emit(lines)
+            self._partial = bytearray(rest)
+        else:
+            self._partial += rest
         while len(self._partial) >= MAX_LINE:
             self._emit(bytes(self._partial[:MAX_LINE]))
             del self._partial[:MAX_LINE]
 
-    def _emit(self, line: bytes) -> None:
-        if not self._prepared:
-            self._setup_lines.append(line)  # before the command runs only the isolation itself can complain
-            return
-        for start in range(0, max(1, len(line)), MAX_LINE):
-            self._to_sink(line[start : start + MAX_LINE])
+    def _emit(self, lines: bytes) -> None:
+        if self._prepared:
+            self._to_sink(lines)
+        else:  # before the command runs only the isolation itself can complain
+            self._setup_lines.extend(lines.split(b"\n"))
 
-    def _to_sink(self, line: bytes, source: str = "") -> None:
+    def _to_sink(self, lines: bytes, source: str = "") -> None:
         try:
-            self._log.line(self.name, line, source=source)
+            self._log.write(self.name, lines, source=source)
         except Exception:  # noqa: BLE001  a sink must not raise; if it does, the task goes on
-            _log.exception("a log line of task %s was lost", self.name)
+            _log.exception("log lines of task %s were lost", self.name)
 
     def note(self, text: str) -> None:
         """A line of our own in the task's log."""
