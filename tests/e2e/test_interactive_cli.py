@@ -20,54 +20,21 @@ import tempfile
 import termios
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-OSMO = [sys.executable, "-c", "from casstore_cli.main import main; main()"]
-PATIENCE = 60.0
+from tests import homes
+from tests.homes import OSMO, PATIENCE, eventually
 
 
-class Home:
-    """The home of a user, who has a server of their own or is logged in to another one."""
+class Home(homes.Home):
+    """A home with tasks that are entered."""
 
     def __init__(self, folder: Path, user: str = "ada") -> None:
-        self.folder = folder
-        (folder / "run").mkdir(parents=True, mode=0o700)
-        self.work = folder / "work"
-        self.work.mkdir()
-        kept = {name: os.environ[name] for name in ("PATH", "LANG", "PYTHONPATH") if name in os.environ}
-        self.env = kept | {
-            "HOME": str(folder),
-            "USER": user,
-            "LOGNAME": user,
-            "XDG_RUNTIME_DIR": str(folder / "run"),
-            "TZ": "UTC",
-            "TERM": "xterm",
-            "PYTHONWARNINGS": "error::ResourceWarning",
-        }
-        self.state = folder / ".local" / "state" / "casstore"
-
-    def start(self, *words: str, **options: Any) -> subprocess.Popen[bytes]:
-        options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
-        return subprocess.Popen([*OSMO, *words], env=self.env, cwd=self.work, **options)
-
-    def osmo(self, *words: str, code: int = 0, stdin: bytes = b"") -> tuple[str, str]:
-        done = subprocess.run(
-            [*OSMO, *words],
-            env=self.env,
-            cwd=self.work,
-            input=stdin,
-            capture_output=True,
-            timeout=PATIENCE,
-            check=False,
-        )
-        said = f"{done.stdout.decode()}\n--- stderr\n{done.stderr.decode()}"
-        assert "Traceback" not in said, said
-        assert done.returncode == code, f"osmo {' '.join(words)}: exit {done.returncode}\n{said}"
-        return done.stdout.decode(), done.stderr.decode()
+        super().__init__(folder, user)
+        self.env["TERM"] = "xterm"
 
     def submit(self, name: str, script: str, more: str = "") -> str:
         path = self.work / f"{name}.yaml"
@@ -75,32 +42,16 @@ class Home:
             f"workflow:\n  name: {name}\n  tasks:\n  - name: one\n    image: ubuntu\n"
             f"    command: [bash, -c, {json.dumps(script)}]\n{more}"
         )
-        found: str = json.loads(self.osmo("workflow", "submit", str(path), "-t", "json")[0])["name"]
-        return found
-
-    def wait(self, workflow_id: str, *wanted: str) -> None:
-        eventually(lambda: self.query(workflow_id)["status"] in wanted, f"{workflow_id} is {wanted}")
-
-    def query(self, workflow_id: str) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.osmo("workflow", "query", workflow_id, "-t", "json")[0])
+        found: str = self.json("workflow", "submit", str(path))["name"]
         return found
 
     def exec(self, workflow_id: str, entry: str, code: int = 0, stdin: bytes = b"") -> tuple[str, str]:
-        return self.osmo("workflow", "exec", workflow_id, "one", "--entry", entry, code=code, stdin=stdin)
+        return self.osmo("workflow", "exec", workflow_id, "one", "--entry", entry, code=code, stdin=stdin), self.stderr
 
     def stop_server(self) -> None:
-        pid = int((self.state / "server.pid").read_text())
+        pid = self.pid
         os.kill(pid, signal.SIGTERM)
         eventually(lambda: gone(pid), "the server ended")
-
-
-def eventually(condition: Callable[[], Any], what: str) -> Any:
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        if found := condition():
-            return found
-        time.sleep(0.05)
-    raise AssertionError(f"never: {what}")
 
 
 def gone(pid: int) -> bool:
@@ -144,7 +95,7 @@ class Setting:
         self.local = Home(folder / "ada")
         self.remote = Home(folder / "bob", "bob")
         self.local.osmo("server", "start", "--port", "0")
-        info = self.local.osmo("server", "status")[0]
+        info = self.local.osmo("server", "status")
         url = next(word.rstrip(".") for word in info.split() if word.startswith("http://"))
         self.remote.osmo("login", url, "--method", "dev", "--username", "bob")
         self.flows = {home.env["USER"]: home.submit("serve", SERVER) for home in (self.local, self.remote)}
@@ -193,14 +144,14 @@ def test_what_can_not_be_entered_is_told_at_once(setting: Setting) -> None:
     more = '  - name: two\n    image: x\n    command: ["true"]\n    inputs:\n    - task: one\n'
     flow = home.submit("stages", "read x < <(sleep 1000)", more)
     home.wait(flow, "RUNNING")
-    said = home.osmo("workflow", "exec", flow, "two", code=2)[0]
+    said = home.osmo("workflow", "exec", flow, "two", code=2)
     assert "Task two of" in said
     assert "does not run yet: " in said
     home.osmo("workflow", "cancel", flow)
     home.wait(flow, "FAILED_CANCELED")
     assert "has ended: " in home.exec(flow, "true", code=2)[0]
-    assert "has no task three" in home.osmo("workflow", "exec", flow, "three", code=2)[0]
-    assert "has ended" in home.osmo("workflow", "port-forward", flow, "one", "--port", "0:80", code=2)[0]
+    assert "has no task three" in home.osmo("workflow", "exec", flow, "three", code=2)
+    assert "has ended" in home.osmo("workflow", "port-forward", flow, "one", "--port", "0:80", code=2)
     assert "is another user's" in other.exec(setting.flow(home), "true", code=2)[0]
     assert "can't be split" in home.exec(setting.flow(home), "echo 'open", code=2)[0]
 
@@ -209,8 +160,8 @@ def test_a_group_answers_together(home: Home, setting: Setting) -> None:
     flow = setting.flow(home)
     group = home.query(flow)["groups"][0]["name"]
     words = ("workflow", "exec", flow, "--group", group)
-    assert home.osmo(*words, "--entry", "sh -c 'echo a; echo b; exit 3'", code=3)[0] == "[one] a\n[one] b\n"
-    assert "can't share a shell" in home.osmo(*words, code=2)[0]
+    assert home.osmo(*words, "--entry", "sh -c 'echo a; echo b; exit 3'", code=3) == "[one] a\n[one] b\n"
+    assert "can't share a shell" in home.osmo(*words, code=2)
 
 
 def test_a_program_ends_with_its_task(setting: Setting) -> None:
@@ -385,7 +336,7 @@ def test_an_address_that_is_taken_is_told(setting: Setting) -> None:
     home = setting.local
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        said = home.osmo("workflow", "port-forward", setting.flow(home), "one", "--port", f"{port}:9000", code=2)[0]
+        said = home.osmo("workflow", "port-forward", setting.flow(home), "one", "--port", f"{port}:9000", code=2)
     assert f"Can't listen on localhost:{port}: {os.strerror(errno.EADDRINUSE)}" in said
 
 
@@ -406,10 +357,10 @@ def test_files_go_both_ways(setting: Setting) -> None:
     assert (home.work / "back/sub/b c").read_text() == "b"
     home.osmo("workflow", "rsync", "upload", flow, "one", "code/:/osmo/run/workspace/code", "--delete")
     assert home.exec(flow, "ls code")[0] == "a\nsub\n"
-    assert "failed" in home.osmo("workflow", "rsync", "download", flow, "/osmo/run/workspace/no:back", code=10)[0]
-    assert "is not one of the folders" in home.osmo("workflow", "rsync", "upload", flow, "code:/etc", code=2)[0]
-    assert "must be an absolute" in home.osmo("workflow", "rsync", "upload", flow, "code:here", code=2)[0]
-    assert "does not exist" in home.osmo("workflow", "rsync", flow, "nothing:/osmo/run/workspace", "--once", code=2)[0]
+    assert "failed" in home.osmo("workflow", "rsync", "download", flow, "/osmo/run/workspace/no:back", code=10)
+    assert "is not one of the folders" in home.osmo("workflow", "rsync", "upload", flow, "code:/etc", code=2)
+    assert "must be an absolute" in home.osmo("workflow", "rsync", "upload", flow, "code:here", code=2)
+    assert "does not exist" in home.osmo("workflow", "rsync", flow, "nothing:/osmo/run/workspace", "--once", code=2)
 
 
 @pytest.mark.skipif(shutil.which("rsync") is None, reason="rsync is not installed")
@@ -419,14 +370,14 @@ def test_an_upload_goes_on_in_the_background(setting: Setting) -> None:
     (home.work / "live/a").write_text("1")
     home.osmo("workflow", "rsync", flow, "one", "live:/osmo/run/workspace", "--debounce-delay", "0.1")
     try:
-        eventually(lambda: home.osmo("workflow", "exec", flow, "one", "--entry", "ls")[0].count("live"), "it is there")
-        assert f"{flow}/one: process" in home.osmo("workflow", "rsync", "status")[0]
-        assert "already" in home.osmo("workflow", "rsync", flow, "one", "live:/osmo/run/workspace", code=2)[0]
+        eventually(lambda: home.osmo("workflow", "exec", flow, "one", "--entry", "ls").count("live"), "it is there")
+        assert f"{flow}/one: process" in home.osmo("workflow", "rsync", "status")
+        assert "already" in home.osmo("workflow", "rsync", flow, "one", "live:/osmo/run/workspace", code=2)
         (home.work / "live/b").write_text("2")
         eventually(lambda: home.exec(flow, "ls live")[0] == "a\nb\n", "the change is there")
     finally:
-        assert "Stopped" in home.osmo("workflow", "rsync", "stop", flow)[0]
-    assert "No upload" in home.osmo("workflow", "rsync", "--status")[0]
+        assert "Stopped" in home.osmo("workflow", "rsync", "stop", flow)
+    assert "No upload" in home.osmo("workflow", "rsync", "--status")
 
 
 # --- a server that is restarted

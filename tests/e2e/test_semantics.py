@@ -8,54 +8,21 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import re
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests import homes
+
 WORKFLOWS = Path(__file__).parent.parent / "compat" / "workflows"
-OSMO = [sys.executable, "-c", "from casstore_cli.main import main; main()"]
-PATIENCE = 180.0
 
 
-class Home:
-    """The home of a user, with a server."""
-
-    def __init__(self, folder: Path) -> None:
-        self.work = folder / "work"
-        self.work.mkdir(parents=True)
-        run = folder / "run"
-        run.mkdir(mode=0o700)
-        kept = {name: os.environ[name] for name in ("PATH", "LANG", "PYTHONPATH") if name in os.environ}
-        self.env = kept | {
-            "HOME": str(folder),
-            "USER": "ada",
-            "LOGNAME": "ada",
-            "XDG_RUNTIME_DIR": str(run),
-            "TZ": "UTC",
-        }
-
-    def osmo(self, *words: str, code: int = 0, stdin: str = "") -> str:
-        done = subprocess.run(
-            [*OSMO, *words],
-            env=self.env,
-            cwd=self.work,
-            input=stdin,
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-            check=False,
-        )
-        said = f"{done.stdout}\n--- stderr\n{done.stderr}"
-        assert "Traceback" not in said, said
-        assert done.returncode == code, f"osmo {' '.join(words)}: exit {done.returncode}\n{said}"
-        return done.stdout
+class Home(homes.Home):
+    """A home that runs workflows to their end."""
 
     def run(self, text: str, *words: str, code: int = 0) -> tuple[str, list[str]]:
         """Submit, and follow to the end: the workflow's id, and its log without times."""
@@ -66,10 +33,6 @@ class Home:
         said = self.osmo("workflow", "submit", *words, "--follow", code=code).splitlines()
         found = next(line.rpartition(" ")[2] for line in said if line.startswith("Workflow ID"))
         return found, [line.split(" ", 2)[2] for line in said if re.match(r"\d{4}/", line)]
-
-    def query(self, workflow_id: str) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.osmo("workflow", "query", workflow_id, "-v", "-t", "json"))
-        return found
 
     def tasks(self, workflow_id: str) -> dict[str, tuple[str, int | None]]:
         """Status and code of the newest attempt of each task."""

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-OSMO = [sys.executable, "-c", "from casstore_cli.main import main; main()"]
-PATIENCE = 120.0
+from tests import homes
+from tests.homes import PATIENCE
+
 SECRET = "hush-hush-canary"
 FLOW = """
 workflow:
@@ -27,31 +24,8 @@ workflow:
 """
 
 
-class Home:
+class Home(homes.Home):
     """The home of an operator."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        (folder / "run").mkdir(mode=0o700)
-        kept = {name: os.environ[name] for name in ("PATH", "LANG", "PYTHONPATH") if name in os.environ}
-        self.env = kept | {"HOME": str(folder), "USER": "ada", "LOGNAME": "ada", "XDG_RUNTIME_DIR": str(folder / "run")}
-        self.state = folder / ".local" / "state" / "casstore"
-
-    def start(self, *words: str) -> subprocess.Popen[str]:
-        return subprocess.Popen([*OSMO, *words], env=self.env, cwd=self.folder, stderr=subprocess.PIPE, text=True)
-
-    def osmo(self, *words: str, code: int = 0, **env: str) -> str:
-        done = subprocess.run(
-            [*OSMO, *words], env=self.env | env, cwd=self.folder, stdin=subprocess.DEVNULL, capture_output=True,
-            text=True, timeout=PATIENCE, check=False,
-        )  # fmt: skip
-        said = f"{done.stdout}\n--- stderr\n{done.stderr}"
-        assert "Traceback" not in said, said
-        assert done.returncode == code, f"osmo {' '.join(words)}: exit {done.returncode}\n{said}"
-        return f"{done.stdout}{done.stderr}" if code else done.stdout
-
-    def json(self, *words: str, **env: str) -> Any:
-        return json.loads(self.osmo(*words, "-t", "json", **env))
 
     def url(self, *words: str) -> str:
         found = self.json("server", "status", *words)["server"]["url"]
@@ -87,7 +61,7 @@ def test_under_a_supervisor(home: Home) -> None:
         assert url.startswith("http://[::1]:")
         assert json.loads(get(f"{url}/ready"))["status"] == "OK"
         assert 'casstore_groups_running{pool="default"}' in get(f"{url}/metrics")
-        (home.folder / "wf.yaml").write_text(FLOW)
+        home.write("wf.yaml", FLOW)
         log = home.osmo("workflow", "submit", "wf.yaml", "--follow")
         assert "notify=\n" in log  # a task that knew it could speak for the server
         process.send_signal(signal.SIGTERM)
@@ -102,11 +76,11 @@ def test_under_a_supervisor(home: Home) -> None:
 
 
 def test_what_a_server_will_not_do_is_told_in_one_line(home: Home) -> None:
-    said = home.osmo("server", "start", "--host", "0.0.0.0", "--port", "1", code=2)
+    said = home.refused("server", "start", "--host", "0.0.0.0", "--port", "1")
     assert "does not listen on 0.0.0.0" in said
     assert "Hint: Listen on 127.0.0.1" in said
     url = f"postgresql://ada:{SECRET}@127.0.0.1:1/none"
-    said = home.osmo("server", "start", code=10, CASSTORE_DATABASE_URL=url)
+    said = home.refused("server", "start", code=10, CASSTORE_DATABASE_URL=url)
     assert "postgresql://ada:***@127.0.0.1:1/none can't be used" in said
     home.env |= {"CASSTORE_DATABASE_URL": url, "CASSTORE_SERVER_LOG_FORMAT": "json"}
     process = home.start("server", "start", "--foreground")
@@ -117,16 +91,16 @@ def test_what_a_server_will_not_do_is_told_in_one_line(home: Home) -> None:
     settings = home.json("server", "config", CASSTORE_DATABASE_URL=url)["settings"]
     assert settings["database"]["value"] == "postgresql://ada:***@127.0.0.1:1/none"
     kept = [path.read_bytes() for path in home.folder.rglob("*") if path.is_file()]
-    assert SECRET not in f"{said}{log}{settings}{kept}"
+    assert SECRET not in f"{said}{log!r}{settings}{kept}"
 
 
 def test_a_backup_of_a_running_server_is_restored(home: Home) -> None:
     home.osmo("server", "start")
-    (home.folder / "wf.yaml").write_text(FLOW)
+    home.write("wf.yaml", FLOW)
     home.osmo("workflow", "submit", "wf.yaml", "--follow")
     done = home.json("server", "backup", "copy")
     assert done["workflows"] == 1
-    assert "Stop it first" in home.osmo("server", "restore", "copy", code=2)
+    assert "Stop it first" in home.refused("server", "restore", "copy")
     home.osmo("workflow", "submit", "wf.yaml", "--follow")
     home.osmo("server", "stop")
     for file in home.state.glob("server.sqlite*"):
@@ -142,6 +116,7 @@ def test_a_backup_of_a_running_server_is_restored(home: Home) -> None:
 @pytest.mark.slow
 def test_two_servers_over_one_postgresql(home: Home, postgres: Callable[[], str]) -> None:
     home.env["CASSTORE_DATABASE_URL"] = postgres()
+    home.env["CASSTORE_SECRET_KEY"] = home.osmo("server", "new-key").strip()
     for name in ("a", "b"):
         home.osmo("server", "start", "--instance", name, "--port", "0")
     one, two = home.url("--instance", "a"), home.url("--instance", "b")
@@ -163,7 +138,7 @@ def test_two_servers_over_one_postgresql(home: Home, postgres: Callable[[], str]
         line for url in (one, two) for line in get(f"{url}/metrics").splitlines() if line.startswith("casstore_leases ")
     ]
     assert sorted(leases) == ["casstore_leases 0.0", "casstore_leases 1.0"]
-    assert "pg_dump" in home.osmo("server", "backup", "copy", code=2)
-    assert "'a b' can't be the name" in home.osmo("server", "start", "--instance", "a b", code=2)
+    assert "pg_dump" in home.refused("server", "backup", "copy")
+    assert "'a b' can't be the name" in home.refused("server", "start", "--instance", "a b")
     home.osmo("server", "stop", "--instance", "a")
     assert json.loads(get(f"{two}/ready"))["status"] == "OK"

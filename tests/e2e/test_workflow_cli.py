@@ -12,93 +12,27 @@ import stat
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests import homes
+from tests.homes import OSMO, PATIENCE, eventually
+
 WORKFLOWS = Path(__file__).parent.parent / "compat" / "workflows"
-OSMO = [sys.executable, "-c", "from casstore_cli.main import main; main()"]
-PATIENCE = 120.0
 
 
-class Home:
-    """The home of a user, with whatever server they have."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.run_dir = folder / "run"
-        self.run_dir.mkdir(parents=True, mode=0o700)
-        kept = {name: os.environ[name] for name in ("PATH", "LANG", "PYTHONPATH") if name in os.environ}
-        self.env = kept | {
-            "HOME": str(folder),
-            "USER": "ada",
-            "LOGNAME": "ada",
-            "XDG_RUNTIME_DIR": str(self.run_dir),
-            "TZ": "UTC",
-            "PYTHONWARNINGS": "error::ResourceWarning",
-        }
-        self.state = folder / ".local" / "state" / "casstore"
-        self.work = folder / "work"
-        self.work.mkdir()
+class Home(homes.Home):
+    """A home whose commands are read as text while they run."""
 
     def start(self, *words: str, **options: Any) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [*OSMO, *words],
-            env=self.env,
-            cwd=self.work,
-            stdin=options.pop("stdin", subprocess.DEVNULL),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def osmo(self, *words: str, code: int = 0, stdin: str | None = None) -> str:
-        done = subprocess.run(
-            [*OSMO, *words],
-            env=self.env,
-            cwd=self.work,
-            input=stdin,
-            stdin=None if stdin is not None else subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-            check=False,
-        )
-        self.stderr = done.stderr
-        said = f"{done.stdout}\n--- stderr\n{done.stderr}"
-        assert "Traceback" not in said, said
-        assert done.returncode == code, f"osmo {' '.join(words)}: exit {done.returncode}\n{said}"
-        return done.stdout
-
-    def json(self, *words: str, code: int = 0) -> Any:
-        return json.loads(self.osmo(*words, "-t", "json", code=code))
-
-    def write(self, name: str, text: str | bytes) -> str:
-        path = self.work / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(text if isinstance(text, bytes) else text.encode())
-        return str(path)
+        return super().start(*words, text=True, **options)
 
     def submit(self, text: str, *words: str) -> str:
         name: str = self.json("workflow", "submit", self.write("flow.yaml", text), *words)["name"]
         return name
-
-    def wait(self, workflow_id: str, *wanted: str) -> dict[str, Any]:
-        deadline = time.monotonic() + PATIENCE
-        while time.monotonic() < deadline:
-            found: dict[str, Any] = self.json("workflow", "query", workflow_id, "-v")
-            if found["status"] in wanted:
-                return found
-            time.sleep(0.1)
-        log = (self.state / "server.log").read_text()
-        raise AssertionError(f"{workflow_id} is {found['status']}, not {wanted}; the server's log:\n{log}")
-
-    @property
-    def pid(self) -> int:
-        return int((self.state / "server.pid").read_text())
 
     @property
     def sockets(self) -> list[Path]:
@@ -122,15 +56,6 @@ def new_home(short_path: Path) -> Iterator[Home]:
     found = Home(short_path / "ada")
     yield found
     found.close()
-
-
-def eventually(condition: Callable[[], Any], what: str) -> Any:
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        if found := condition():
-            return found
-        time.sleep(0.05)
-    raise AssertionError(f"never: {what}")
 
 
 def gone(pid: int) -> bool:
