@@ -40,7 +40,13 @@ class SigningKeys:
             return _all(connection)
 
     def add(
-        self, made: StoredKey, *, due: Callable[[Sequence[StoredKey]], bool], forget_before: float
+        self,
+        kid: str,
+        created: float,
+        seal: Callable[[], bytes],
+        *,
+        due: Callable[[Sequence[StoredKey]], bool],
+        forget_before: float,
     ) -> list[StoredKey]:
         """Add a key and retire the others, if ``due`` says of those that there are that it is; forget those that were
         retired before ``forget_before``. Gives all that there are then.
@@ -50,8 +56,8 @@ class SigningKeys:
             if connection.dialect.name == "postgresql":
                 connection.execute(select(func.pg_advisory_xact_lock(_MAKING)))
             if due(_all(connection)):
-                connection.execute(update(table).where(table.c.retired.is_(None)).values(retired=made.created))
-                connection.execute(insert(table).values(made._asdict()))
+                connection.execute(update(table).where(table.c.retired.is_(None)).values(retired=created))
+                connection.execute(insert(table).values(kid=kid, sealed=seal(), created=created))
             connection.execute(delete(table).where(table.c.retired < forget_before))
             return _all(connection)
 

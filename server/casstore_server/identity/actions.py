@@ -122,10 +122,11 @@ class Role:
 
 @dataclass(frozen=True)
 class Grants:
-    """What somebody may do: the policies of all their roles together."""
+    """What somebody may do: the policies of all their roles together; in no pools but ``pools``, if it is set."""
 
     roles: tuple[str, ...] = ()
     policies: tuple[Policy, ...] = ()
+    pools: frozenset[str] | None = None
 
     def may(self, action: Action, *, pool: str | None = None, bucket: str | None = None) -> bool:
         """Whether the action is allowed: on this pool or bucket, or without one on any there might be."""
@@ -146,7 +147,12 @@ class Grants:
 
     @cached_property
     def _scopes(self) -> dict[Action, Scope]:
-        return {action: _scope(action, self.policies) for action in ACTIONS if action != "open"}
+        found = {action: _scope(action, self.policies) for action in ACTIONS if action != "open"}
+        if self.pools is not None:
+            for action, scope in found.items():
+                if scope_kind(action) == "pool":
+                    found[action] = Scope(names=frozenset(pool for pool in self.pools if pool in scope))
+        return found
 
 
 _ALL: Final = Scope(all=True)

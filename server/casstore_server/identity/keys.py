@@ -1,9 +1,9 @@
 """The keys that this server's id tokens are signed with.
 
 Decided here and only here: ECDSA on P-256 (``ES256``), of which anybody may have the public half; that the private half
-is in the database, sealed, so that all servers of it sign and accept alike; that a new one is made every 90 days and the
-old one is kept until nothing that it signed is good any more; and that all of it is read again every minute, and at
-once when a token names a key that is not known.
+is in the database, sealed, so that all servers of it sign and accept alike; that a new one is made every 90 days and
+the old one is kept until nothing that it signed is good any more; and that all of it is read again every minute, and
+at once when a token names a key that is not known.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Keys:
     def rotate(self) -> str:
         """Retire the key that signs, and make another; gives its id."""
         with self._lock:
-            self._make(self._stored.all(), force=True)
+            self._make(force=True)
             self._refresh(make=False, now=True)
             return self._signing or ""
 
@@ -96,7 +96,7 @@ class Keys:
             return
         rows = self._stored.all()
         if make and self._due(rows, moment):
-            rows = self._make(rows, force=False)
+            rows = self._make(force=False)
         kept = [row for row in rows if row.retired is None or moment - row.retired < KEEP_SECONDS]
         self._open = {row.kid: self._open.get(row.kid) or self._unsealed(row) for row in kept}
         active = [row for row in kept if row.retired is None]
@@ -106,7 +106,7 @@ class Keys:
     def _due(self, rows: Sequence[StoredKey], moment: float) -> bool:
         return not any(row.retired is None and moment - row.created < ROTATE_SECONDS for row in rows)
 
-    def _make(self, rows: Sequence[StoredKey], *, force: bool) -> list[StoredKey]:
+    def _make(self, *, force: bool) -> list[StoredKey]:
         """Add a key, unless another server was first; who looks again afterwards sees one key that signs."""
         from cryptography.hazmat.primitives import serialization as form  # noqa: PLC0415  # only where it is needed
         from cryptography.hazmat.primitives.asymmetric import ec  # noqa: PLC0415  # as above
@@ -114,10 +114,13 @@ class Keys:
         private = ec.generate_private_key(ec.SECP256R1())
         kid = secrets.token_hex(8)
         raw = private.private_bytes(form.Encoding.DER, form.PrivateFormat.PKCS8, form.NoEncryption())
-        made = StoredKey(kid, self._box.seal(raw, _CONTEXT, kid), self._clock(), None)
         moment = self._clock()
         return self._stored.add(
-            made, due=lambda now: force or self._due(now, moment), forget_before=moment - KEEP_SECONDS
+            kid,
+            moment,
+            lambda: self._box.seal(raw, _CONTEXT, kid),
+            due=lambda now: force or self._due(now, moment),
+            forget_before=moment - KEEP_SECONDS,
         )
 
     def _unsealed(self, row: StoredKey) -> Key:

@@ -29,8 +29,8 @@ class Limit:
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def wait(self, name: str, *, take: bool = True) -> int:
-        """Take one for ``name``: 0 when there was one, or else in how many seconds there will be. Without ``take`` it is
-        only looked at.
+        """Take one for ``name``: 0 when there was one, or else in how many seconds there will be. Without ``take`` it
+        is only looked at.
         """
         if self._rate <= 0:
             return 0

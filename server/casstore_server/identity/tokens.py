@@ -1,8 +1,8 @@
 """Personal tokens: what one looks like, and what is kept of it.
 
-Decided here and only here: ``casstore_``, 40 letters and digits of chance (238 bits) and a checksum of 6, so that scanners
-find one that was published and a mistyped one is refused without a look into the database; and that SHA-256 of it is
-kept, which is enough for what nobody can guess.
+Decided here and only here: ``casstore_``, 40 letters and digits of chance (238 bits) and a checksum of 6, so that
+scanners find one that was published and a mistyped one is refused without a look into the database; and that SHA-256 of
+it is kept, which is enough for what nobody can guess.
 """
 
 from __future__ import annotations
