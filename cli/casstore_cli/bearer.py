@@ -67,8 +67,9 @@ class Bearer:
             now = logins.read(self._paths)
             if now is None or now.tokens is None or now.url != self._login.url:
                 raise AccessError(f"You are not logged in to {self._login.url} any more", hint=again)
-            if now.tokens.id_token != self._tokens.id_token:  # another command was first
-                self._tokens, self._until = now.tokens, _NEVER
+            before, self._tokens = self._tokens, now.tokens  # a refresh token is good once: only the last one counts
+            if now.tokens.id_token != before.id_token:  # another command was first
+                self._until = _NEVER
                 if self._good():
                     return
             if self._tokens.refresh_token is None or self._tokens.refresh_url is None:

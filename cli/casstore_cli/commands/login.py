@@ -167,6 +167,8 @@ def _finish(config: Config, found: Login) -> None:
         bearer = Bearer(config.paths, found, fresh=True)
         client = Client(Target(found.user, url=found.url, bearer=bearer), on_warning=output.warn)
     welcome = found.user
+    if found.tokens is not None and found.tokens.refresh_token is None:
+        output.warn("The identity provider does not renew this login (it gave no refresh token): it will end soon")
     profile = client.get("api/profile/settings", ProfileReply).profile
     if found.tokens is not None:
         found = replace(found, user=profile.username)
