@@ -1,4 +1,7 @@
-"""The file that keeps users' credentials.
+"""The file that keeps a user's credentials where no server can run.
+
+A server keeps credentials in its database, sealed; the first one that starts takes up what is in the file, and removes
+it (``casstore_server.keyring``).
 
 Decided here and only here: its format, and that it is for its owner's eyes: made with mode 0600 and replaced at once
 under a lock, and not read when others could have read or changed it. The secrets in it are as safe as an SSH key is;
@@ -52,16 +55,13 @@ class Vault:
         """All credentials of a user, by name."""
         return dict(sorted(self._read().users.get(user, {}).items()))
 
+    def all(self) -> dict[str, dict[str, Credential]]:
+        """All credentials of all users, by user and name."""
+        return self._read().users
+
     def get(self, user: str, name: str) -> Credential | None:
         """One credential; None when the user has none of this name."""
         return self._read().users.get(user, {}).get(name)
-
-    def by_profile(self, user: str, kind: str, profile: str) -> Credential | None:
-        """The credential of this type for a profile, None when the user has none."""
-        for found in self._read().users.get(user, {}).values():
-            if found.type == kind and found.profile == profile:
-                return found
-        return None
 
     def put(self, user: str, name: str, credential: Credential) -> list[str]:
         """Keep a credential under a name, in place of what was there.

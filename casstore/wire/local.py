@@ -13,6 +13,8 @@ START_LOCK_FILE = "server.start"
 """Locked (flock) by a command while it starts the server, so that two commands start one."""
 LOG_FILE = "server.log"
 DATABASE_FILE = "server.sqlite"
+KEY_FILE = "secret.key"
+"""Opens the secrets in the database, unless the operator keeps the key elsewhere."""
 WORKFLOWS_FOLDER = "workflows"
 
 READY = b"ready\n"

@@ -19,7 +19,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from casstore import __version__
@@ -39,6 +39,7 @@ __all__ = [
     "connect",
     "ensure",
     "find_place",
+    "is_installed",
     "log_tail",
     "running_pid",
     "start",
@@ -157,14 +158,14 @@ def command_line(config: Config, options: Options = _GIVEN_NONE, *, instance: st
     return line + [f"--{name.replace('_', '-')}={value}" for name, value in options.items() if value is not None]
 
 
-def ask(config: Config, action: str, options: Options = _GIVEN_NONE) -> dict[str, Any]:
-    """Have the server's program do something else than serve: ``config``, ``backup``, ``restore``; what it says.
+def ask(config: Config, action: str, options: Options = _GIVEN_NONE, *, flags: Sequence[str] = ()) -> dict[str, Any]:
+    """Have the server's program do something else than serve, such as ``config`` or ``backup``; what it says.
 
     Raises the error that it says.
     """
     check_installed()
     done = subprocess.run(
-        [*command_line(config, options), f"--action={action}"],
+        [*command_line(config, options), f"--action={action}", *flags],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         check=False,
@@ -312,15 +313,24 @@ def _replace(config: Config, client: Client) -> None:
 
 def check_installed() -> None:
     """Raise ``UsageError`` when something is missing that the server needs."""
-    from importlib.util import find_spec
-
-    needed = ("cryptography", "fastapi", "sqlalchemy", "uvicorn", "alembic", "jinja2", "websockets")
-    missing = [name for name in needed if not find_spec(name)]
+    missing = _missing()
     if missing:
         raise UsageError(
             f"Workflows need packages that are not installed: {', '.join(missing)}",
             hint="Install them with: pip install 'casstore[workflow]'",
         )
+
+
+def is_installed() -> bool:
+    """Whether a server can run here."""
+    return not _missing()
+
+
+def _missing() -> list[str]:
+    from importlib.util import find_spec
+
+    needed = ("cryptography", "fastapi", "sqlalchemy", "uvicorn", "alembic", "jinja2", "websockets")
+    return [name for name in needed if not find_spec(name)]
 
 
 @contextlib.contextmanager

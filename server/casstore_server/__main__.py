@@ -1,4 +1,4 @@
-"""The server's process: detach, take the lock, serve. Or say what the settings are, back up, restore.
+"""The server's process: detach, take the lock, serve. Or say what the settings are, back up, restore, change keys.
 
 Decided here and only here: the order of a start, and what a failed one says. Everything heavy is imported
 after the process is detached and holds the lock, so that a second server ends at once. What does not serve prints one
@@ -19,6 +19,7 @@ from typing import Any
 
 from casstore.errors import CasstoreError, ConflictError
 from casstore.wire.local import ERROR_PREFIX, HINT_PREFIX
+from casstore_server.secrets import KEY_VARIABLE
 from casstore_server.settings import Order, Settings, parse
 
 _LOCK_ATTEMPTS = 10
@@ -65,12 +66,18 @@ def _run(order: Order) -> None:
 
         serve(settings)
         return
+    if order.action in {"new-key", "rekey"}:
+        from casstore_server import keyring  # noqa: PLC0415  # rarely needed
+
+        _print({"key": keyring.line()} if order.action == "new-key" else keyring.rekey(order)._asdict())
+        return
     from casstore_server import backup  # noqa: PLC0415  # rarely needed
 
     if order.database:
         raise backup.not_here(order.database, order.action)
     if order.action == "backup":
-        _print(backup.make(settings.database, order.file)._asdict())
+        key = KEY_VARIABLE if os.environ.get(KEY_VARIABLE) else settings.secret_key_file or str(settings.own_key_file)
+        _print(backup.make(settings.database, order.file)._replace(key=key)._asdict())
     else:
         _lock(settings.pid_file, "Stop it first: osmo server stop")
         _print(backup.restore(order.file, settings)._asdict())

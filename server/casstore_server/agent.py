@@ -1,7 +1,8 @@
 """The agents of this server's groups: what they are made of, and the process that they are forked from.
 
 Decided here and only here: where the runs of groups are kept, which parts an agent has, and what it is told on its
-command line: where the files of the server are. What is secret it reads from there itself.
+command line: where the files of the server are. What is secret it is handed apart (``private``), and users' credentials
+it reads from the database itself, when a task needs them.
 """
 
 from __future__ import annotations
@@ -30,17 +31,23 @@ from casstore_orchestrator.pools import this_machine
 from casstore_orchestrator.ports import RunKey
 from casstore_orchestrator.urls import StorageUrls
 from casstore_server.config import Watched
-from casstore_server.credentials import UserCredentials
+from casstore_server.credentials import joined_credentials
 from casstore_server.executor import LocalExecutor, registry_login
 from casstore_server.mounts import ServerMounts
+from casstore_server.private import Private, handed, received
 from casstore_server.settings import Settings
 from casstore_server.stores import Stores
 
 __all__ = ["local_agents"]
 
 
-def local_agents(settings: Settings) -> ProcessAgents:
+_PATIENCE = 120.0
+"""Seconds that an agent waits for a database with credentials: a task's results are worth a while."""
+
+
+def local_agents(settings: Settings, private: Private | None = None) -> ProcessAgents:
     """The agents of this machine, for a scheduler."""
+    private = private or Private()
     # ``-P`` keeps the current folder out of the module path.
     told = msgspec.json.encode(settings, enc_hook=str).decode()
     command = [sys.executable, "-P", "-m", "casstore_server.agent", told]
@@ -51,8 +58,8 @@ def local_agents(settings: Settings) -> ProcessAgents:
         sweep_groups(probe().bases)
         executor.sweep(f"{run.workflow_id}/{run.group}")
 
-    cleaner = Cleaner(Homes(settings.workflows), ServerMounts(settings), sweep)
-    return ProcessAgents(_runs(settings), Nursery(command), cleaner)
+    cleaner = Cleaner(Homes(settings.workflows), ServerMounts(settings, private), sweep)
+    return ProcessAgents(_runs(settings), Nursery(command, lambda: handed(private)), cleaner)
 
 
 def _runs(settings: Settings) -> Runs:
@@ -60,12 +67,12 @@ def _runs(settings: Settings) -> Runs:
 
 
 @contextlib.contextmanager
-def _services(settings: Settings, start: Start, hold: int) -> Iterator[Services]:
+def _services(settings: Settings, private: Private, start: Start, hold: int) -> Iterator[Services]:
     """What the runner of a group needs."""
     config = Watched(settings.config_file, settings.data_dir, this_machine(settings.state_dir))
-    credentials = UserCredentials(settings.config_file, settings.user)
+    credentials = joined_credentials(settings, private, patience=_PATIENCE)
     stores = Stores(config, settings, credentials.storage(settings.user))
-    mounts = ServerMounts(settings)
+    mounts = ServerMounts(settings, private)
     executor = LocalExecutor(
         settings,
         config,
@@ -92,11 +99,12 @@ def _services(settings: Settings, start: Start, hold: int) -> Iterator[Services]
 
 
 def main(args: Sequence[str]) -> int:
-    """What the process runs: settings, and the descriptor by which the server speaks to it."""
+    """What the process runs: settings, the descriptor by which the server speaks to it, and one of what is secret."""
     settings = msgspec.json.decode(args[0], type=Settings, dec_hook=_decoded)
+    private = received(int(args[2]))
 
     def open_services(start: Start, hold: int) -> contextlib.AbstractContextManager[Services]:
-        return _services(settings, start, hold)
+        return _services(settings, private, start, hold)
 
     def run(folder: RunFolder) -> int:
         return serve(folder, open_services)
@@ -106,6 +114,8 @@ def main(args: Sequence[str]) -> int:
 
 def _warm(settings: Settings) -> None:
     """Find out what the machine gives, and load what is loaded when it is first used."""
+    import casstore_server.db.vault  # noqa: F401, PLC0415  # for all agents at once
+
     probe()
     Watched(settings.config_file, settings.data_dir, this_machine(settings.state_dir)).last_good()
 

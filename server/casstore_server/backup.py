@@ -30,12 +30,13 @@ _BUSY_S = 60.0
 
 
 class Copied(NamedTuple):
-    """What a copy holds; ``size`` in bytes."""
+    """What a copy holds; ``size`` in bytes, ``key`` is where the key of its secrets is."""
 
     file: str
     workflows: int
     revision: str
     size: int
+    key: str = ""
 
 
 def not_here(url: str, action: str) -> CasstoreError:

@@ -1,32 +1,45 @@
 """The credentials of the users of this server.
 
 Decided here and only here: which of them tasks may name (GENERIC ones; the others are used by themselves), and where a
-user's credential for object storage is looked for: first in the vault, then, for the owner of the server alone, in
-``config.yaml``; otherwise the environment and the identity of the machine decide.
+user's credential for object storage is looked for: first in the database, then, for the owner of the server alone, in
+``config.yaml``; otherwise the environment and the identity of the machine decide. Of one that ``config.yaml`` has just
+the same nothing but its name and profile is kept, so that what is changed there counts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from casstore import safeyaml
 from casstore.errors import AccessError, UsageError
 from casstore.remote.configured import ConfiguredCredentials
 from casstore.remote.credentials import CredentialSource, StorageCredential
-from casstore.vault import Vault
-from casstore.wire.credentials import DATA, GENERIC
+from casstore.wire.credentials import DATA, GENERIC, Credential
+from casstore_server.private import Private, box_of
+from casstore_server.settings import Settings
 
-__all__ = ["UserCredentials"]
+if TYPE_CHECKING:
+    from casstore_server.db.vault import SealedVault
+
+__all__ = ["UserCredentials", "joined_credentials"]
 
 
 class UserCredentials:
-    """Implements ``casstore_orchestrator.ports.Credentials``. Files are read at each call: what changed is seen."""
+    """Implements ``casstore_orchestrator.ports.Credentials``. Nothing is held: what changed is seen."""
 
-    def __init__(self, config_file: Path, owner: str) -> None:
+    def __init__(self, config_file: Path, owner: str, vault: Callable[[], SealedVault]) -> None:
+        """``vault`` is called when it is first needed."""
         self._config_file = config_file
         self._owner = owner
-        self.vault = Vault(str(config_file.parent))
+        self._vault = vault
+
+    @property
+    def vault(self) -> SealedVault:
+        """Where they are kept."""
+        return self._vault()
 
     def lookup(self, user: str, name: str) -> Mapping[str, str] | None:
         """The keys and values of a GENERIC credential; ``AccessError`` for one of another type."""
@@ -53,6 +66,19 @@ class UserCredentials:
             return None
         return self._configured().find(profile)
 
+    def keep(self, user: str, name: str, credential: Credential) -> list[str]:
+        """Keep a credential; see ``SealedVault.put``."""
+        storage, profile = credential.storage(), credential.profile
+        if user == self._owner and profile is not None and storage == self._found_in_file(profile):
+            credential = Credential(type=credential.type, profile=profile, payload={})
+        return self.vault.put(user, name, credential)
+
+    def _found_in_file(self, profile: str) -> StorageCredential | None:
+        try:
+            return self._configured().find(profile)
+        except UsageError:  # a file that is wrong has nothing that counts
+            return None
+
     def _configured(self) -> ConfiguredCredentials:
         file = str(self._config_file)
         try:
@@ -64,6 +90,20 @@ class UserCredentials:
         if raw is not None and not isinstance(raw, dict):
             raise UsageError(f"{file} must be a mapping of keys to values")
         return ConfiguredCredentials(raw or {}, file)
+
+
+def joined_credentials(settings: Settings, private: Private, *, patience: float = 0.0) -> UserCredentials:
+    """The same for a process of the server's own, which looks into the database when it must."""
+
+    @cache
+    def vault() -> SealedVault:
+        from casstore_server.db.location import join_state  # noqa: PLC0415  # heavy, and often not needed
+        from casstore_server.db.vault import SealedVault  # noqa: PLC0415  # as above
+
+        joined = cache(partial(join_state, settings, private.database))
+        return SealedVault(joined, box_of(private, settings), patience=patience)
+
+    return UserCredentials(settings.config_file, settings.user, vault)
 
 
 class _Storage:

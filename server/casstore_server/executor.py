@@ -1,8 +1,8 @@
 """The executor of a pool on this machine, with everything hidden from tasks that is ours.
 
 Decided here and only here: which executor a pool's declaration means, which folders no task may see (the server's state
-and socket, the configuration with its credentials, caches, and the stores of all buckets as they are declared at the
-moment a group starts), and how a user's credential for a registry becomes a login.
+and socket, the configuration with its credentials, the key for secrets, caches, and the stores of all buckets as they
+are declared at the moment a group starts), and how a user's credential for a registry becomes a login.
 """
 
 from __future__ import annotations
@@ -103,6 +103,8 @@ class LocalExecutor(Executor):
             settings.data_dir,
             settings.cache_dir,
         ]
+        if settings.secret_key_file:
+            hidden.append(Path(settings.secret_key_file))
         folders = (local_folder(bucket.url) for bucket in self._config.last_good().buckets.values())
         hidden += [Path(folder) for folder in folders if folder]
         return ProcessExecutor(hidden=hidden, egress=egress, hold=self._hold)

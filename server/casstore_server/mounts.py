@@ -31,6 +31,7 @@ from casstore_fuse.mounting import unmount, why_not
 from casstore_fuse.records import Registry, take_away
 from casstore_orchestrator.ports import DatasetVersion, VersionMounts
 from casstore_server import settings as server_settings
+from casstore_server.private import Private, handed, received
 
 if TYPE_CHECKING:
     from casstore.repo.store import Store
@@ -65,8 +66,9 @@ class _Order(msgspec.Struct, frozen=True):
 class ServerMounts(VersionMounts):
     """The mounts of one process (but for ``clear``). Thread-safe."""
 
-    def __init__(self, settings: server_settings.Settings) -> None:
+    def __init__(self, settings: server_settings.Settings, private: Private | None = None) -> None:
         self._settings = settings
+        self._private = private or Private()
         folder = str(settings.state_dir / "inputs")
         self._registry = Registry(folder, folder)
         self._lock = threading.Lock()
@@ -196,20 +198,20 @@ class ServerMounts(VersionMounts):
             ),
         )
 
-    @staticmethod
-    def _start(order: _Order, writer: int, tie: int) -> subprocess.Popen[bytes]:
+    def _start(self, order: _Order, writer: int, tie: int) -> subprocess.Popen[bytes]:
         """``-P`` keeps the current folder out of the module path. Not of our session: Ctrl-C is for us alone."""
         command = [sys.executable, "-P", "-m", "casstore_server.mounts", msgspec.json.encode(order).decode()]
         try:
-            return subprocess.Popen(
-                [*command, str(writer), str(tie)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                pass_fds=(writer, tie),
-                cwd="/",
-                start_new_session=True,
-            )
+            with handed(self._private) as secret:
+                return subprocess.Popen(
+                    [*command, str(writer), str(tie), str(secret)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    pass_fds=(writer, tie, secret),
+                    cwd="/",
+                    start_new_session=True,
+                )
         except OSError as error:
             raise StorageError(f"the process of a mount can't be started: {error.strerror}") from None
 
@@ -280,11 +282,14 @@ def _end(process: subprocess.Popen[bytes], *, patient: bool) -> None:
 
 
 def main(args: Sequence[str]) -> int:
-    """What the process of a mount runs: ``ORDER``, a descriptor for the answer, one that ends with whoever ordered."""
+    """What the process of a mount runs: ``ORDER``, a descriptor for the answer, one that ends with whoever ordered, and
+    one of what is secret.
+    """
     order = msgspec.json.decode(args[0], type=_Order)
     descriptor = int(args[1])
     os.set_inheritable(descriptor, False)
     os.umask(0o077)
+    private = received(int(args[3]))
     if not _tie(int(args[2])):
         return 1
 
@@ -296,14 +301,14 @@ def main(args: Sequence[str]) -> int:
 
     @contextlib.contextmanager
     def open_store() -> Iterator[Store]:
-        stores = _stores(order)
+        stores = _stores(order, private)
         try:
             yield stores.open(order.mount.bucket, order.user).store
         finally:
             stores.close()
 
     try:
-        hold = _stores(order).is_writable(order.mount.bucket)
+        hold = _stores(order, private).is_writable(order.mount.bucket)
         return session.run(msgspec.structs.replace(order.mount, hold=hold), open_store, ready)
     except CasstoreError as error:
         ready(error)
@@ -323,10 +328,10 @@ def _tie(descriptor: int) -> bool:
         return True
 
 
-def _stores(order: _Order) -> Stores:
+def _stores(order: _Order, private: Private) -> Stores:
     from casstore_orchestrator.pools import this_machine  # noqa: PLC0415 - the server needs them no second time
     from casstore_server.config import Watched  # noqa: PLC0415
-    from casstore_server.credentials import UserCredentials  # noqa: PLC0415
+    from casstore_server.credentials import joined_credentials  # noqa: PLC0415
     from casstore_server.stores import Stores  # noqa: PLC0415
 
     settings = server_settings.Settings(
@@ -338,7 +343,7 @@ def _stores(order: _Order) -> Stores:
         user=order.user,
     )
     config = Watched(settings.config_file, settings.data_dir, this_machine(settings.state_dir))
-    return Stores(config, settings, UserCredentials(settings.config_file, order.user).storage(order.user))
+    return Stores(config, settings, joined_credentials(settings, private).storage(order.user))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import math
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
@@ -113,6 +114,12 @@ def _url(value: Any) -> str:
     return value
 
 
+def _path(value: Any) -> str:
+    if not isinstance(value, str) or "\0" in value:
+        raise ValueError("must be the path of a file")
+    return os.path.abspath(os.path.expanduser(value)) if value else ""
+
+
 OPTIONS: Final = (
     Option("database", "", _url, secret=True),
     Option("host", "127.0.0.1", check_host),
@@ -123,10 +130,12 @@ OPTIONS: Final = (
     Option("metrics", True, _switch),
     Option("drain", 5.0, _seconds(0, 3600)),
     Option("lease", 15.0, _seconds(0.1, 3600)),
+    Option("secret_key_file", "", _path),
 )
 """All of them: ``database`` is the URL of a PostgreSQL (empty: SQLite in the state folder), ``port`` none for the unix
 socket alone, ``drain`` the seconds that open replies get when the server ends, ``lease`` the seconds without a sign of
-a server after which others take over what it did.
+a server after which others take over what it did, ``secret_key_file`` what opens the secrets in the database (empty:
+the one in the state folder).
 """
 NAMES: Final = frozenset(option.name for option in OPTIONS)
 

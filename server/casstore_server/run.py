@@ -38,10 +38,14 @@ from casstore_server.config import Watched
 from casstore_server.credentials import UserCredentials
 from casstore_server.db.location import open_state
 from casstore_server.db.store import Database
+from casstore_server.db.vault import SealedVault
 from casstore_server.executor import LocalExecutor
+from casstore_server.keyring import find_private, open_box, take_up
 from casstore_server.logs import set_up
 from casstore_server.metrics import Metrics, available
 from casstore_server.observing import Observers, RequestLog
+from casstore_server.private import Private
+from casstore_server.secrets import SecretBox
 from casstore_server.services.context import Services
 from casstore_server.services.jobs import Jobs
 from casstore_server.settings import Settings
@@ -87,7 +91,8 @@ def serve(settings: Settings) -> None:
     settle()
     with contextlib.ExitStack() as stack:
         traces = stack.enter_context(tracing(wanted(os.environ)))
-        database = open_state(settings)
+        private = find_private(settings)
+        database = open_state(settings, private.database)
         stack.callback(database.close)
         if settings.instance and not database.shared:
             raise UsageError("Servers of several instances need a PostgreSQL that they share")
@@ -97,7 +102,8 @@ def serve(settings: Settings) -> None:
         observers = Observers([traces] if traces else [])
         if settings.log_requests:
             observers.add(RequestLog())
-        services = stack.enter_context(_parts(settings, database, observers))
+        box = open_box(private, settings, database)
+        services = stack.enter_context(_parts(settings, database, observers, box, private))
         server = _Server(_config(create_app(services), settings.drain))
         server.ready_fd, server.ending = settings.ready_fd, services.ending
         # uvicorn raises the signal that ended it once more when it is done: that must not end us before the rest.
@@ -155,17 +161,21 @@ def _listening(path: Path, port: int | None, host: str = "127.0.0.1") -> Iterato
 
 
 @contextlib.contextmanager
-def _parts(settings: Settings, database: Database, observers: Observers) -> Iterator[Services]:
+def _parts(
+    settings: Settings, database: Database, observers: Observers, box: SecretBox, private: Private
+) -> Iterator[Services]:
     """Everything below the routes, started; stopped at the end."""
     settings.workflows.mkdir(mode=0o700, exist_ok=True)
     watched = Watched(settings.config_file, settings.data_dir, this_machine(settings.state_dir))
-    credentials = UserCredentials(settings.config_file, settings.user)
+    vault = SealedVault(lambda: database, box)
+    take_up(settings.config_file.parent, vault)
+    credentials = UserCredentials(settings.config_file, settings.user, lambda: vault)
     stores = Stores(watched, settings, credentials.storage(settings.user))
     data = BucketData(stores.open)
     watched.on_change(data.forget)
     executor = LocalExecutor(settings, watched)
     urls = StorageUrls(credentials.storage)
-    agents = local_agents(settings)
+    agents = local_agents(settings, private)
     scheduler = Scheduler(
         database,
         agents,
@@ -197,7 +207,7 @@ def _parts(settings: Settings, database: Database, observers: Observers) -> Iter
             storage=credentials.storage,
             jobs=jobs,
             credentials=credentials,
-            vault=credentials.vault,
+            box=box,
             urls=urls,
             config=watched,
             isolation=executor.describe(),

@@ -141,7 +141,7 @@ def key_of(sealed: bytes) -> str:
 
 def _bound(head: bytes, context: Sequence[str]) -> bytes:
     """What is authenticated besides; JSON, so that no two contexts are the same bytes."""
-    return head + msgspec.json.encode(list(context))
+    return head + msgspec.json.encode([str(part) for part in context])
 
 
 def new_key() -> Key:

@@ -13,11 +13,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from casstore.wire.local import DATABASE_FILE, LOG_FILE, PID_FILE, WORKFLOWS_FOLDER
+from casstore.wire.local import DATABASE_FILE, KEY_FILE, LOG_FILE, PID_FILE, WORKFLOWS_FOLDER
 from casstore_server.config import server_section
 from casstore_server.options import OPTIONS, Setting, resolve
 
-__all__ = ["Order", "Settings", "parse"]
+__all__ = ["ACTIONS", "Order", "Settings", "parse"]
+
+
+ACTIONS = ("serve", "config", "backup", "restore", "new-key", "rekey")
+"""What the program can do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +50,7 @@ class Settings:
     log_requests: bool = False
     metrics: bool = True
     drain: float = 5.0
+    secret_key_file: str = ""
 
     @property
     def url(self) -> str | None:
@@ -72,6 +77,11 @@ class Settings:
         return self.state_dir / DATABASE_FILE
 
     @property
+    def own_key_file(self) -> Path:
+        """Where the key for secrets is that the server made for itself."""
+        return self.state_dir / KEY_FILE
+
+    @property
     def workflows(self) -> Path:
         """Logs and task folders, one folder for each workflow."""
         return self.state_dir / WORKFLOWS_FOLDER
@@ -79,13 +89,15 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What the process is to do: ``serve``, or ``config``, ``backup`` or ``restore`` and end. ``database`` is the URL
-    of a PostgreSQL, empty for the SQLite file.
+    """What the process is to do: ``serve``, or another one of ``ACTIONS`` and end. ``database`` is the URL of a
+    PostgreSQL, empty for the SQLite file; ``new`` and ``discard`` are for ``rekey``.
     """
 
     settings: Settings
     action: str = "serve"
     file: Path = Path()
+    new: bool = False
+    discard: bool = False
     database: str = field(default="", repr=False)
     effective: Mapping[str, Setting] = field(default_factory=dict, repr=False)
 
@@ -101,8 +113,10 @@ def parse(argv: Sequence[str]) -> Order:
     parser.add_argument("--ready-fd", type=int)
     parser.add_argument("--background", action="store_true")
     parser.add_argument("--instance", default="")
-    parser.add_argument("--action", choices=("serve", "config", "backup", "restore"), default="serve")
+    parser.add_argument("--action", choices=ACTIONS, default="serve")
     parser.add_argument("--file", type=Path, default=Path())
+    parser.add_argument("--new", action="store_true")
+    parser.add_argument("--discard", action="store_true")
     for option in OPTIONS:
         if not option.secret:
             parser.add_argument(f"--{option.name.replace('_', '-')}")
@@ -111,5 +125,5 @@ def parse(argv: Sequence[str]) -> Order:
     file = found["config_file"]
     effective = resolve(given, os.environ, server_section(file), file)
     values = {name: setting.value for name, setting in effective.items()}
-    action, target, database = found.pop("action"), found.pop("file"), values.pop("database")
-    return Order(Settings(**found, **values), action, target, database, effective)
+    words = {name: found.pop(name) for name in ("action", "file", "new", "discard")}
+    return Order(**words, database=values.pop("database"), settings=Settings(**found, **values), effective=effective)

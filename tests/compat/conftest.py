@@ -21,12 +21,15 @@ from casstore_server.config import Watched
 from casstore_server.credentials import UserCredentials
 from casstore_server.db.engine import open_database
 from casstore_server.db.store import Database
+from casstore_server.db.vault import SealedVault
 from casstore_server.run import answering
+from casstore_server.secrets import Key, SecretBox
 from casstore_server.services.context import Services
 from casstore_server.services.jobs import Jobs
 from casstore_server.settings import Settings
 from casstore_server.stores import Stores
 
+KEY = Key(bytes(32))
 HELLO = """
 workflow:
   name: hello
@@ -100,7 +103,9 @@ def server(tmp_path: Path) -> Iterator[Server]:
     watched = Watched(config_file, settings.data_dir, this_machine())
     machine = ThreadMachine.over(executor, data, settings.workflows, file_urls=True)
     scheduler = Scheduler(database, ThreadAgents(machine), watched.pools, LogStore(settings.workflows))
-    credentials = UserCredentials(config_file, settings.user)
+    box = SecretBox(lambda: [KEY])
+    vault = SealedVault(lambda: database, box)
+    credentials = UserCredentials(config_file, settings.user, lambda: vault)
     jobs = Jobs()
     stores = Stores(watched, settings, credentials.storage(settings.user))
     services = Services(
@@ -113,7 +118,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
         storage=credentials.storage,
         jobs=jobs,
         credentials=credentials,
-        vault=credentials.vault,
+        box=box,
         urls=StorageUrls(credentials.storage),
         config=watched,
         isolation=executor.describe(),

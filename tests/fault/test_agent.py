@@ -19,7 +19,6 @@ from typing import Any
 import pytest
 
 from casstore.errors import ServiceError
-from casstore.vault import Vault
 from casstore.wire.credentials import GENERIC, Credential
 from casstore_fuse import mounted
 from casstore_fuse.mounting import why_not
@@ -50,6 +49,11 @@ from casstore_orchestrator.records import WorkflowRecord
 from casstore_orchestrator.state import new_workflow, with_number
 from casstore_server.agent import local_agents
 from casstore_server.config import Watched
+from casstore_server.db.engine import open_database
+from casstore_server.db.store import Database
+from casstore_server.db.vault import SealedVault
+from casstore_server.keyring import open_box
+from casstore_server.private import Private
 from casstore_server.settings import Settings
 from casstore_server.stores import Stores
 
@@ -424,8 +428,11 @@ def test_an_agent_whose_folder_was_removed_ends(lab: Lab) -> None:
 
 def test_no_secret_leaves_the_agent(lab: Lab) -> None:
     canary = "canary-0b9f5c1e"
-    vault = Vault(str(lab.settings.config_file.parent))
-    vault.put("tester", "key", Credential(type=GENERIC, profile=None, payload={"value": canary}))
+    database = Database(open_database(lab.settings.database))
+    box = open_box(Private(key_file=str(lab.settings.own_key_file)), lab.settings, database)
+    credential = Credential(type=GENERIC, profile=None, payload={"value": canary})
+    SealedVault(lambda: database, box).put("tester", "key", credential)
+    database.close()
     lab.count += 1
     text = """
 workflow:

@@ -17,8 +17,10 @@ import pytest
 
 from casstore_cli.client import Client, Target
 from casstore_orchestrator.executors.probe import probe
+from casstore_server.secrets import KEY_VARIABLE, new_key
 
 PATIENCE = 120.0
+KEY = new_key().line()
 pytestmark = pytest.mark.skipif(not probe().sandbox, reason="; ".join(probe().reasons) or "no sandbox")
 
 FLOW = """
@@ -58,7 +60,7 @@ class Lab:
         line = [sys.executable, "-P", "-m", "casstore_server", f"--socket-path={path}", "--user=tester"]
         line += [f"--{name}-dir={self.folder / name}" for name in ("state", "data", "cache")]
         line += [f"--config-file={self.folder / 'config' / 'config.yaml'}", f"--instance={instance}", "--lease=1.5"]
-        environment = {**os.environ, **({"CASSTORE_DATABASE_URL": self.url} if self.url else {})}
+        environment = {**os.environ, **({"CASSTORE_DATABASE_URL": self.url, KEY_VARIABLE: KEY} if self.url else {})}
         log = (self.folder / f"log{instance}").open("ab")
         with log:
             self.running[instance] = subprocess.Popen(line, env=environment, stdout=log, stderr=log)

@@ -17,11 +17,12 @@ import yaml
 
 from casstore_cli.main import cli
 from casstore_server.options import OPTIONS
+from casstore_server.secrets import KEY_VARIABLE
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 UNIT = DEPLOY / "osmo-server.service"
-VARIABLES = {option.variable for option in OPTIONS}
+VARIABLES = {option.variable for option in OPTIONS} | {KEY_VARIABLE}
 
 
 class Options(dict[str, Any]):

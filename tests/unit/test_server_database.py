@@ -10,7 +10,10 @@ import pytest
 
 from casstore.errors import StorageError, UsageError
 from casstore_server.db.engine import open_postgres
-from casstore_server.db.location import VARIABLE, open_state
+from casstore_server.db.location import VARIABLE
+from casstore_server.db.location import open_state as open_at
+from casstore_server.db.store import Database
+from casstore_server.keyring import find_private
 from casstore_server.settings import Settings
 
 SECRET = "hush-hush"
@@ -26,6 +29,10 @@ def settings(tmp_path: Path) -> Settings:
         cache_dir=tmp_path / "cache",
         user="ada",
     )
+
+
+def open_state(settings: Settings) -> Database:
+    return open_at(settings, find_private(settings).database)
 
 
 def configure(settings: Settings, value: str, mode: int = 0o600) -> None:

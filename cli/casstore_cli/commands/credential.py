@@ -1,8 +1,9 @@
 """``osmo credential``: the secrets of tasks and of object storage.
 
 Decided here and only here: how a credential is written on a command line, and where it is kept: with the server that
-the user is logged in to, else in the user's own vault (``casstore.vault``), which the user's own server reads. What is
-for object storage is in ``config.yaml`` besides, for this command's own transfers.
+the user is logged in to, else with their own, which is started. Where no server is installed a file keeps them
+(``casstore.vault``), which the first server takes up. What is for object storage is in ``config.yaml`` besides, for
+this command's own transfers.
 """
 
 from __future__ import annotations
@@ -146,7 +147,7 @@ def delete(name: str) -> None:
 
     check_name(name)
     config = load_config()
-    client = _remote(config)
+    client = _server(config)
     if client is None:
         found = _vault(config).remove(config.user, name)
         removed = [(found.type, found.profile)]
@@ -280,28 +281,31 @@ def _try(credential: Credential, body: CredentialBody) -> None:
 def _keep(config: Config, name: str, credential: Credential, body: CredentialBody, *, validate: bool) -> list[str]:
     """Keep it; returns the names of those that it takes the place of."""
     from casstore.wire.credentials import Credential as Kept
+    from casstore_cli import login
     from casstore_cli.client import quoted
     from casstore_cli.credentials import keep_data
 
     storage, profile = credential.storage(), credential.profile
-    client = _remote(config)
-    gone: list[str] = []
-    if client is not None:
-        client.post(f"api/credentials/{quoted(name)}", object, None if validate else {"validate": False}, body)
-    elif validate:
+    client = _server(config)
+    own = login.read(config.paths) is None
+    if validate and own:
         _try(credential, body)
+    if not own and client is not None:
+        client.post(f"api/credentials/{quoted(name)}", object, None if validate else {"validate": False}, body)
     if storage is not None and profile is not None:
         keep_data(profile, storage)
         credential = Kept(type=credential.type, profile=profile, payload={})
     if client is None:
-        gone = _vault(config).put(config.user, name, credential)
-    return gone
+        return _vault(config).put(config.user, name, credential)
+    if own:  # after the configuration, which it reads: what is there it keeps no second time
+        client.post(f"api/credentials/{quoted(name)}", object, {"validate": False}, body)
+    return []
 
 
 def _summaries(config: Config) -> list[CredentialSummary]:
     from casstore.wire.credentials import CredentialList, CredentialSummary
 
-    client = _remote(config)
+    client = _server(config)
     if client is not None:
         return client.get("api/credentials", CredentialList).credentials
     own = _vault(config).names(config.user)
@@ -314,8 +318,10 @@ def _vault(config: Config) -> Vault:
     return Vault(config.paths.config)
 
 
-def _remote(config: Config) -> Client | None:
-    """The server that the user is logged in to; None for their own."""
-    from casstore_cli import login
+def _server(config: Config) -> Client | None:
+    """The server that the user is logged in to, or their own; None where that is not installed."""
+    from casstore_cli import background, login
 
-    return login.connect(config) if login.read(config.paths) is not None else None
+    if login.read(config.paths) is None and not background.is_installed():
+        return None
+    return login.connect(config)

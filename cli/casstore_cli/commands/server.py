@@ -49,6 +49,9 @@ def _settings(function: _F) -> _F:
             ),
             click.option("--log-requests/--no-log-requests", default=None, help="Log every request, or none."),
             click.option("--metrics/--no-metrics", default=None, help="Have figures for Prometheus at /metrics."),
+            click.option(
+                "--secret-key-file", type=click.Path(), metavar="FILE", help="The key of the secrets in the database."
+            ),
             click.option("--drain", type=float, metavar="SECONDS", help="How long open replies may take to end."),
         )
     ):
@@ -191,7 +194,8 @@ def _folders(config: Config) -> dict[str, dict[str, str]]:
 
 def _shown(name: str, value: object) -> str:
     if value is None or value == "":
-        return {"database": "SQLite, in state_dir", "port": "none, the socket only"}.get(name, "")
+        words = {"database": "SQLite, in state_dir", "port": "none, the socket only"}
+        return words.get(name, "secret.key, in state_dir" if name == "secret_key_file" else "")
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -202,9 +206,10 @@ def backup(file: str, format_type: str) -> None:
     """Copy the server's database to FILE, which must not exist. The server may run meanwhile.
 
     The copy has everything as it was at one moment: workflows, apps, profiles. Datasets are in their buckets, and logs
-    of tasks in the folder workflows next to the database.
+    of tasks in the folder workflows next to the database. Secrets in it are sealed: the key is not in the copy.
     """
     done = background.ask(load_config(), "backup", {"file": os.path.abspath(file)})
+    output.message(f"The secrets in it open with the key in {done['key']} only: keep that as well, and elsewhere.")
     _tell(
         done, format_type, f"Backed up {done['workflows']} workflows to {file} ({output.size(done['size'])}, verified)."
     )
@@ -221,6 +226,33 @@ def restore(file: str, format_type: str) -> None:
     """
     done = background.ask(load_config(), "restore", {"file": os.path.abspath(file)})
     _tell(done, format_type, f"Restored {done['workflows']} workflows to {done['file']} (verified).")
+
+
+@cli.command("new-key", cls=Command)
+def new_key() -> None:
+    """Print a new key for the secrets in a server's database.
+
+    For servers that share a PostgreSQL: put it into a file that only the server can read (secret_key_file), or into
+    CASSTORE_SECRET_KEY, the same for all of them. A server with a database of its own makes its key by itself.
+    """
+    output.text(background.ask(load_config(), "new-key")["key"])
+
+
+@cli.command("rekey", cls=Command)
+@click.option("--new", is_flag=True, help="Make a new key first, in the file that has the key; the old one goes.")
+@click.option("--discard", is_flag=True, help="Give up what no key opens, such as when the key is lost.")
+@output.format_option("text", "json")
+def rekey(new: bool, discard: bool, format_type: str) -> None:
+    """Seal all secrets in the server's database again, with the first of the keys that it has. It may run meanwhile.
+
+    To change the key of several servers: give each of them the new one after the old one, then before it, restart
+    those that have it from the environment, and run this once. The old one is needed no more.
+    """
+    words = {"--new": new, "--discard": discard}
+    done = background.ask(load_config(), "rekey", flags=[word for word, given in words.items() if given])
+    lost = f", {done['lost']} given up" if done["lost"] else ""
+    text = f"{done['secrets']} secrets are sealed with the key {done['key']} ({done['changed']} were not{lost})."
+    _tell(done, format_type, text)
 
 
 def _tell(done: dict[str, Any], format_type: str, text: str) -> None:

@@ -17,6 +17,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 from casstore.errors import CasstoreError, ServiceError
 from casstore.structs import settle
@@ -31,10 +32,13 @@ _MAX_NAME = 4096
 
 
 class Nursery:
-    """The server's end. ``command`` is completed by the number of the descriptor that it serves. Thread-safe."""
+    """The server's end. ``command`` is completed by the number of the descriptor that it serves, and of one that
+    ``shared`` gives it for its start. Thread-safe.
+    """
 
-    def __init__(self, command: Sequence[str]) -> None:
+    def __init__(self, command: Sequence[str], shared: Callable[[], AbstractContextManager[int]]) -> None:
         self._command = tuple(command)
+        self._shared = shared
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
@@ -77,14 +81,14 @@ class Nursery:
             return self._socket
         self._end()
         ours, theirs = socket.socketpair()
-        with theirs:
+        with theirs, self._shared() as shared:
             try:
                 # Not of our session: the terminal's Ctrl-C is for us alone.
                 self._process = subprocess.Popen(
-                    [*self._command, str(theirs.fileno())],
+                    [*self._command, str(theirs.fileno()), str(shared)],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
-                    pass_fds=(theirs.fileno(),),
+                    pass_fds=(theirs.fileno(), shared),
                     cwd="/",
                     start_new_session=True,
                 )

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, func, inspect, select, text
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError
+from sqlalchemy.pool import NullPool
 
 from casstore.errors import ServiceError, StorageError, UsageError
 from casstore_server.db.schema import HEAD
 
-__all__ = ["WRITES", "migrate", "open_database", "open_postgres"]
+__all__ = ["WRITES", "join_database", "join_postgres", "migrate", "open_database", "open_postgres"]
 
 WRITES = {"casstore_writes": True}
 """Execution options of a connection whose next transaction writes."""
@@ -39,9 +40,7 @@ def open_database(path: Path) -> Engine:
     filesystem = _filesystem_of(path.parent)
     if filesystem in _NETWORK or filesystem.startswith("fuse.sshfs"):
         _log.warning("%s is on a network file system (%s): locks may not hold there", path, filesystem)
-    engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": BUSY_TIMEOUT_MS / 1000})
-    event.listen(engine, "connect", _prepare)
-    event.listen(engine, "begin", _begin)
+    engine = _sqlite(path)
     try:
         path.touch(mode=0o600, exist_ok=True)
         migrate(engine)
@@ -57,31 +56,27 @@ def open_database(path: Path) -> Engine:
     return engine
 
 
+def join_database(path: Path) -> Engine:
+    """The database of a server in this file, for another process of it: as it is, no connection kept."""
+    return _sqlite(path, poolclass=NullPool)
+
+
+def _sqlite(path: Path, **options: Any) -> Engine:
+    engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": BUSY_TIMEOUT_MS / 1000}, **options)
+    event.listen(engine, "connect", _prepare)
+    event.listen(engine, "begin", _begin)
+    return engine
+
+
 def open_postgres(url: str) -> Engine:
     """The PostgreSQL database at a URL, its tables brought up to date. No message shows the password.
 
     ``UsageError`` when it is not such a URL or psycopg is not installed, ``StorageError`` when it can't be reached.
     """
-    try:
-        parsed = make_url(url)
-    except (ArgumentError, ValueError):
-        parsed = None
-    if parsed is None or parsed.drivername not in {"postgresql", "postgres", "postgresql+psycopg"}:
-        raise UsageError("The URL of the server's database is not like postgresql://user@host/name")
+    parsed = _parsed(url)
     shown = parsed.render_as_string(hide_password=True)
-    try:
-        engine = create_engine(
-            parsed.set(drivername="postgresql+psycopg"),
-            pool_pre_ping=True,  # a connection that broke while it lay idle is replaced
-            pool_size=10,
-            max_overflow=20,
-            connect_args={"connect_timeout": CONNECT_TIMEOUT_S, "application_name": "casstore"},
-        )
-    except ImportError:
-        raise UsageError(
-            "PostgreSQL needs a package that is not installed: psycopg",
-            hint="Install it with: pip install 'casstore[postgres]'",
-        ) from None
+    # A connection that broke while it lay idle is replaced.
+    engine = _postgres(parsed, pool_pre_ping=True, pool_size=10, max_overflow=20)
     try:
         migrate(engine)
     except DatabaseError as exc:
@@ -92,6 +87,35 @@ def open_postgres(url: str) -> Engine:
         engine.dispose()
         raise
     return engine
+
+
+def join_postgres(url: str) -> Engine:
+    """The PostgreSQL of a server, for another process of it: as it is, no connection kept. Raises ``UsageError``."""
+    return _postgres(_parsed(url), poolclass=NullPool)
+
+
+def _parsed(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):
+        parsed = None
+    if parsed is None or parsed.drivername not in {"postgresql", "postgres", "postgresql+psycopg"}:
+        raise UsageError("The URL of the server's database is not like postgresql://user@host/name")
+    return parsed
+
+
+def _postgres(url: URL, **options: Any) -> Engine:
+    try:
+        return create_engine(
+            url.set(drivername="postgresql+psycopg"),
+            connect_args={"connect_timeout": CONNECT_TIMEOUT_S, "application_name": "casstore"},
+            **options,
+        )
+    except ImportError:
+        raise UsageError(
+            "PostgreSQL needs a package that is not installed: psycopg",
+            hint="Install it with: pip install 'casstore[postgres]'",
+        ) from None
 
 
 def migrate(engine: Engine) -> None:

@@ -2,13 +2,12 @@
 
 Decided here and only here: that it is the SQLite file of the state folder, unless the operator names a PostgreSQL: in
 the environment (CASSTORE_DATABASE_URL), or as ``casstore.server.database`` in the configuration. The URL may hold a
-password, so it is in no setting that is passed on, is taken out of the environment of what the server starts, and is
-refused in a configuration that others can read.
+password, so it is in no setting that is passed on (see ``private``), and is refused in a configuration that others can
+read.
 """
 
 from __future__ import annotations
 
-import os
 import stat
 from pathlib import Path
 
@@ -17,23 +16,34 @@ from sqlalchemy.exc import ArgumentError
 
 from casstore.errors import UsageError
 from casstore_server.config import database_setting
-from casstore_server.db.engine import open_database, open_postgres
+from casstore_server.db.engine import join_database, join_postgres, open_database, open_postgres
 from casstore_server.db.store import Database
 from casstore_server.options import DATABASE_VARIABLE
 from casstore_server.settings import Settings
 
-__all__ = ["VARIABLE", "open_state"]
+__all__ = ["VARIABLE", "find_url", "join_state", "open_state"]
 
 VARIABLE = DATABASE_VARIABLE
 
 
-def open_state(settings: Settings) -> Database:
-    """The database of this server, its tables up to date. Raises ``UsageError`` and ``StorageError``."""
-    url = os.environ.pop(VARIABLE, "") or _from_file(settings.config_file)
+def open_state(settings: Settings, url: str = "") -> Database:
+    """The database of this server, its tables up to date; ``url`` is that of a PostgreSQL. Raises ``UsageError`` and
+    ``StorageError``.
+    """
     return Database(open_postgres(url) if url else open_database(settings.database))
 
 
-def _from_file(file: Path) -> str:
+def join_state(settings: Settings, url: str = "") -> Database | None:
+    """The same for a process of the server's: as it is, with connections that end with each use. None when there is no
+    file. Raises ``UsageError``.
+    """
+    if not url and not settings.database.exists():
+        return None
+    return Database(join_postgres(url) if url else join_database(settings.database))
+
+
+def find_url(file: Path) -> str:
+    """The URL in the configuration; empty for SQLite. Raises ``UsageError`` when others can read its password."""
     url = database_setting(file)
     if not url:
         return ""

@@ -32,12 +32,14 @@ __all__ = [
     "app_version",
     "audit",
     "counter",
+    "credential",
     "event",
     "identity_user",
     "lease",
     "metadata",
     "news",
     "profile",
+    "seal",
     "signing_key",
     "tag",
     "task",
@@ -45,7 +47,7 @@ __all__ = [
     "workflow",
 ]
 
-HEAD = "0004"
+HEAD = "0005"
 """The newest migration."""
 
 metadata = MetaData()
@@ -246,4 +248,26 @@ signing_key = Table(
 )
 """The keys that this server's ID tokens are signed with; ``sealed`` by ``secrets.SecretBox``. A retired one signs no
 more, and is kept as long as something that it signed may be good.
+"""
+
+credential = Table(
+    "credential",
+    metadata,
+    Column("user", String(255), primary_key=True),
+    Column("name", String(128), primary_key=True),
+    Column("type", String(16), nullable=False),
+    Column("profile", Text),
+    Column("sealed", LargeBinary, nullable=False),
+    Column("changed", Float, nullable=False),
+)
+"""Credentials of users. ``sealed`` is the JSON of its keys and values, sealed by ``secrets.SecretBox``."""
+
+seal = Table(
+    "seal",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("sealed", LargeBinary, nullable=False),
+)
+"""One row, 1, sealed as everything is: it shows at a start whether the key is the right one. It is locked while secrets
+are sealed anew.
 """

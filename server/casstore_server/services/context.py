@@ -1,7 +1,6 @@
 """What every service works with.
 
-Decided here and only here: which parts the server is made of, and how the links in replies look. A server on a unix
-socket has no URL: where OSMO's replies have the address of a page, ours then have the command that shows the same.
+Decided here and only here: which parts the server is made of.
 """
 
 from __future__ import annotations
@@ -12,21 +11,22 @@ from socket import socket
 from threading import Event
 from typing import Protocol
 
-from casstore.errors import AccessError
 from casstore.remote.credentials import CredentialSource
-from casstore.vault import Vault
 from casstore_orchestrator.figures import Figures
 from casstore_orchestrator.logs import LogStore
-from casstore_orchestrator.ports import Credentials, DataStore, Isolation, RunKey, UrlStore
+from casstore_orchestrator.ports import DataStore, Isolation, RunKey, UrlStore
 from casstore_orchestrator.reasons import Why
 from casstore_orchestrator.records import WorkflowRecord
 from casstore_server.config import Watched
+from casstore_server.credentials import UserCredentials
 from casstore_server.db.store import Database
-from casstore_server.identity.actions import EVERYTHING, Action, Grants, scope_kind
+from casstore_server.identity.caller import Caller, Links
 from casstore_server.metrics import Metrics
 from casstore_server.observing import Observers
+from casstore_server.secrets import SecretBox
 from casstore_server.services.jobs import Jobs
 from casstore_server.services.sessions import Sessions
+from casstore_server.services.v1.plane import Plane
 from casstore_server.settings import Settings
 from casstore_server.stores import Stores
 
@@ -63,52 +63,6 @@ class Attaching(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Links:
-    """Addresses in replies. ``base`` is the URL the caller used, empty on a unix socket."""
-
-    base: str = ""
-
-    def overview(self, workflow_id: str) -> str:
-        """Where to look at a workflow."""
-        return f"{self.base}/workflows/{workflow_id}" if self.base else f"osmo workflow query {workflow_id}"
-
-    def api(self, path: str) -> str:
-        """The address of something below ``/api/workflow``."""
-        return f"{self.base}/api/workflow/{path}"
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """Who asks, from where, and what they may do. ``token`` is the name of the personal token they came with, if any,
-    ``address`` where the connection is from. Without ``grants`` it is somebody who may do everything, as the owner of
-    the server may who comes by the unix socket.
-    """
-
-    user: str
-    links: Links = Links()
-    grants: Grants = EVERYTHING
-    token: str | None = None
-    address: str = ""
-
-    def may(self, action: Action, *, pool: str | None = None, bucket: str | None = None) -> bool:
-        """Whether they may: on this pool or bucket, or without one anywhere."""
-        return self.grants.may(action, pool=pool, bucket=bucket)
-
-    def require(self, action: Action, *, pool: str | None = None, bucket: str | None = None) -> None:
-        """Raise ``AccessError`` unless they ``may``."""
-        if self.may(action, pool=pool, bucket=bucket):
-            return
-        kind = scope_kind(action)
-        name = pool if kind == "pool" else bucket if kind == "bucket" else None
-        where = "" if name is None else f" in {kind} {name}"
-        roles = ", ".join(self.grants.roles) or "none"
-        raise AccessError(
-            f"{self.user} has no right {action}{where}",
-            hint=f"Rights come with roles (of this login: {roles}): ask whoever runs this server.",
-        )
-
-
-@dataclass(frozen=True, slots=True)
 class Services:
     """The parts of a running server. ``started`` in seconds since the epoch, ``storage`` has users' credentials."""
 
@@ -120,8 +74,8 @@ class Services:
     stores: Stores
     storage: Callable[[str], CredentialSource]
     jobs: Jobs
-    credentials: Credentials
-    vault: Vault
+    credentials: UserCredentials
+    box: SecretBox
     urls: UrlStore
     config: Watched
     isolation: Isolation
@@ -130,5 +84,6 @@ class Services:
     sessions: Sessions = field(default_factory=Sessions)
     observers: Observers = field(default_factory=Observers)
     metrics: Metrics | None = None
+    plane: Plane = field(default_factory=Plane)
     ending: Event = field(default_factory=Event)
     """Set once the server is told to end: open replies come to theirs."""

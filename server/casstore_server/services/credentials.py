@@ -22,7 +22,7 @@ __all__ = ["delete", "list_all", "put"]
 
 def list_all(services: Services, caller: Caller) -> CredentialList:
     """The caller's credentials, without their secrets."""
-    own = services.vault.names(caller.user)
+    own = services.credentials.vault.names(caller.user)
     return CredentialList(credentials=[_summary(name, found) for name, found in own.items()])
 
 
@@ -41,12 +41,12 @@ def put(services: Services, caller: Caller, name: str, body: CredentialBody, *, 
             raise type(error)(
                 f"the credential was not kept, for it does not work: {error.message}", hint=error.hint
             ) from None
-    return services.vault.put(caller.user, name, credential)
+    return services.credentials.keep(caller.user, name, credential)
 
 
 def delete(services: Services, caller: Caller, name: str) -> CredentialList:
     """Forget a credential; the reply says which it was."""
-    found = services.vault.remove(caller.user, check_name(name))
+    found = services.credentials.vault.remove(caller.user, check_name(name))
     return CredentialList(credentials=[_summary(name, found)])
 
 
