@@ -29,7 +29,7 @@ import urllib3
 from casstore.errors import AccessError, TransientError, UsageError
 from casstore.remote.credentials import StorageCredential
 
-__all__ = ["HmacSigner", "Signer", "find_endpoint", "find_signer", "signature_of"]
+__all__ = ["HmacSigner", "Signer", "find_endpoint", "find_signer", "key_of", "signature_of"]
 
 ENDPOINT: Final = "https://storage.googleapis.com"
 SCOPES: Final = ("https://www.googleapis.com/auth/devstorage.read_write",)
@@ -167,7 +167,12 @@ def signature_of(
     )
     digest = hashlib.sha256(canonical.encode()).hexdigest()
     text = "\n".join([ALGORITHM, headers["x-goog-date"], scope, digest])
+    return hmac.digest(key_of(secret, scope), text.encode(), "sha256").hex()
+
+
+def key_of(secret: str, scope: str) -> bytes:
+    """Return the key that signs within a scope, ``date/region/service/goog4_request``."""
     key = f"GOOG4{secret}".encode()
     for part in scope.split("/"):
         key = hmac.digest(key, part.encode(), "sha256")
-    return hmac.digest(key, text.encode(), "sha256").hex()
+    return key

@@ -22,6 +22,8 @@ DATASETS = "datasets/"
 LEASES = "leases/"
 TRASH = "trash/"
 EXCHANGE = "exchange/"
+INCOMING = "incoming/"
+"""What clients of a server have put into the bucket, and the server has not looked at yet."""
 
 MAX_NAME = 200
 """Characters in the name of a dataset, and in a tag."""
@@ -136,6 +138,11 @@ def is_id(text: str) -> bool:
 def lease_key(lease_id: str) -> str:
     """Key of a lease."""
     return LEASES + _random_id(lease_id)
+
+
+def incoming_key(incoming_id: str) -> str:
+    """Key of what a client of a server has put into the bucket."""
+    return INCOMING + _random_id(incoming_id)
 
 
 def trash_key(trash_id: str) -> str:

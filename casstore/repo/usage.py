@@ -32,6 +32,7 @@ _FOLDERS = {
     layout.LEASES: "leases",
     layout.TRASH: "trash",
     layout.EXCHANGE: "exchange",
+    layout.INCOMING: "incoming",
     QUARANTINE: "quarantine",
     PROBES: "probes",
     layout.STORE: "store.json",

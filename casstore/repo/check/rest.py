@@ -35,6 +35,7 @@ _NOTES = {
     layout.TRASH: "records of collected garbage",
     QUARANTINE: "originals that a repair has kept: osmo store repair --discard-quarantine",
     layout.EXCHANGE: "uploads and downloads of OSMO's client; garbage collection removes those that are over",
+    layout.INCOMING: "uploads through a server that run, or ended without a word",
     PROBES: "left by probes",
 }
 _PAST = "~"

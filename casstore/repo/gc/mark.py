@@ -65,7 +65,8 @@ def gather(store: Store, refs: Refs, watcher: Watcher, *, now: float, dropped: D
         for manifest_id, (size, mtime) in objects.manifests.items()
     ]
     facts.abandoned = [*_abandoned(store, refs, found)]
-    facts.probes = [(info.key, info.mtime) for info in store.backend.list(PROBES)]
+    left = (store.backend.list(prefix) for prefix in (PROBES, layout.INCOMING))
+    facts.probes = [(info.key, info.mtime) for found_here in left for info in found_here]
     return facts
 
 

@@ -117,7 +117,7 @@ class Facts:
     abandoned: list[tuple[str, float]] = field(default_factory=list)
     """Datasets without a version, and collections that never got their name; with the times of their heads."""
     probes: list[tuple[str, float]] = field(default_factory=list)
-    """Keys and times of what probes left."""
+    """Keys and times of what probes, and uploads through a server, left."""
     expired: list[tuple[str, float]] = field(default_factory=list)
     """Keys of leases that have run out, and when they did."""
     finished: list[tuple[str, float]] = field(default_factory=list)
