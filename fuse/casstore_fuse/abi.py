@@ -93,6 +93,7 @@ class InitFlag(IntFlag):
     NO_OPENDIR_SUPPORT = 1 << 24
     EXPLICIT_INVAL_DATA = 1 << 25
     INIT_EXT = 1 << 30
+    DIRECT_IO_ALLOW_MMAP = 1 << 36
     PASSTHROUGH = 1 << 37
     HAS_RESEND = 1 << 39
 
@@ -100,6 +101,7 @@ class InitFlag(IntFlag):
 class OpenFlag(IntFlag):
     """What a reply to ``FUSE_OPEN`` asks for."""
 
+    DIRECT_IO = 1 << 0
     KEEP_CACHE = 1 << 1
     CACHE_DIR = 1 << 3
     NOFLUSH = 1 << 5
@@ -153,6 +155,8 @@ class Attributes(NamedTuple):
     nlink: int
     uid: int
     gid: int
+    block: int = 4096
+    """Bytes that are best read at once: a power of two."""
 
 
 class InitIn(NamedTuple):
@@ -210,7 +214,7 @@ def _attr(a: Attributes) -> tuple[int, ...]:
         a.uid,
         a.gid,
         0,
-        4096,
+        a.block,
         0,
     )
 

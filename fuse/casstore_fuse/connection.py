@@ -22,6 +22,7 @@ from casstore.model import Content
 from casstore_fuse import abi
 from casstore_fuse.abi import InitFlag, Op, OpenFlag
 from casstore_fuse.contents import Contents, Layout
+from casstore_fuse.habits import Habits
 from casstore_fuse.members import Members
 from casstore_fuse.passthrough import LEAST, Passthrough
 from casstore_fuse.state import State
@@ -58,6 +59,7 @@ _WANTED = (
     | InitFlag.EXPLICIT_INVAL_DATA
     | InitFlag.INIT_EXT
     | InitFlag.HAS_RESEND
+    | InitFlag.DIRECT_IO_ALLOW_MMAP
 )
 _READ_ONLY = frozenset(
     {
@@ -80,8 +82,8 @@ _READ_ONLY = frozenset(
 )
 """Requests that would change something."""
 _UNANSWERED = frozenset({Op.FORGET, Op.BATCH_FORGET, Op.INTERRUPT})
-_COUNTED = 1
-"""The handle of an open file whose closing matters; that of all others is 0."""
+_COUNTED, _DIRECT, _WATCHED = 1, 2, 4
+"""Bits of the handle of an open file: its closing matters, its readers bypass the kernel's cache, or might have."""
 _CACHED_OPEN = abi.open_out(OpenFlag.KEEP_CACHE | OpenFlag.NOFLUSH)
 _FOLDER_OPEN = abi.open_out(OpenFlag.KEEP_CACHE | OpenFlag.CACHE_DIR)
 
@@ -98,9 +100,11 @@ class Connection:
         state: State | None = None,
         no_open: bool = False,
         first: bool = True,
+        habits: Habits | None = None,
     ) -> None:
         """``state`` is where the mount is counted and described; ``no_open`` spares the kernel two requests for each
         open file, for the whole life of the mount. ``first`` is false for a server that takes over from another.
+        ``habits``: what is known of the readers.
         """
         self._fd = descriptor
         self._state = state or State.anonymous()
@@ -117,6 +121,7 @@ class Connection:
         self._takers: list[threading.Thread] = []
         vfs.on_wait(self._away)
         self.flags = InitFlag(self._state.flags)
+        self._habits = habits or Habits()
         self._through = Passthrough(descriptor, contents.files, self._state, first=first)
         self._handlers: dict[int, Callable[[int, int, memoryview], None]] = {
             Op.LOOKUP: self._lookup,
@@ -288,20 +293,29 @@ class Connection:
 
     def _open_file(self, unique: int, node: int) -> None:
         self._state.count("opened")
+        size, content = self._vfs.content(node)
+        if size < LEAST:
+            self._reply(unique, _CACHED_OPEN)
+            return
+        counted = 0
         if InitFlag.PASSTHROUGH in self.flags:
-            size, content = self._vfs.content(node)
-            if size >= LEAST:
-                backing = self._through.open(node, size, content)
-                if backing:
-                    self._state.count("passed")
-                    self._reply(unique, abi.open_out(OpenFlag.PASSTHROUGH | OpenFlag.NOFLUSH, backing, _COUNTED))
-                else:
-                    self._reply(unique, abi.open_out(OpenFlag.KEEP_CACHE | OpenFlag.NOFLUSH, handle=_COUNTED))
+            counted = _COUNTED
+            backing = self._through.open(node, size, content)
+            if backing:
+                self._state.count("passed")
+                self._reply(unique, abi.open_out(OpenFlag.PASSTHROUGH | OpenFlag.NOFLUSH, backing, counted))
                 return
-        self._reply(unique, _CACHED_OPEN)
+        if self._contents.files is not None and InitFlag.DIRECT_IO_ALLOW_MMAP in self.flags:
+            if self._habits.direct(size):
+                self._state.count("direct")
+                self._reply(unique, abi.open_out(OpenFlag.DIRECT_IO | OpenFlag.NOFLUSH, handle=counted | _DIRECT))
+                return
+            self._habits.watch(node)
+            counted |= _WATCHED
+        self._reply(unique, abi.open_out(OpenFlag.KEEP_CACHE | OpenFlag.NOFLUSH, handle=counted))
 
     def _release(self, unique: int, node: int, body: memoryview) -> None:
-        if abi.HANDLE.unpack_from(body)[0]:
+        if abi.HANDLE.unpack_from(body)[0] & _COUNTED:
             self._through.release(node)
         self._reply(unique)
 
@@ -315,8 +329,12 @@ class Connection:
         self._reply(unique)
 
     def _read(self, unique: int, node: int, body: memoryview) -> None:
-        _, offset, size, *_rest = abi.READ_IN.unpack_from(body)
+        handle, offset, size, *_rest = abi.READ_IN.unpack_from(body)
         self._state.count("reads")
+        if handle & _DIRECT:
+            self._habits.piece(size)
+        elif handle & _WATCHED:
+            self._habits.first(node, size)
         if not self._read_whole(unique, node, offset, size):
             self._read_chunks(unique, node, offset, size)
 

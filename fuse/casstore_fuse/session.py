@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
+from casstore import hashing
 from casstore.cache.remote import RemoteCache
 from casstore.cache.space import default_limit
 from casstore.dataset.sources import matcher
@@ -31,6 +32,7 @@ from casstore_fuse.ahead import Ahead
 from casstore_fuse.connection import READ_AHEAD, Connection
 from casstore_fuse.contents import Contents, Neighbours
 from casstore_fuse.guard import Guard
+from casstore_fuse.habits import Habits
 from casstore_fuse.layers import Layer
 from casstore_fuse.library import Library
 from casstore_fuse.members import Members
@@ -216,8 +218,9 @@ class _Server:
                 if descriptor is None:
                     self._by_library(vfs, contents)
                 else:
+                    habits = Habits(self._habits())
                     connection = Connection(
-                        descriptor, vfs, contents, state=self._state, no_open=unasked, first=not deaths
+                        descriptor, vfs, contents, state=self._state, no_open=unasked, first=not deaths, habits=habits
                     )
                     if not deaths:
                         self._settling()
@@ -255,6 +258,12 @@ class _Server:
         if cache is None:
             _log.warning("nothing that is read is kept: can't make the cache %s", self._settings.cache)
         return cache
+
+    def _habits(self) -> str | None:
+        if self._settings.cache is None:
+            return None
+        name = hashing.digest(f"{self._settings.bucket}/{self._settings.dataset}".encode()).hex()
+        return os.path.join(self._settings.cache, "habits", name)
 
     def _open(self, stack: contextlib.ExitStack, cache: RemoteCache | None, *, again: bool) -> tuple[Store, list[Tree]]:
         """Open the store; where a server was before, wait for a service that doesn't answer."""

@@ -19,10 +19,10 @@ __all__ = ["COUNTERS", "State"]
 
 _MAGIC = b"CASMNT01"
 _U64 = struct.Struct("<Q")
-COUNTERS = ("opened", "passed", "reads", "hits", "fetched", "errors", "restarts", "cached", "guarded")
+COUNTERS = ("opened", "passed", "reads", "hits", "fetched", "errors", "restarts", "cached", "guarded", "direct")
 """Files opened, those that the kernel reads by itself, reads that came to us, those that memory answered, bytes read
 from the store, failed requests, servers that died, reads that the cache on the disk answered; 1 once the mount had a
-lease."""
+lease; files opened to be read past the kernel's cache."""
 _OPEN = struct.Struct("<QII")
 """An inode that the kernel reads by itself: its number, the id of its backing file, and how often it is open."""
 _TABLE = 4096

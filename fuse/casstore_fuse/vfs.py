@@ -16,6 +16,7 @@ from casstore.format.manifest import Row
 from casstore.model import Content, Kind, Totals
 from casstore.repo.tree import Tree
 from casstore_fuse.abi import Attributes
+from casstore_fuse.habits import BLOCK, LEAST
 from casstore_fuse.positions import Positions
 
 __all__ = ["FIRST", "LINKS", "ROOT", "Vfs", "shown"]
@@ -139,7 +140,8 @@ class Vfs:
         links = 2 if row.link or kind == Kind.DIRECTORY else 1
         mode = _TYPES[Kind(kind)] | (0o777 if kind == Kind.SYMLINK else row.mode & self._mask)
         ino = LINKS + row.link if row.link else node
-        return Attributes(node, ino, mode, size, row.mtime_ns, links, self._uid, self._gid)
+        block = BLOCK if kind == Kind.FILE and size >= LEAST else 4096
+        return Attributes(node, ino, mode, size, row.mtime_ns, links, self._uid, self._gid, block)
 
 
 def shown(path: bytes) -> str:

@@ -34,6 +34,7 @@ from casstore_fuse import abi, connection
 from casstore_fuse.abi import InitFlag
 from casstore_fuse.connection import Connection
 from casstore_fuse.contents import Contents, Layout
+from casstore_fuse.habits import Habits
 from casstore_fuse.library import Library
 from casstore_fuse.mounting import mount, unmount
 from casstore_fuse.state import State
@@ -126,11 +127,25 @@ def bucket(source: Path, faults: FaultBackend) -> Iterator[Bucket]:
         yield found
 
 
-@pytest.fixture(params=["open", "no-open", "passthrough", "library"])
-def mounted(bucket: Bucket, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Mounted]:
+def past_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if readers had taken large pieces, and the kernel handed nothing over."""
+    parse = abi.parse_init
+    monkeypatch.setattr(
+        abi, "parse_init", lambda body: parse(body)._replace(flags=parse(body).flags & ~InitFlag.PASSTHROUGH)
+    )
+    monkeypatch.setattr(Habits, "direct", lambda *_: True)
+
+
+@pytest.fixture(params=["open", "no-open", "passthrough", "direct", "library"])
+def mounted(
+    bucket: Bucket, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Mounted]:
     path = tmp_path / "mnt"
     path.mkdir()
-    files = FileCache(Space(str(tmp_path / "cache"), 1 << 30)) if request.param == "passthrough" else None
+    kept = request.param in {"passthrough", "direct"}
+    files = FileCache(Space(str(tmp_path / "cache"), 1 << 30)) if kept else None
+    if request.param == "direct":
+        past_the_cache(monkeypatch)
     found = Mounted(bucket, path, no_open=request.param == "no-open", files=files, library=request.param == "library")
     yield found
     found.end()
@@ -210,6 +225,8 @@ def test_what_was_read_as_a_whole_is_read_by_the_kernel(mounted: Mounted, source
     assert mounted.connection is not None
     data = (source / "large").read_bytes()
     assert (mounted.path / "large").read_bytes() == data
+    if mounted.state.get("direct"):
+        return  # as here: see below
     if InitFlag.PASSTHROUGH not in mounted.connection.flags:
         pytest.skip("this kernel reads no files by itself")
     while mounted.state.get("passed") == 0:
@@ -219,6 +236,40 @@ def test_what_was_read_as_a_whole_is_read_by_the_kernel(mounted: Mounted, source
         assert first.read() == second.read() == data
     assert mounted.state.get("reads") == reads
     assert mounted.state.get("passed") >= 3
+
+
+def test_readers_of_large_pieces_bypass_the_kernel_s_cache(
+    bucket: Bucket, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    past = Habits.direct
+    past_the_cache(monkeypatch)
+    monkeypatch.setattr(Habits, "direct", past)
+    path = tmp_path / "mnt"
+    path.mkdir()
+    found = Mounted(bucket, path, files=FileCache(Space(str(tmp_path / "cache"), 1 << 30)))
+    try:
+        data = (source / "large").read_bytes()
+        assert (path / "large").stat().st_blksize == 128 << 10
+        assert (path / "run").stat().st_blksize == 4096
+
+        def read(size: int) -> tuple[int, int]:
+            before = found.state.get("direct"), found.state.get("reads")
+            with open(path / "large", "rb", buffering=0) as file:
+                assert b"".join(iter(lambda: file.read(size), b"")) == data
+            return found.state.get("direct") - before[0], found.state.get("reads") - before[1]
+
+        assert read(1 << 20)[0] == 0
+        assert found.connection is not None
+        if InitFlag.DIRECT_IO_ALLOW_MMAP not in found.connection.flags:
+            pytest.skip("this kernel maps no files that are read past its cache")
+        direct, reads = read(1 << 20)
+        assert direct == 1
+        assert 6 <= reads <= 11, "five pieces, each in two where memory begins amid a page, and the end"
+        assert read(4096) == (1, 1281)
+        assert read(4096)[0] == 0, "these readers are better off with the kernel's cache"
+        assert found.state.get("errors") == 0
+    finally:
+        found.end()
 
 
 def test_what_was_read_before_costs_two_messages_or_none(
@@ -241,6 +292,10 @@ def test_what_was_read_before_costs_two_messages_or_none(
             for name in (small, "large"):
                 for _ in range(2):
                     (path / name).read_bytes()
+            assert found.connection is not None
+            through = not no_open and InitFlag.PASSTHROUGH in found.connection.flags
+            while through and not found.state.get("passed"):
+                (path / "large").read_bytes()  # it is put into the cache meanwhile
             while not no_open and asked.count(abi.Op.RELEASE) < asked.count(abi.Op.OPEN):
                 time.sleep(0.01)  # nobody who closes a file waits for the answer
             del asked[:]

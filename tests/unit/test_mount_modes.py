@@ -61,7 +61,27 @@ def test_where_the_kernel_can_read_nothing_by_itself(able: None, monkeypatch: py
     large = version((10, 100 * MIB))
     assert modes.opens_unasked(large, cached=False)
     monkeypatch.setattr(modes, "_may_pass_through", lambda: False)
+    monkeypatch.setattr(modes, "_kernel", lambda: (6, 5))
     assert modes.opens_unasked(large, cached=True)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "unasked"),
+    [
+        ([(10, 100 * MIB)], False),
+        ([(1000, MIB - 1)], True),
+        ([(1000, MIB)], False),
+        ([(100_000, 4 * KIB), (20, 1024 * MIB)], False),
+        ([(1000, 8 * KIB)], True),
+    ],
+)
+def test_what_may_be_read_past_the_cache_is_asked_for(
+    sizes: list[tuple[int, int]], unasked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(modes, "_may_pass_through", lambda: False)
+    monkeypatch.setattr(modes, "_kernel", lambda: (6, 6))
+    assert modes.opens_unasked(version(*sizes), cached=True) is unasked
+    assert modes.opens_unasked(version(*sizes), cached=False)
 
 
 def test_who_serves(monkeypatch: pytest.MonkeyPatch) -> None:
