@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 from casstore.errors import UsageError
+from casstore_server.identity.settings import OPTIONS as IDENTITY
 from casstore_server.redacting import redact_url
 
 __all__ = ["DATABASE_VARIABLE", "NAMES", "OPTIONS", "Option", "Setting", "check_host", "resolve"]
@@ -51,17 +52,12 @@ class Setting(NamedTuple):
 
 
 def check_host(value: Any) -> str:
-    """An address that only this machine reaches. ``UsageError`` for another: nobody is asked who they are."""
+    """An address. Whether it is safe to listen there depends on others: ``identity.settings.check_listening``."""
     host = "127.0.0.1" if value == "localhost" else str(value)
     try:
-        address = ipaddress.ip_address(host)
+        ipaddress.ip_address(host)
     except ValueError:
         raise ValueError("must be an address such as 127.0.0.1") from None
-    if not address.is_loopback:
-        raise UsageError(
-            f"The server does not listen on {host}: others could reach it there, and it can't check who they are",
-            hint="Listen on 127.0.0.1, and let others in through ssh -L or a proxy that authenticates them.",
-        )
     return host
 
 
@@ -131,11 +127,12 @@ OPTIONS: Final = (
     Option("drain", 5.0, _seconds(0, 3600)),
     Option("lease", 15.0, _seconds(0.1, 3600)),
     Option("secret_key_file", "", _path),
+    *(Option(*option) for option in IDENTITY),
 )
 """All of them: ``database`` is the URL of a PostgreSQL (empty: SQLite in the state folder), ``port`` none for the unix
 socket alone, ``drain`` the seconds that open replies get when the server ends, ``lease`` the seconds without a sign of
 a server after which others take over what it did, ``secret_key_file`` what opens the secrets in the database (empty:
-the one in the state folder).
+the one in the state folder). Those about who may come are ``identity.settings.OPTIONS``.
 """
 NAMES: Final = frozenset(option.name for option in OPTIONS)
 

@@ -15,6 +15,8 @@ from typing import Any
 
 from casstore.wire.local import DATABASE_FILE, KEY_FILE, LOG_FILE, PID_FILE, WORKFLOWS_FOLDER
 from casstore_server.config import server_section
+from casstore_server.identity.settings import OPTIONS as IDENTITY
+from casstore_server.identity.settings import IdentitySettings, check_listening
 from casstore_server.options import OPTIONS, Setting, resolve
 
 __all__ = ["ACTIONS", "Order", "Settings", "parse"]
@@ -51,6 +53,7 @@ class Settings:
     metrics: bool = True
     drain: float = 5.0
     secret_key_file: str = ""
+    identity: IdentitySettings = field(default_factory=IdentitySettings)
 
     @property
     def url(self) -> str | None:
@@ -125,5 +128,12 @@ def parse(argv: Sequence[str]) -> Order:
     file = found["config_file"]
     effective = resolve(given, os.environ, server_section(file), file)
     values = {name: setting.value for name, setting in effective.items()}
+    identity = IdentitySettings(**{option.name: values.pop(option.name) for option in IDENTITY})
+    check_listening(values["host"], values["port"], identity)
     words = {name: found.pop(name) for name in ("action", "file", "new", "discard")}
-    return Order(**words, database=values.pop("database"), settings=Settings(**found, **values), effective=effective)
+    return Order(
+        **words,
+        database=values.pop("database"),
+        settings=Settings(**found, **values, identity=identity),
+        effective=effective,
+    )

@@ -37,7 +37,8 @@ def test_version_and_health_need_no_user(server: Server) -> None:
     assert stranger.get("/api/version").json().keys() >= {"major", "minor", "revision", "hash"}
     assert stranger.get("/health").json() == {"status": "OK"}
     refused = stranger.get("/api/workflow")
-    assert refused.status_code == 403
+    assert refused.status_code == 401
+    assert refused.headers["www-authenticate"] == "Bearer"
     assert refused.json()["error_code"] == "CREDENTIAL"
     named = Http(server.port, {"x-osmo-user": "bob"})
     assert named.get("/api/workflow").json() == {"workflows": [], "more_entries": False}

@@ -282,7 +282,7 @@ def test_a_bucket_that_is_only_read_is_not_changed(server: Server, made: Bucket)
     ],
 )
 def test_no_route_is_open_to_nobody(server: Server, method: str, path: str) -> None:
-    refused(Http(server.port).ask(method, path), 403, "CREDENTIAL")
+    refused(Http(server.port).ask(method, path), 401, "CREDENTIAL")
 
 
 @pytest.mark.parametrize(

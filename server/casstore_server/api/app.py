@@ -11,7 +11,18 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from casstore import __version__
-from casstore_server.api import apps, cluster, credentials, datasets, pages, router, workflows
+from casstore_server.api import (
+    apps,
+    cluster,
+    credentials,
+    datasets,
+    login,
+    pages,
+    router,
+    transfer,
+    workflows,
+)
+from casstore_server.api.authenticate import Door, make_logins
 from casstore_server.api.edge import Edge, handle_errors
 from casstore_server.api.observe import Observed
 from casstore_server.api.rules import check_rules
@@ -28,9 +39,11 @@ def assemble() -> FastAPI:
     app.include_router(cluster.router)
     app.include_router(credentials.router)
     app.include_router(datasets.router)
+    app.include_router(login.router)
     app.include_router(workflows.router)
     app.include_router(router.router)
     app.include_router(pages.router)
+    app.include_router(transfer.router)
     handle_errors(app)
     check_rules(app.routes)
     return app
@@ -40,5 +53,7 @@ def create_app(services: Services) -> ASGIApp:
     """The application over these services."""
     app = assemble()
     app.state.services = services
+    app.state.logins = make_logins(services)
     app.state.sockets = asyncio.Semaphore(router.MAX_SOCKETS)
-    return Observed(WebProxy(Edge(app, owner=services.settings.user), services), services.observers)
+    door = Door(services.settings.identity, services.settings.host)
+    return Observed(WebProxy(Edge(app, door), services), services.observers)

@@ -1,11 +1,9 @@
 """What happens to every request before a route sees it, and to every reply after.
 
-Decided here and only here: double slashes are collapsed (OSMO's client sends them), who the caller is, how large a
-body may be, and that every error leaves as ``{message, error_code, workflow_id}``.
-
-On the unix socket the caller is the server's own user. On the loopback port the name is whatever ``x-osmo-user`` says
-(OSMO's development login); that header, which no page can send to another origin without asking, and the check of
-``Host`` keep web pages in a browser on the same machine out.
+Decided here and only here: double slashes are collapsed (OSMO's client sends them), how large a body may be, and that
+every error leaves as ``{message, error_code, workflow_id}``. Who the caller is is found out once a route is (see
+``api.rules``). Neither a token nor a name is anything that a browser sends by itself, so that no page of another site
+can ask as somebody.
 """
 
 from __future__ import annotations
@@ -19,6 +17,7 @@ from urllib.parse import urlsplit
 import msgspec
 from fastapi import FastAPI, Request, WebSocket
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from sqlalchemy.exc import DatabaseError, DataError, IntegrityError, ProgrammingError
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -26,32 +25,26 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from casstore import __version__
-from casstore.errors import AccessError, CasstoreError, UsageError
+from casstore.errors import AccessError, CasstoreError
 from casstore.wire.protocol import (
     MAX_REQUEST_BYTES,
     SERVICE_VERSION_HEADER,
-    USER_HEADER,
     WARNING_HEADER,
     ErrorBody,
     encode_warning,
     error_body,
 )
-from casstore_server.identity.actions import EVERYTHING, Grants, Policy, grants_of
+from casstore.wire.v1 import MAX_BLOB
+from casstore_server.api.authenticate import Door
+from casstore_server.api.rules import all_routes
+from casstore_server.identity.failures import LoginError, TooManyError
 from casstore_server.logs import request_id
-from casstore_server.services.context import Caller, Links
 
 __all__ = ["Edge", "handle_errors", "reply"]
 
 _log = logging.getLogger(__name__)
-_OPEN = frozenset(
-    {
-        *("/health", "/ready", "/api/version", "/client/version", "/api/router/version"),
-        *("/api/docs", "/api/openapi.json"),
-    }
-)
-_USER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,127}", re.ASCII)
-_HOST = re.compile(r"(?:127(?:\.\d{1,3}){3}|localhost|\[::1\])(?::\d{1,5})?", re.ASCII)
-_SCRAPER = Grants(policies=(Policy(("metrics:Read",)),))
+_BLOB = re.compile(r"/api/v1/bucket/[^/]+/blob/")
+"""What is signed is open to whoever has it."""
 _MAX_DRAINED = 4 * MAX_REQUEST_BYTES
 _SLASHES = re.compile(r"/{2,}")
 
@@ -62,12 +55,22 @@ def reply(value: Any, *, warnings: Sequence[str] = (), status: int = 200) -> Res
     return Response(msgspec.json.encode(value), status_code=status, media_type="application/json", headers=headers)
 
 
+def refusal(error: CasstoreError, *, workflow_id: str | None = None) -> Response:
+    """The reply that says what is wrong."""
+    answer = reply(error_body(error, workflow_id=workflow_id), status=error.http_status)
+    if isinstance(error, LoginError):
+        answer.headers["www-authenticate"] = "Bearer"
+    if isinstance(error, TooManyError):
+        answer.headers["retry-after"] = str(error.seconds)
+    return answer
+
+
 class Edge:
     """The outermost layer of the application."""
 
-    def __init__(self, app: ASGIApp, *, owner: str) -> None:
+    def __init__(self, app: ASGIApp, door: Door) -> None:
         self._app = app
-        self._owner = owner
+        self._door = door
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -80,41 +83,20 @@ class Edge:
         respond = _with_version(send)
         try:
             length = headers.get("content-length", "0")
-            if not length.isdigit() or int(length) > MAX_REQUEST_BYTES:
+            most = _most(scope["path"])
+            if not length.isdigit() or int(length) > most:
                 raise _TooLarge
             if scope["type"] == "websocket":
                 _check_origin(headers)
-            scope.setdefault("state", {})["caller"] = self._caller(scope, headers)
+            scope.setdefault("state", {}).update(asking=self._door.asking(scope), caller=None)
         except CasstoreError as exc:
-            await reply(error_body(exc), status=exc.http_status)(scope, receive, respond)
+            await refusal(exc)(scope, receive, respond)
             return
         except _TooLarge:
             await _drain(receive)
             await _too_large()(scope, receive, respond)
             return
-        await self._app(scope, _counted(receive), respond)
-
-    def _caller(self, scope: Scope, headers: Headers) -> Caller | None:
-        client = scope.get("client")
-        if client is not None and client[0] == "unix":
-            return Caller(self._owner)
-        host = headers.get("host", "")
-        if not _HOST.fullmatch(host):
-            raise AccessError(f"This server does not answer for the host '{host[:100]}'")
-        name = headers.get(USER_HEADER, "")
-        if not name and scope["path"] == "/metrics":
-            return Caller("", grants=_SCRAPER)
-        if not name and scope["path"] in _OPEN:
-            return None
-        if not name:
-            raise AccessError(
-                f"No user: the header {USER_HEADER} is missing",
-                hint="Log in with: osmo login URL --method dev --username NAME",
-            )
-        if not _USER.fullmatch(name):
-            raise UsageError("That is not a user name: letters, digits and . _ @ + - only")
-        grants = EVERYTHING if name == self._owner else grants_of(["osmo-user"])
-        return Caller(name, Links(f"http://{host}"), grants)
+        await self._app(scope, _counted(receive, most), respond)
 
 
 def _check_origin(headers: Headers) -> None:
@@ -144,7 +126,12 @@ def _with_version(send: Send) -> Send:
     return respond
 
 
-def _counted(receive: Receive) -> Receive:
+def _most(path: str) -> int:
+    """Bytes that a body may have: packs go to signed addresses."""
+    return MAX_BLOB if _BLOB.match(path) else MAX_REQUEST_BYTES
+
+
+def _counted(receive: Receive, most: int) -> Receive:
     """Refuse a body that says it is small, or says nothing, and is not."""
     total = 0
 
@@ -152,7 +139,7 @@ def _counted(receive: Receive) -> Receive:
         nonlocal total
         message = await receive()
         total += len(message.get("body", b""))
-        if total > MAX_REQUEST_BYTES:
+        if total > most:
             await _drain(receive, message)
             raise _TooLarge
         return message
@@ -176,12 +163,17 @@ def handle_errors(app: FastAPI) -> None:
             raise exc
         return reply(ErrorBody(message=_first_problem(exc.errors()), error_code="SCHEMA", kind="usage"), status=422)
 
-    async def by_http(_: Request, exc: Exception) -> Response:
+    async def by_http(request: Request, exc: Exception) -> Response:
         if not isinstance(exc, HTTPException):
             raise exc
-        return reply(
-            ErrorBody(message=f"{exc.detail}: no such route here", error_code="NOTFOUND"), status=exc.status_code
-        )
+        if exc.status_code != 405:
+            text = f"{exc.detail}: no such route here"
+            return reply(ErrorBody(message=text, error_code="NOTFOUND", kind="not_found"), status=exc.status_code)
+        allowed = ", ".join(_answered(request))
+        text = f"{request.method} is nothing that this route answers; it answers {allowed}"
+        done = reply(ErrorBody(message=text, error_code="USER", kind="usage"), status=405)
+        done.headers["Allow"] = allowed
+        return done
 
     async def too_large(_: Request, exc: Exception) -> Response:
         _log.info("refused a body: %s", exc)
@@ -217,10 +209,19 @@ def handle_errors(app: FastAPI) -> None:
 async def _on_purpose(request: Request | WebSocket, exc: Exception) -> Response:
     if not isinstance(exc, CasstoreError):
         raise exc
-    answer = reply(error_body(exc, workflow_id=request.path_params.get("workflow_id")), status=exc.http_status)
+    answer = refusal(exc, workflow_id=request.path_params.get("workflow_id"))
     if isinstance(request, WebSocket):
         await request.send_denial_response(answer)
     return answer
+
+
+def _answered(request: Request) -> list[str]:
+    """The methods that the path of a request has."""
+    found: set[str] = set()
+    for route in all_routes(request.app.routes):
+        if isinstance(route, APIRoute) and route.path_regex.match(request.url.path):
+            found |= route.methods or set()
+    return sorted(found)
 
 
 def _first_problem(errors: Sequence[Mapping[str, Any]]) -> str:

@@ -17,9 +17,8 @@ from fastapi.routing import APIRoute, APIWebSocketRoute
 from starlette.requests import HTTPConnection
 from starlette.routing import BaseRoute
 
-from casstore.errors import AccessError
+from casstore_server.api.authenticate import authenticate, public_address
 from casstore_server.identity.actions import Action, scope_kind
-from casstore_server.services.context import Caller
 
 __all__ = ["STORAGE", "Told", "action_of", "all_routes", "check_rules", "rule", "socket_rule", "told_of"]
 
@@ -63,20 +62,20 @@ def socket_rule(action: Action) -> dict[str, Any]:
     return {"dependencies": [Depends(_check(action))]}
 
 
-def _check(action: Action, told: Told = _NOTHING) -> Callable[[HTTPConnection], None]:
+def _check(action: Action, told: Told = _NOTHING) -> Callable[[HTTPConnection], Any]:
     kind = scope_kind(action)
 
+    async def check_open(connection: HTTPConnection) -> None:
+        public_address(connection)
+
     def check(connection: HTTPConnection) -> None:
-        if action == "open":
-            return
-        caller: Caller | None = connection.state.caller
-        if caller is None:
-            raise AccessError("This route needs a user")
+        caller = authenticate(connection)
         name = connection.path_params.get(kind) if kind else None
         caller.require(action, **({kind: name} if kind and name is not None else {}))
 
-    check.action, check.told = action, told  # type: ignore[attr-defined]  # what it is known by
-    return check
+    chosen: Callable[[HTTPConnection], Any] = check_open if action == "open" else check
+    chosen.action, chosen.told = action, told  # type: ignore[attr-defined]  # what it is known by
+    return chosen
 
 
 def action_of(route: APIRoute | APIWebSocketRoute) -> Action | None:

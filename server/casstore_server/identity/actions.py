@@ -147,7 +147,7 @@ class Grants:
 
     @cached_property
     def _scopes(self) -> dict[Action, Scope]:
-        found = {action: _scope(action, self.policies) for action in ACTIONS if action != "open"}
+        found: dict[Action, Scope] = {action: _scope(action, self.policies) for action in ACTIONS if action != "open"}
         if self.pools is not None:
             for action, scope in found.items():
                 if scope_kind(action) == "pool":

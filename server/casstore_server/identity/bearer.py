@@ -42,6 +42,10 @@ class Bearers:
         self._life = life
         self._clock = clock
 
+    def public(self) -> dict[str, Any]:
+        """The public keys, as a JSON Web Key Set."""
+        return self._keys.public()
+
     def issue(self, known: KnownToken) -> Issued:
         """One for a personal token, at most as long as that is good."""
         import jwt  # noqa: PLC0415  # only where there are id tokens

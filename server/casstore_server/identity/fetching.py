@@ -7,48 +7,22 @@ long nor answer much.
 from __future__ import annotations
 
 import http.client
-import ipaddress
 import time
 import urllib.error
 import urllib.request
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import msgspec
 
 from casstore import __version__
-from casstore.errors import ServiceError, UsageError
+from casstore.errors import ServiceError
+from casstore_server.identity.urls import check_url
 
-__all__ = ["check_url", "fetch_json", "is_loopback"]
+__all__ = ["fetch_json"]
 
 SECONDS: Final = 10.0
 MAX_BYTES: Final = 1 << 20
 _BLOCK: Final = 64 << 10
-
-
-def is_loopback(host: str | None) -> bool:
-    """Whether the name or address of a URL is this machine for everybody."""
-    name = (host or "").lower()
-    if name == "localhost" or name.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
-
-
-def check_url(url: object, what: str) -> str:
-    """A URL that nobody on the way can read or answer for. Raises ``UsageError``."""
-    try:
-        parts = urlsplit(str(url))
-        parts.port  # noqa: B018  # raises for one that is none
-    except ValueError:
-        parts = urlsplit("")
-    secure = parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname))
-    sound = isinstance(url, str) and url.isascii() and url.isprintable() and " " not in url
-    if not sound or not secure or not parts.hostname or parts.username or parts.fragment:
-        raise UsageError(f"{what} '{str(url)[:200]}' is not a URL of https")
-    return str(url)
 
 
 class _Stay(urllib.request.HTTPRedirectHandler):

@@ -19,6 +19,7 @@ from dataclasses import replace
 from typing import Final, NamedTuple, TypeVar
 
 from casstore.errors import AccessError, UsageError
+from casstore.wire.auth import LoginReply
 from casstore.wire.protocol import USER_HEADER
 from casstore_server.db.callers import Callers, KnownToken, KnownUser
 from casstore_server.identity import tokens
@@ -107,6 +108,25 @@ class Logins:
     def exchange(self, token: str, asking: Asking) -> KnownToken:
         """The personal token that was given, if it is good. Raises as ``who``."""
         return self._proved(token, asking, self._personal)
+
+    def provider_reply(self) -> LoginReply:
+        """Where clients log in. Raises ``ServiceError`` when the identity provider does not say."""
+        if self.provider is None:
+            return LoginReply()
+        said, settings = self.provider.described(), self._settings
+
+        def url(name: str) -> str | None:
+            found = said.get(name)
+            return found if isinstance(found, str) else None
+
+        return LoginReply(
+            token_endpoint=url("token_endpoint"),
+            device_endpoint=url("device_authorization_endpoint"),
+            device_client_id=settings.oidc_client_id or None,
+            browser_endpoint=url("authorization_endpoint"),
+            browser_client_id=settings.oidc_browser_client_id or settings.oidc_client_id or None,
+            logout_endpoint=url("end_session_endpoint"),
+        )
 
     def granted(self, user: str) -> Grants:
         """What somebody may do of whom nothing is known but the name. Raises ``AccessError`` when they are disabled."""

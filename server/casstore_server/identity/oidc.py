@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from casstore.errors import CasstoreError, ServiceError
 from casstore_server.identity.bearer import AGAIN, SKEW_SECONDS, Unverified
 from casstore_server.identity.failures import LoginError
-from casstore_server.identity.fetching import check_url, fetch_json
+from casstore_server.identity.fetching import fetch_json
+from casstore_server.identity.urls import check_url
 
 if TYPE_CHECKING:
     from jwt import PyJWK
@@ -55,8 +56,12 @@ class _Cached:
         self._error: CasstoreError | None = None
 
     def get(self, *, anew: bool = False) -> Any:
-        """The answer, asked for again when it is old, or ``anew`` unless that was just done."""
-        with self._lock:
+        """The answer, asked for again when it is old, or ``anew`` unless that was just done. While somebody asks,
+        others get what is known.
+        """
+        if not self._lock.acquire(blocking=anew or self._clock() - self._got >= _KEEP):
+            return self._value
+        try:
             now = self._clock()
             old = now - self._got >= _EVERY
             if (old or anew) and now - self._tried >= _AGAIN_AFTER:
@@ -65,10 +70,12 @@ class _Cached:
                     self._value, self._got, self._error = self._fetch(), now, None
                 except CasstoreError as error:
                     self._error = error
-            if self._value is None or now - self._got >= _KEEP:
+            if now - self._got >= _KEEP:
                 problem = self._error or ServiceError(f"{_WHAT} can't be reached")
                 raise ServiceError(problem.message, hint="Try again in a minute.")
             return self._value
+        finally:
+            self._lock.release()
 
 
 class Provider:

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from casstore.errors import UsageError
 from casstore_server.identity.actions import ROLE_NAME
-from casstore_server.identity.fetching import check_url, is_loopback
+from casstore_server.identity.urls import check_url, is_loopback
 
 __all__ = ["OPTIONS", "IdentitySettings", "check_listening"]
 

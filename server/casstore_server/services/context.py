@@ -5,7 +5,7 @@ Decided here and only here: which parts the server is made of.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from socket import socket
 from threading import Event
@@ -20,6 +20,7 @@ from casstore_orchestrator.records import WorkflowRecord
 from casstore_server.config import Watched
 from casstore_server.credentials import UserCredentials
 from casstore_server.db.store import Database
+from casstore_server.identity.actions import Role
 from casstore_server.identity.caller import Caller, Links
 from casstore_server.metrics import Metrics
 from casstore_server.observing import Observers
@@ -81,6 +82,8 @@ class Services:
     isolation: Isolation
     started: float
     agents: Attaching | None = None
+    roles: Callable[[], Mapping[str, Role]] = dict
+    """The roles that are declared besides those that are built in."""
     sessions: Sessions = field(default_factory=Sessions)
     observers: Observers = field(default_factory=Observers)
     metrics: Metrics | None = None
