@@ -45,8 +45,8 @@ Tag = Annotated[str | None, Query(pattern=r"^[A-Za-z0-9_-]{0,200}$")]
 Part = Annotated[str | None, Query(pattern=r"^[A-Za-z0-9_-]{0,200}$")]
 Count = Annotated[int, Query(ge=0, le=2**31)]
 Moment = Annotated[str | None, Query(max_length=40)]
-_MAX_QUERY = 64 << 10
-_MAX_DESCRIPTION = 64 << 10
+_MAX_QUERY = 32 << 10
+_MAX_DESCRIPTION = 16 << 10
 _T = TypeVar("_T", bound=msgspec.Struct)
 
 
