@@ -18,6 +18,7 @@ import msgspec
 from casstore import __version__
 from casstore.errors import AccessError, CasstoreError, ServiceError, UsageError
 from casstore.structs import from_json
+from casstore.wire.following import PLACES_HEADER, QUIET_S
 from casstore.wire.protocol import (
     CLIENT_VERSION_HEADER,
     MAX_REQUEST_BYTES,
@@ -30,10 +31,12 @@ from casstore.wire.protocol import (
 )
 from casstore_cli import web
 
-__all__ = ["BearerToken", "Client", "Target", "quoted"]
+__all__ = ["BearerToken", "Client", "ConnectionLostError", "Stream", "Target", "quoted"]
 
 REPLY_TIMEOUT_S = 60.0
 """How long a reply that is not a stream may take."""
+_SILENCE_S = 4 * QUIET_S
+"""How long a server that promised to speak now and then may be silent."""
 _MAX_REPLY_BYTES = 256 * 2**20
 _PIECE_BYTES = 1 << 16
 
@@ -70,6 +73,19 @@ class Target(NamedTuple):
     def display(self) -> str:
         """For messages."""
         return self.url or f"unix:{self.socket_path}"
+
+
+class ConnectionLostError(ServiceError):
+    """The server can't be reached, or went away."""
+
+
+class Stream(NamedTuple):
+    """Pieces of a text as they come; ``ConnectionLostError`` when it is cut short. ``marked``: it tells how far it was
+    read, as in ``casstore.wire.following``.
+    """
+
+    pieces: Iterator[bytes]
+    marked: bool
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -123,12 +139,14 @@ class Client:
         """The reply to a DELETE."""
         return _decode(self._exchange("DELETE", path, query, None), reply, path)
 
-    def stream(self, path: str, query: Mapping[str, Value] | None = None) -> Iterator[bytes]:
-        """Pieces of a text that may go on for days, as they come.
-
-        The request is made at once; ``ServiceError`` comes later when the text is cut short.
-        """
-        return _pieces(*self._open("GET", path, query, None, timeout=None))
+    def stream(self, path: str, query: Mapping[str, Value] | None = None, body: Any = None) -> Stream:
+        """A text that may go on for days: the reply to a GET, or with a body to a POST. The request is made at once."""
+        method = "GET" if body is None else "POST"
+        connection, response = self._open(method, path, query, body, timeout=_SILENCE_S, more={PLACES_HEADER: "wanted"})
+        marked = response.getheader(PLACES_HEADER) is not None
+        if not marked and connection.sock is not None:
+            connection.sock.settimeout(None)
+        return Stream(_pieces(connection, response), marked)
 
     def text(self, path: str, query: Mapping[str, Value] | None = None) -> str:
         """A reply that is text."""
@@ -141,14 +159,21 @@ class Client:
             if response.length:  # with a limit a short reply is no error for http.client
                 raise http.client.IncompleteRead(b"", response.length)
         except (OSError, http.client.HTTPException) as exc:
-            raise ServiceError(f"The server at {self.target.display} broke off its reply: {exc}") from exc
+            raise ConnectionLostError(f"The server at {self.target.display} broke off its reply: {exc}") from exc
         finally:
             response.close()
             connection.close()
         return data
 
     def _open(
-        self, method: str, path: str, query: Mapping[str, Value] | None, body: Any, *, timeout: float | None
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, Value] | None,
+        body: Any,
+        *,
+        timeout: float | None,
+        more: dict[str, str] | None = None,
     ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
         data = None if body is None else msgspec.json.encode(body)
         if data is not None and len(data) > MAX_REQUEST_BYTES:
@@ -163,12 +188,12 @@ class Client:
                 "The options of this command are too long for one request",
                 hint="Put long values into the file itself, or into a dataset.",
             )
-        headers = self.headers()
+        headers = self.headers() | (more or {})
         connection, response = self._send(method, url, data, headers, timeout)
         if response.status == http.HTTPStatus.UNAUTHORIZED and self._renewed(headers):
             response.close()
             connection.close()
-            connection, response = self._send(method, url, data, self.headers(), timeout)
+            connection, response = self._send(method, url, data, self.headers() | (more or {}), timeout)
         if self._on_warning is not None and (warning := response.getheader(WARNING_HEADER)):
             for line in decode_warning(warning):
                 self._on_warning(line)
@@ -188,10 +213,10 @@ class Client:
             return connection, connection.getresponse()
         except TimeoutError as exc:
             connection.close()
-            raise ServiceError(f"The server at {self.target.display} did not answer in time") from exc
+            raise ConnectionLostError(f"The server at {self.target.display} did not answer in time") from exc
         except (OSError, http.client.HTTPException) as exc:
             connection.close()
-            raise ServiceError(
+            raise ConnectionLostError(
                 f"Cannot connect to the server at {self.target.display}: {web.explain(exc)}",
                 hint=_OWN_HINT if self.target.url is None else "Check the URL: osmo login URL.",
             ) from exc
@@ -263,7 +288,7 @@ def _pieces(connection: http.client.HTTPConnection, response: http.client.HTTPRe
         while piece := response.read1(_PIECE_BYTES):
             yield piece
     except (OSError, http.client.HTTPException) as exc:
-        raise ServiceError(
+        raise ConnectionLostError(
             "The stream ended early: the server went away", hint="Ask again; see 'osmo server status'."
         ) from exc
     finally:

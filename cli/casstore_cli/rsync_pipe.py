@@ -11,11 +11,12 @@ import os
 import sys
 
 from casstore.errors import CasstoreError
+from casstore.wire.racing import first_of
 from casstore.wire.router import RouterReply
 from casstore_cli import console, login
 from casstore_cli.client import Client, quoted
 from casstore_cli.commands.workflow.sync import COMPLAINT_FD
-from casstore_cli.sockets import ConnectionClosed, failure, first_of
+from casstore_cli.sockets import ConnectionClosed, failure
 from casstore_cli.tunnel import Control
 
 
@@ -48,13 +49,13 @@ async def connect(client: Client, workflow_id: str, task: str) -> str:
                     await console.write_output(1, data if isinstance(data, bytes) else data.encode())
 
             try:
-                await first_of(asyncio.ensure_future(up()), asyncio.ensure_future(down()))
+                await first_of(up(), down())
             except ConnectionClosed as closed:
                 if (error := failure(closed)) is not None:
                     raise error from None
                 complaint = closed.rcvd.reason if closed.rcvd is not None else ""
 
-    await first_of(asyncio.ensure_future(exchange()), running)
+    await first_of(exchange(), running)
     return complaint
 
 

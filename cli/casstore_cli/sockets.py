@@ -7,7 +7,6 @@ server that is gone is noticed by TCP.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator, Mapping
@@ -21,7 +20,7 @@ from casstore.errors import AccessError, CasstoreError, ConflictError, NotFoundE
 from casstore.structs import from_json
 from casstore.wire.protocol import to_exception
 from casstore.wire.router import CLOSE_ERROR, MAX_MESSAGE, Ended, RouterReply, socket_path
-from casstore_cli.client import Client
+from casstore_cli.client import Client, ConnectionLostError
 
 try:
     from websockets.asyncio.client import ClientConnection, connect, unix_connect
@@ -37,7 +36,6 @@ __all__ = [
     "ConnectionLostError",
     "ended",
     "failure",
-    "first_of",
     "open_socket",
 ]
 
@@ -49,10 +47,6 @@ _KINDS: Mapping[int, type[CasstoreError]] = {
     HTTPStatus.GONE: ConflictError,
     HTTPStatus.TOO_EARLY: ConflictError,
 }
-
-
-class ConnectionLostError(ServiceError):
-    """The server went away, or the line to it."""
 
 
 @contextlib.asynccontextmanager
@@ -119,15 +113,3 @@ def ended(closed: ConnectionClosed) -> Ended:
         return from_json(reason, Ended)
     except msgspec.MsgspecError:
         return Ended(exit=0)
-
-
-async def first_of(*tasks: asyncio.Task[Any]) -> None:
-    """Wait until one is done, and end the others; raises what the first one raised."""
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-    for task in done:
-        task.result()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import random
 import socket
 import struct
 import uuid
@@ -20,9 +19,11 @@ from dataclasses import dataclass
 import msgspec
 
 from casstore.errors import CasstoreError, ServiceError, UsageError
+from casstore.wire.racing import first_of
 from casstore.wire.router import STREAM_KEY, RouterReply, StreamWish
 from casstore_cli.client import Client
-from casstore_cli.sockets import ClientConnection, ConnectionClosed, ConnectionLostError, failure, first_of, open_socket
+from casstore_cli.patience import pause
+from casstore_cli.sockets import ClientConnection, ConnectionClosed, ConnectionLostError, failure, open_socket
 
 __all__ = ["MAX_CONNECTIONS", "Control", "carry", "forward_datagrams", "serve_stream"]
 
@@ -30,7 +31,6 @@ MAX_CONNECTIONS = 200
 """Connections to one port at a time; more wait."""
 _PIECE = 1 << 16
 _QUEUED_DATAGRAMS = 512
-_MAX_DOUBLINGS = 5
 _ADDRESS = struct.Struct(">4sH")
 
 Tell = Callable[[str], None]
@@ -96,11 +96,6 @@ class Control:
             yield ws
 
 
-def pause(tries: int) -> float:
-    """Seconds before the next try: soon at first, because servers are restarted; half a minute in the end."""
-    return float(2 ** min(tries, _MAX_DOUBLINGS)) * (0.25 + random.random() / 4)  # noqa: S311  no secret
-
-
 async def _until_closed(ws: ClientConnection) -> None:
     while True:
         await ws.recv()
@@ -131,7 +126,7 @@ async def carry(ws: ClientConnection, reader: asyncio.StreamReader, writer: asyn
             if error is not None:
                 raise error from None
 
-    await first_of(asyncio.ensure_future(up()), asyncio.ensure_future(down()))
+    await first_of(up(), down())
 
 
 async def serve_stream(control: Control, host: str, port: int, tell: Tell) -> asyncio.Server:
@@ -205,7 +200,7 @@ async def forward_datagrams(
                     address, number = _ADDRESS.unpack_from(data)
                     transport.sendto(data[_ADDRESS.size :], (socket.inet_ntoa(address), number))
 
-        await first_of(asyncio.ensure_future(up()), asyncio.ensure_future(down()))
+        await first_of(up(), down())
 
     try:
         await control.run(first, use)

@@ -7,6 +7,7 @@ sees its end: once nobody writes to the log any more, and every line that was wr
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -22,8 +23,6 @@ FOLLOW_INTERVAL = 0.1
 """Seconds between two looks of a follower for what other processes wrote."""
 ASK_INTERVAL = 0.5
 """Seconds between two questions of a follower whether the log can still grow."""
-QUIET_INTERVAL = 15.0
-"""Seconds after which a follower to whom nothing comes is told that it is still followed."""
 ERROR_LINES = 100
 """Lines kept apart of each attempt that failed."""
 
@@ -89,6 +88,7 @@ class LogStore(LogWriter):
         live: Callable[[], bool] | None = None,
         stop: Callable[[], bool] = lambda: False,
         places: Mapping[str, int] | None = None,
+        quiet: float = math.inf,
     ) -> Iterator[Piece]:
         """Lines in the order of their times, many at a time.
 
@@ -97,7 +97,7 @@ class LogStore(LogWriter):
         ``live`` is false: from then on nobody writes to it any more; by default, once it was ended here.
         ``error``: only the kept tails of failed attempts.
         ``places``: only what comes behind them; it is the sum of ``moved`` of all pieces before.
-        While nothing comes there is an empty piece every ``QUIET_INTERVAL`` seconds.
+        ``quiet``: seconds after which there is an empty piece, when nothing comes.
         """
         kinds = {ERROR} if error else {LOG, NOTE}
         seen = dict(places or {})
@@ -116,7 +116,7 @@ class LogStore(LogWriter):
             last = None
             if not follow or not grows or ends:
                 return
-            if time.monotonic() - gave >= QUIET_INTERVAL:
+            if time.monotonic() - gave >= quiet:
                 yield Piece(b"", _moved(seen, told))
                 gave = time.monotonic()
             with self._news:

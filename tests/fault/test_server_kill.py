@@ -16,6 +16,7 @@ import msgspec
 import pytest
 
 from casstore_cli.client import Client, Target
+from casstore_cli.following import follow
 from casstore_orchestrator.executors.probe import probe
 from casstore_server.secrets import KEY_VARIABLE, new_key
 
@@ -137,7 +138,7 @@ def check(lab: Lab, client: Client, names: list[str]) -> None:
         )
         expected = [(task, 0, "COMPLETED") for task in "abc"]
         assert tasks == expected, msgspec.json.encode(found).decode()
-        lines = b"".join(client.stream(f"api/workflow/{name}/logs")).decode().splitlines()
+        lines = b"".join(follow(client, name, "logs")).decode().splitlines()
         said = [line.partition("] ")[2] for line in lines if "[osmo]" not in line]
         assert sorted(said) == ["began", "began", "began", "ended", "ended", "from a"], lines
     lab.until(lambda: not lab.processes(), "everything of the tasks is gone")

@@ -29,12 +29,13 @@ from casstore_server.api.edge import handle_errors
 from casstore_server.api.observe import Observed
 from casstore_server.api.streaming import stream
 from casstore_server.db.engine import open_database
+from casstore_server.db.standing import Standing
 from casstore_server.db.store import Database, EventRow
 from casstore_server.logs import TextLines
 from casstore_server.metrics import MAX_POOLS, OTHER, Metrics
 from casstore_server.observing import Asked, Observer, Observers, RequestLog
 from casstore_server.services.readiness import check
-from casstore_server.services.streams import event_lines
+from casstore_server.services.streams import Wish, event_text
 from casstore_server.supervision import notify
 from casstore_server.traces import Traces, tracing, wanted
 
@@ -369,9 +370,9 @@ def test_events_that_were_stored_before_the_end_are_given() -> None:
         return True
 
     database = SimpleNamespace(
-        load=lambda _: SimpleNamespace(status=SimpleNamespace(finished=False)),
+        standings=SimpleNamespace(of=lambda _: Standing(finished=False, live=True)),
         events=lambda _, after: [row for row in rows if row[0] > after],
     )
     services: Any = SimpleNamespace(database=database)
-    lines = list(event_lines(services, "wf-1", task=None, retry_id=None, last=None, stop=stop))
+    lines = b"".join(event_text(services, "wf-1", Wish(), stop)).decode().splitlines()
     assert [line.rpartition(" ")[2] for line in lines] == ["Started", "Ended"]

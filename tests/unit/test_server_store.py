@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import sqlalchemy
 
 from casstore.errors import ConflictError, NotFoundError, ServiceError, StorageError
 from casstore_orchestrator.pools import Resources
@@ -20,6 +21,7 @@ from casstore_orchestrator.status import Priority, TaskStatus, WorkflowStatus
 from casstore_server.db import queries, schema
 from casstore_server.db.engine import open_database, open_postgres
 from casstore_server.db.queries import TaskFilter, WorkflowFilter
+from casstore_server.db.standing import Standing
 from casstore_server.db.store import Database
 
 _replace = msgspec.structs.replace
@@ -253,3 +255,25 @@ def test_a_file_that_is_no_database_is_one_clear_error(path: Path) -> None:
 def test_the_database_is_private(sqlite: Database, path: Path) -> None:
     assert path.stat().st_mode & 0o077 == 0
     assert sqlite.live_pools() == []
+
+
+def test_followers_share_one_look_at_where_workflows_stand(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("casstore_server.db.standing.time.monotonic", lambda: now[0])
+    names = [database.create(record(uuid=f"{number:032x}")).id for number in range(3)]
+    statements: list[str] = []
+    sqlalchemy.event.listen(database.engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
+    for name in names:
+        assert database.standings.of(name) == Standing(finished=False, live=True)
+    first = len([text for text in statements if "FROM workflow" in text])
+    for _ in range(20):
+        for name in names:
+            database.standings.of(name)
+    assert len([text for text in statements if "FROM workflow" in text]) == first
+    database.change(names[0], lambda old: _replace(old, status=WorkflowStatus.COMPLETED, groups=()))
+    now[0] += 1
+    statements.clear()
+    assert database.standings.of(names[0]) == Standing(finished=True, live=False)
+    assert database.standings.of(names[1]) == Standing(finished=False, live=True)
+    assert len([text for text in statements if "FROM workflow" in text]) == 1
+    assert database.standings.of("never-1") == Standing(finished=True, live=False)

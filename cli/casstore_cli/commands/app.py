@@ -17,13 +17,13 @@ from casstore.config import load_config
 from casstore.errors import CancelledError, NotFoundError, SourceError, UsageError
 from casstore.wire.app import AppDeleted, AppEdit, AppList, AppReply, app_and_version
 from casstore_cli import output
-from casstore_cli.client import Client, Value, quoted
+from casstore_cli.client import Value, quoted
 from casstore_cli.commands.workflow.submit import Source, local_base, read_text, submission_options, submit_source
 from casstore_cli.lazy import LazyGroup
 from casstore_cli.login import connect
 from casstore_cli.multi import Command, ManyOption
+from casstore_cli.paging import PAGE, collect
 
-_PAGE = 1000
 _file_option = click.option("-f", "--file", "path", help="The workflow file ('-': standard input); else an editor.")
 
 
@@ -59,7 +59,7 @@ def update(name: str, path: str | None) -> None:
 
 @cli.command("info", cls=Command)
 @click.argument("name", metavar="NAME[:VERSION]")
-@click.option("-c", "--count", type=click.IntRange(1, _PAGE), default=20, show_default=True, help="Versions to show.")
+@click.option("-c", "--count", type=click.IntRange(1, PAGE), default=20, show_default=True, help="Versions to show.")
 @click.option(
     "-o", "--order", type=click.Choice(("asc", "desc")), default="asc", show_default=True, help="asc: newest last."
 )
@@ -127,7 +127,12 @@ def list_(*, name: str | None, users: Sequence[str], all_users: bool, count: int
     if users and all_users:
         raise UsageError("--user and --all-users exclude each other")
     query: dict[str, Value] = {"order": "DESC", "users": list(users), "name": name, "all_users": all_users}
-    found = _pages(connect(), query, count)
+    client = connect()
+
+    def ask(limit: int, offset: int) -> AppList:
+        return client.get("api/app", AppList, query | {"limit": limit, "offset": offset})
+
+    found = collect(ask, lambda page: page.apps, count)
     if order == "asc":
         found.apps.reverse()
     if format_type == "json":
@@ -210,14 +215,3 @@ def _text(path: str | None, *, before: str) -> str:
     if not text or not text.strip():
         raise CancelledError("nothing was written: nothing was changed")
     return text
-
-
-def _pages(client: Client, query: dict[str, Value], count: int) -> AppList:
-    found = AppList(apps=[], more_entries=True)
-    while len(found.apps) < count and found.more_entries:
-        page = client.get(
-            "api/app", AppList, query | {"limit": min(_PAGE, count - len(found.apps)), "offset": len(found.apps)}
-        )
-        found.apps += page.apps
-        found.more_entries = page.more_entries and bool(page.apps)
-    return found

@@ -40,6 +40,7 @@ def assemble() -> FastAPI:
     app.include_router(credentials.router)
     app.include_router(datasets.router)
     app.include_router(login.router)
+    app.include_router(following.router)
     app.include_router(workflows.router)
     app.include_router(router.router)
     app.include_router(pages.router)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Coroutine
 from typing import Any, Self
 
 import msgspec
@@ -19,6 +18,7 @@ from starlette.websockets import WebSocketDisconnect, WebSocketState
 from casstore.errors import CasstoreError, FormatError, ServiceError, UsageError
 from casstore.structs import from_json
 from casstore.wire.protocol import ErrorBody, to_exception
+from casstore.wire.racing import first_of
 from casstore.wire.router import CLOSE_ERROR, ERRORS, OUTPUT, RESIZE, Ended, StreamWish, WindowSize
 from casstore_orchestrator import frames
 from casstore_orchestrator.agent.attach import Request
@@ -27,7 +27,7 @@ from casstore_orchestrator.ports import RunKey
 from casstore_server.services.context import Attaching
 from casstore_server.services.sessions import Session, Sessions
 
-__all__ = ["Attached", "close_with", "control", "datagrams", "either", "run_program", "stream"]
+__all__ = ["Attached", "close_with", "control", "datagrams", "run_program", "stream"]
 
 ANSWER_SECONDS = 60.0
 """How long an agent may take to answer, and a client to say how large its terminal is."""
@@ -108,19 +108,6 @@ class Attached:
             await self._writer.wait_closed()
 
 
-async def either(*ways: Coroutine[Any, Any, None]) -> None:
-    """Run until one of them is done, and end the others; raises what that one raised."""
-    tasks = [asyncio.ensure_future(way) for way in ways]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-    for task in done:
-        task.result()
-
-
 async def receive(ws: WebSocket) -> bytes:
     """The next message, whatever its kind. Raises ``WebSocketDisconnect``."""
     message = await ws.receive()
@@ -154,7 +141,7 @@ async def run_program(ws: WebSocket, agents: Attaching | None, session: Session)
     size = None if first.pipes else (_cells(first.rows), _cells(first.cols))
     request = msgspec.structs.replace(session.request, terminal=size, term=first.term)
     async with await Attached.open(agents, session.run, request) as attached:
-        await either(_to_program(ws, attached, pipes=first.pipes), _from_program(ws, attached, pipes=first.pipes))
+        await first_of(_to_program(ws, attached, pipes=first.pipes), _from_program(ws, attached, pipes=first.pipes))
 
 
 def _cells(number: int) -> int:
@@ -198,7 +185,7 @@ async def stream(ws: WebSocket, agents: Attaching | None, session: Session) -> N
     """Connect one TCP connection, or one to rsync: an empty message ends a direction, and both ended the whole."""
     async with await Attached.open(agents, session.run, session.request) as attached:
         finished = asyncio.Event()
-        await either(_to_stream(ws, attached, finished), _from_stream(ws, attached, finished))
+        await first_of(_to_stream(ws, attached, finished), _from_stream(ws, attached, finished))
         finished.set()
 
 
@@ -247,7 +234,7 @@ async def control(ws: WebSocket, agents: Attaching | None, session: Session, ses
                 pass
             await close(ws, 1000, f"Task {session.request.task} has ended")
 
-        await either(announcements(), task())
+        await first_of(announcements(), task())
 
 
 async def datagrams(ws: WebSocket, agents: Attaching | None, session: Session) -> None:
@@ -266,4 +253,4 @@ async def datagrams(ws: WebSocket, agents: Attaching | None, session: Session) -
                 await ws.send_bytes(frame[1])
             await close(ws, 1000, f"Task {session.request.task} has ended")
 
-        await either(there(), back())
+        await first_of(there(), back())

@@ -105,6 +105,7 @@ _PREFIXES: Final = (
     ("/api/users", "workflows"),
     ("/api/v1/server", "server"),
     ("/api/v1/workflow", "workflows"),
+    ("/api/v1/workflow", "workflows"),
     ("/api/v1", "v1"),
 )
 
@@ -278,6 +279,7 @@ PARAMETERS: Final[Mapping[str, str]] = {
     "version": "A version; the latest without one.",
     "version_id": "The version that the first request gave.",
     "workflow_id": "The ID of a workflow, or its UUID.",
+    "x-casstore-places": "Anything: the text then has marks, lines that begin with the byte 30, from where to go on.",
 }
 _SPECIAL: Final[Mapping[tuple[str, str], str]] = {
     ("apps_list_apps", "name"): "Those whose name contains this.",

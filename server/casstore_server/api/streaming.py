@@ -1,4 +1,4 @@
-"""Sending an iterator of lines that may block for hours as a chunked reply.
+"""Sending an iterator of text that may block for hours as a chunked reply.
 
 Decided here and only here: that each stream has a thread of its own (so that a hundred followers do not occupy the
 threads that answer requests), how many there may be, how much is buffered for a slow reader, that a reader who
@@ -12,7 +12,7 @@ import asyncio
 import contextvars
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
 from starlette.responses import StreamingResponse
 from starlette.types import Message, Send
@@ -28,17 +28,20 @@ _log = logging.getLogger(__name__)
 
 
 def stream(
-    make: Callable[[Callable[[], bool]], Iterator[str]], ending: threading.Event | None = None
+    make: Callable[[Callable[[], bool]], Iterator[bytes]],
+    ending: threading.Event | None = None,
+    *,
+    headers: Mapping[str, str] | None = None,
 ) -> StreamingResponse:
-    """A reply of the lines that ``make(stop)`` gives. Once ``stop()`` is true it is to give what is there, and return:
-    that is so for a reader who is gone, and for all once ``ending`` is set.
+    """A reply of the text that ``make(stop)`` gives in pieces. Once ``stop()`` is true it is to give what is there,
+    and return: that is so for a reader who is gone, and for all once ``ending`` is set.
 
     Raises ``ServiceError`` when there are too many already.
     """
     if not _slots.acquire(blocking=False):
         raise ServiceError(f"More than {MAX_STREAMS} logs are being followed", hint="Close some, and try again.")
     try:
-        return _Reply(_Pump(make, ending or threading.Event()))
+        return _Reply(_Pump(make, ending or threading.Event()), headers)
     except BaseException:
         _slots.release()
         raise
@@ -47,8 +50,8 @@ def stream(
 class _Reply(StreamingResponse):
     """A reply that is left without its end when the server ends before the text does."""
 
-    def __init__(self, pump: _Pump) -> None:
-        super().__init__(pump.blocks(), media_type="text/plain; charset=utf-8")
+    def __init__(self, pump: _Pump, headers: Mapping[str, str] | None) -> None:
+        super().__init__(pump.blocks(), media_type="text/plain; charset=utf-8", headers=headers)
         self._pump = pump
 
     async def stream_response(self, send: Send) -> None:
@@ -62,9 +65,9 @@ class _Reply(StreamingResponse):
 
 
 class _Pump:
-    """Moves lines from a thread that may block to the event loop, in blocks."""
+    """Moves text from a thread that may block to the event loop, in blocks."""
 
-    def __init__(self, make: Callable[[Callable[[], bool]], Iterator[str]], ending: threading.Event) -> None:
+    def __init__(self, make: Callable[[Callable[[], bool]], Iterator[bytes]], ending: threading.Event) -> None:
         self.cut = False
         """Whether there may be more than was given."""
         self._make = make
@@ -77,7 +80,7 @@ class _Pump:
         self._stopped = False
 
     async def blocks(self) -> AsyncIterator[bytes]:
-        """The lines, each with its newline, as many at a time as there are."""
+        """The text, as much at a time as there is."""
         loop, ready = asyncio.get_running_loop(), asyncio.Event()
         thread = threading.Thread(target=self._context.run, args=(self._run, loop, ready), name="stream", daemon=True)
         thread.start()
@@ -114,12 +117,13 @@ class _Pump:
                 self._stopped = True
 
         try:
-            for line in self._make(self._ends):
+            for data in self._make(self._ends):
+                if not data:
+                    continue
                 with self._condition:
                     self._condition.wait_for(lambda: self._buffered < _MAX_BUFFERED or self._stopped)
                     if self._stopped:
                         return
-                    data = line.encode("utf-8", "surrogateescape") + b"\n"
                     first = not self._buffer
                     self._buffer.append(data)
                     self._buffered += len(data)

@@ -8,6 +8,7 @@ with the port that it listens on, so that is what it gets.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import re
@@ -26,10 +27,11 @@ from websockets.http11 import Response as Handshake
 from websockets.uri import parse_uri
 
 from casstore.errors import CasstoreError
+from casstore.wire.racing import first_of
 from casstore.wire.router import MAX_MESSAGE
 from casstore_orchestrator import frames
 from casstore_orchestrator.frames import MAX_DATA, Kind
-from casstore_server.api.bridge import Attached, close, close_with, either
+from casstore_server.api.bridge import Attached, close, close_with
 from casstore_server.services.context import Services
 from casstore_server.services.sessions import Session
 
@@ -55,7 +57,7 @@ class WebProxy:
         if found is None:
             await self._app(scope, receive, send)
             return
-        session = self._services.sessions.page(found[1].lower())
+        session = await asyncio.to_thread(self._services.sessions.page, found[1].lower())
         if session is None:
             text = "This page is not known, or was not used for a while: ask for another one."
             await PlainTextResponse(text, status_code=404)(scope, receive, send)
@@ -148,7 +150,7 @@ async def _exchange(port: int, attached: Attached, scope: Scope, receive: Receiv
                 await send({"type": "http.response.body", "body": bytes(event.data), "more_body": True})
         await send({"type": "http.response.body", "body": b""})
 
-    await either(body(), answer())
+    await first_of(body(), answer())
 
 
 async def _events(conn: h11.Connection, attached: Attached) -> AsyncIterator[object]:
@@ -196,7 +198,7 @@ class _Socket:
             raise self._conn.handshake_exc
         await self._ws.accept(subprotocol=self._conn.subprotocol)
         await self._told()
-        await either(self._up(), self._answers())
+        await first_of(self._up(), self._answers())
         await close(self._ws)
 
     async def _up(self) -> None:

@@ -39,17 +39,14 @@ from casstore_server.api.deps import (
 )
 from casstore_server.api.edge import reply
 from casstore_server.api.rules import STORAGE, rule
-from casstore_server.api.streaming import stream
 from casstore_server.db.queries import TaskFilter, WorkflowFilter
-from casstore_server.services import streams, submission, workflows
+from casstore_server.services import submission, workflows
 
 router = APIRouter(prefix="/api")
 
 _DEFAULT_TASK_STATUSES = ("PROCESSING", "SCHEDULING", "INITIALIZING", "RUNNING")
 Moment = Annotated[str | None, Query(max_length=40)]
-TaskName = Annotated[str | None, Query(max_length=64)]
 RetryId = Annotated[int | None, Query(ge=0)]
-Last = Annotated[int | None, Query()]
 
 
 @router.post(
@@ -159,60 +156,6 @@ def query_task(
 ) -> Response:
     """One task."""
     return reply(workflows.query_task(services, caller, workflow_id, task_name, retry_id))
-
-
-@router.get("/workflow/{workflow_id}/logs", **rule("workflow:Read", reply=str, media="text/plain"))
-def logs(
-    services: ServicesDep,
-    workflow_id: WorkflowId,
-    task_name: TaskName = None,
-    retry_id: RetryId = None,
-    last_n_lines: Last = None,
-) -> Response:
-    """The log, until the workflow ends."""
-    record = streams.check_choice(services, workflow_id, task_name, retry_id, last=last_n_lines)
-    return stream(
-        lambda stop: streams.log_lines(
-            services, record.id, task=task_name, retry_id=retry_id, last=last_n_lines, error=False, stop=stop
-        ),
-        services.ending,
-    )
-
-
-@router.get("/workflow/{workflow_id}/error_logs", **rule("workflow:Read", reply=str, media="text/plain"))
-def error_logs(
-    services: ServicesDep,
-    workflow_id: WorkflowId,
-    task_name: TaskName = None,
-    retry_id: RetryId = None,
-    last_n_lines: Last = None,
-) -> Response:
-    """The ends of the logs of failed attempts."""
-    record = streams.check_choice(services, workflow_id, task_name, retry_id, last=last_n_lines)
-    return stream(
-        lambda stop: streams.log_lines(
-            services, record.id, task=task_name, retry_id=retry_id, last=last_n_lines, error=True, stop=stop
-        ),
-        services.ending,
-    )
-
-
-@router.get("/workflow/{workflow_id}/events", **rule("workflow:Read", reply=str, media="text/plain"))
-def events(
-    services: ServicesDep,
-    workflow_id: WorkflowId,
-    task_name: TaskName = None,
-    retry_id: RetryId = None,
-    last_n_lines: Last = None,
-) -> Response:
-    """What happened, until the workflow ends."""
-    record = streams.check_choice(services, workflow_id, task_name, retry_id, last=last_n_lines)
-    return stream(
-        lambda stop: streams.event_lines(
-            services, record.id, task=task_name, retry_id=retry_id, last=last_n_lines, stop=stop
-        ),
-        services.ending,
-    )
 
 
 @router.get("/workflow/{workflow_id}/spec", **rule("workflow:Read", reply=str, media="text/plain"))

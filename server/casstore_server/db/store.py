@@ -23,6 +23,7 @@ from casstore_orchestrator.records import WorkflowRecord
 from casstore_orchestrator.spec import WorkflowSpec
 from casstore_orchestrator.statestore import Fence, Notes, TaskNote, no_notes
 from casstore_server.db import leases, schema
+from casstore_server.db.standing import Standings
 from casstore_server.db.transactions import Transactions, upsert
 
 __all__ = ["Database", "EventRow"]
@@ -57,6 +58,7 @@ class Database:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self._transactions = Transactions(engine)
+        self.standings = Standings(self.reading)
         self._static: OrderedDict[str, _Static] = OrderedDict()
         self._static_lock = threading.Lock()
 

@@ -15,6 +15,7 @@ import click
 import msgspec
 
 from casstore.errors import CancelledError, UsageError
+from casstore.wire.racing import first_of
 from casstore.wire.router import ERRORS, RESIZE, RouterReply, WindowSize
 from casstore_cli import console, login, output
 from casstore_cli.client import Client, quoted
@@ -128,8 +129,6 @@ def _window(*, pipes: bool = False) -> bytes:
 
 
 async def _on_terminal(ws: ClientConnection) -> None:
-    from casstore_cli.sockets import first_of
-
     changed = asyncio.Event()
     ending = asyncio.Event()
 
@@ -156,7 +155,7 @@ async def _on_terminal(ws: ClientConnection) -> None:
 
     await ws.send(_window())
     with console.raw(ending.set, changed.set):
-        await first_of(*map(asyncio.ensure_future, (sizes(), typed(), shown(), told_to_end())))
+        await first_of(sizes(), typed(), shown(), told_to_end())
 
 
 async def _on_pipes(ws: ClientConnection) -> None:

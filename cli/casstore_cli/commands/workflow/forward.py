@@ -16,6 +16,7 @@ from typing import Any
 import click
 
 from casstore.errors import UsageError
+from casstore.wire.racing import first_of
 from casstore.wire.router import RouterReply
 from casstore_cli import login, output
 from casstore_cli.client import Client, quoted
@@ -85,7 +86,6 @@ def _range(text: str, part: str, *, zero: bool = False) -> range:
 async def _forward(
     client: Client, workflow_id: str, task: str, pairs: list[tuple[int, int]], host: str, *, udp: bool, seconds: float
 ) -> None:
-    from casstore_cli.sockets import first_of
     from casstore_cli.tunnel import Control, forward_datagrams, serve_stream
 
     def ask(ports: list[int]) -> list[RouterReply]:
@@ -122,7 +122,7 @@ async def _forward(
             stack.callback(server.close)
             show(remote, server.sockets[0].getsockname()[1])
             running.append(control.run(reply))
-        await first_of(*map(asyncio.ensure_future, running))
+        await first_of(*running)
 
 
 def _interrupt(task: asyncio.Task[None] | None) -> None:

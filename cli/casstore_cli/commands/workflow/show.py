@@ -1,7 +1,6 @@
 """``osmo workflow list`` and ``query``.
 
-Decided here and only here: the columns, how a day on the command line becomes a moment, and how many rows are asked
-for at a time.
+Decided here and only here: the columns, and how a day on the command line becomes a moment.
 """
 
 from __future__ import annotations
@@ -15,11 +14,10 @@ import msgspec
 from casstore.errors import UsageError
 from casstore.wire.workflow import WorkflowList, WorkflowReply
 from casstore_cli import output
-from casstore_cli.client import Client, Value, quoted
+from casstore_cli.client import Value, quoted
 from casstore_cli.login import connect
 from casstore_cli.multi import Command, ManyOption
-
-_PAGE = 1000
+from casstore_cli.paging import collect
 
 
 def day(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
@@ -86,7 +84,12 @@ def list_(
         "submitted_after": submitted_after,
         "submitted_before": submitted_before,
     }
-    found = _pages(connect(), query, count, offset)
+    client = connect()
+
+    def ask(limit: int, offset: int) -> WorkflowList:
+        return client.get("api/workflow", WorkflowList, query | {"limit": limit, "offset": offset})
+
+    found = collect(ask, lambda page: page.workflows, count, offset)
     if order == "asc":
         found.workflows.reverse()
     if format_type == "json":
@@ -140,16 +143,3 @@ def query(workflow_id: str, verbose: bool, format_type: str) -> None:
             output.text(output.escape(f"{task.name}{attempt}{code}: {task.failure_message}"))
         elif task.exit_code and task.status == "FAILED":
             output.text(output.escape(f"{task.name}: exit code {task.exit_code}"))
-
-
-def _pages(client: Client, query: dict[str, Value], count: int, offset: int) -> WorkflowList:
-    """The newest ``count`` workflows, the newest first."""
-    found = WorkflowList(workflows=[], more_entries=True)
-    while len(found.workflows) < count and found.more_entries:
-        wanted = min(_PAGE, count - len(found.workflows))
-        page = client.get(
-            "api/workflow", WorkflowList, query | {"limit": wanted, "offset": offset + len(found.workflows)}
-        )
-        found.workflows += page.workflows
-        found.more_entries = page.more_entries and bool(page.workflows)
-    return found

@@ -24,10 +24,12 @@ from casstore.wire.cluster import ProfileReply
 from casstore.wire.protocol import MAX_REQUEST_BYTES
 from casstore.wire.workflow import SubmitReply, SubmitRequest, WorkflowReply
 from casstore_cli import output
-from casstore_cli.client import Client, Value, quoted
+from casstore_cli.client import Client, ConnectionLostError, Value, quoted
 from casstore_cli.commands.workflow.localfiles import Document, mentions_localpath
+from casstore_cli.following import follow
 from casstore_cli.login import connect
 from casstore_cli.multi import Command, ManyOption
+from casstore_cli.patience import persistently
 from casstore_cli.terminal import copy_lines
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -286,23 +288,33 @@ def _route(client: Client, pool: str | None) -> str:
     return f"api/pool/{quoted(pool)}/workflow"
 
 
-def _sent(client: Client, reply: SubmitReply, as_json: bool, follow: bool) -> int:
+def _sent(client: Client, reply: SubmitReply, as_json: bool, to_the_end: bool) -> int:
     _print(reply, as_json, "Workflow submit successful.")
-    if not follow:
+    if not to_the_end:
         return 0
-    workflow_id = quoted(reply.name or "")
+    workflow_id = reply.name or ""
     try:
-        copy_lines(client.stream(f"api/workflow/{workflow_id}/logs"))
+        copy_lines(follow(client, workflow_id, "logs"))
+        found = _ended(client, workflow_id)
     except KeyboardInterrupt:
-        name = output.escape(reply.name or "")
+        name = output.escape(workflow_id)
         raise CancelledError(
             f"interrupted; the workflow goes on: osmo workflow logs {name}, osmo workflow cancel {name}"
         ) from None
-    found = client.get(f"api/workflow/{workflow_id}", WorkflowReply)
     output.text(f"Workflow {output.escape(found.name)} is {found.status}.")
     if found.failure_message:
         output.text(output.escape(found.failure_message))
     return 0 if found.status == "COMPLETED" else 1
+
+
+def _ended(client: Client, workflow_id: str) -> WorkflowReply:
+    def ask() -> WorkflowReply:
+        return client.get(f"api/workflow/{quoted(workflow_id)}", WorkflowReply)
+
+    try:
+        return ask()
+    except ConnectionLostError:
+        return persistently(client, ask, hint=f"Look how it ended: osmo workflow query {workflow_id}")
 
 
 def _print(reply: SubmitReply, as_json: bool, headline: str) -> None:

@@ -10,6 +10,7 @@ import click
 from casstore.errors import UsageError
 from casstore_cli import output
 from casstore_cli.client import quoted
+from casstore_cli.following import follow
 from casstore_cli.login import connect
 from casstore_cli.multi import Command
 from casstore_cli.terminal import copy_lines
@@ -28,9 +29,8 @@ def logs(workflow_id: str, task: str | None, retry_id: int | None, error: bool, 
     """Print the log of WORKFLOW_ID and follow it until the workflow ends."""
     if task is None and (retry_id is not None or error):
         raise UsageError("--retry-id and --error need --task")
-    kind = "error_logs" if error else "logs"
     query = {"task_name": task, "retry_id": retry_id, "last_n_lines": last}
-    pieces = connect().stream(f"api/workflow/{quoted(workflow_id)}/{kind}", query)
+    pieces = follow(connect(), workflow_id, "error_logs" if error else "logs", query)
     output.text(f"Workflow {output.escape(workflow_id)} has {'error logs' if error else 'logs'}:")
     copy_lines(pieces)
 
@@ -44,7 +44,7 @@ def events(workflow_id: str, task: str | None, retry_id: int | None) -> None:
     if task is None and retry_id is not None:
         raise UsageError("--retry-id needs --task")
     query = {"task_name": task, "retry_id": retry_id}
-    pieces = connect().stream(f"api/workflow/{quoted(workflow_id)}/events", query)
+    pieces = follow(connect(), workflow_id, "events", query)
     output.text(f"Workflow {output.escape(workflow_id)} has events:")
     copy_lines(pieces)
 
