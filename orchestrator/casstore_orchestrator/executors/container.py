@@ -251,6 +251,7 @@ class ContainerGang(ProcessGang):
             f"--volume={home}/data/output:{LAYOUT.output}",
             f"--volume={home}/run/workspace:/osmo/run/workspace",
             f"--volume={home}/run/start:{os.path.dirname(_GATE)}:ro",
+            *self._engine.init(),
             *self._engine.limits(),
             *self._engine.gpus(launch.gpu),
         ]

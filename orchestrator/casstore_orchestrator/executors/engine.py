@@ -25,6 +25,10 @@ _KEPT = (
     "DOCKER_HOST", "DOCKER_CONFIG", "DOCKER_CONTEXT", "CONTAINER_HOST", "CONTAINERS_CONF", "HTTPS_PROXY", "HTTP_PROXY",
     "NO_PROXY", "https_proxy", "http_proxy", "no_proxy",
 )  # fmt: skip
+_PODMAN_INITS = tuple(
+    f"{folder}/catatonit" for folder in ("/usr/libexec/podman", "/usr/local/libexec/podman", "/usr/local/lib/podman")
+)
+"""Where podman looks for its first process (containers.conf, ``helper_binaries_dir``)."""
 _ANSWER_SECONDS = 60.0
 _PULL_SECONDS = 3600.0
 _MAX_SAID = 400
@@ -110,6 +114,14 @@ class Engine:
         if not count:
             return []
         return ["--gpus", str(count)] if self.name == "docker" else ["--device", "nvidia.com/gpu=all"]
+
+    def init(self) -> list[str]:
+        """Options for a first process of a container that passes signals on and buries what is left to it.
+
+        Without one the task's command is the first process itself: the kernel keeps signals from it that it has no
+        handler for, SIGTERM too, so that it only ends once its grace is over. Podman may lack the program for it.
+        """
+        return ["--init"] if self.name == "docker" or any(map(os.path.exists, _PODMAN_INITS)) else []
 
     def subnet(self, network: str) -> str:
         """The IPv4 subnet of a network that was made. ``ServiceError``."""
