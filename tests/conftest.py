@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from casstore.structs import settle
@@ -18,6 +19,13 @@ from casstore.structs import settle
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--nightly", action="store_true", help="run the soak budgets too")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Examples are the same ones in each run, so that a failure is the change's; the nightly run looks for new ones."""
+    hypothesis.settings.register_profile("same", derandomize=True, database=None, print_blob=True)
+    hypothesis.settings.register_profile("new", derandomize=False, print_blob=True)
+    hypothesis.settings.load_profile("new" if config.getoption("--nightly") else "same")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -255,7 +255,7 @@ def run(examples: int, steps: int) -> None:
 
 @pytest.mark.slow
 def test_store_and_dictionary_agree() -> None:
-    run(200, 75)
+    run(80, 75)
 
 
 @pytest.mark.nightly
