@@ -51,6 +51,7 @@ from casstore_server.services.jobs import Jobs
 from casstore_server.settings import Settings
 from casstore_server.stores import Stores
 from casstore_server.supervision import notify
+from casstore_server.tls import Certificate
 from casstore_server.traces import tracing, wanted
 
 __all__ = ["answering", "serve"]
@@ -65,10 +66,12 @@ class _Server(uvicorn.Server):
 
     ready_fd: int | None = None
     ending: threading.Event | None = None
+    certificate: Certificate | None = None
+    _watching: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to answer, and say so."""
-        await super().startup(sockets=sockets)
+        await self._listen(sockets or [])
         if self.started and self.ready_fd is not None:
             fd, self.ready_fd = self.ready_fd, None
             with contextlib.suppress(OSError):  # the command that started us is gone
@@ -77,9 +80,27 @@ class _Server(uvicorn.Server):
         if self.started:
             notify("READY=1")
 
+    async def _listen(self, sockets: list[socket.socket]) -> None:
+        """TLS is for whom the kernel does not know: on the unix socket there is none."""
+        if self.certificate is None:
+            await super().startup(sockets=sockets)
+            return
+        await super().startup(sockets=[one for one in sockets if one.family == socket.AF_UNIX])
+
+        def protocol() -> CheckedProtocol:
+            return CheckedProtocol(self.config, self.server_state, self.lifespan.state)
+
+        loop = asyncio.get_running_loop()
+        for one in sockets:
+            if one.family != socket.AF_UNIX:
+                self.servers.append(await loop.create_server(protocol, sock=one, ssl=self.certificate.context))
+        self._watching = loop.create_task(self.certificate.watch())
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin nothing new; what was written before reaches everybody who follows it."""
         notify("STOPPING=1")
+        if self._watching is not None:
+            self._watching.cancel()
         if self.ending is not None:
             self.ending.set()
         await super().shutdown(sockets=sockets)
@@ -96,9 +117,12 @@ def serve(settings: Settings) -> None:
         stack.callback(database.close)
         if settings.instance and not database.shared:
             raise UsageError("Servers of several instances need a PostgreSQL that they share")
+        tls = settings.identity
+        certificate = Certificate(Path(tls.tls_cert), Path(tls.tls_key)) if tls.tls else None
         sockets = stack.enter_context(_listening(settings.socket_path, settings.port, settings.host))
         if settings.port is not None:
             settings = replace(settings, port=sockets[1].getsockname()[1])
+            _say_who(settings)
         observers = Observers([traces] if traces else [])
         if settings.log_requests:
             observers.add(RequestLog())
@@ -106,6 +130,7 @@ def serve(settings: Settings) -> None:
         services = stack.enter_context(_parts(settings, database, observers, box, private))
         server = _Server(_config(create_app(services), settings.drain))
         server.ready_fd, server.ending = settings.ready_fd, services.ending
+        server.certificate = certificate
         # uvicorn raises the signal that ended it once more when it is done: that must not end us before the rest.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: None)
@@ -142,6 +167,7 @@ def _config(app: ASGIApp, drain: float = DRAIN_S) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # whose word counts is decided by `api.authenticate`
         timeout_graceful_shutdown=math.ceil(drain),
         timeout_keep_alive=5,
     )
@@ -240,12 +266,15 @@ def _loopback_socket(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as exc:
         listener.close()
         raise ServiceError(f"The server can't listen on {host}:{port}: {exc}") from exc
-    _log.warning(
-        "listening on http://%s:%d: everybody on this machine can run workflows as you through it",
-        f"[{host}]" if ":" in host else host,
-        listener.getsockname()[1],
-    )
     return listener
+
+
+def _say_who(settings: Settings) -> None:
+    """Log where it listens, and who may come."""
+    if settings.identity.allows_dev(settings.host):
+        _log.warning("listening on %s: everybody on this machine can run workflows as you through it", settings.url)
+    else:
+        _log.info("listening on %s, for those who log in", settings.url)
 
 
 def _remove_socket(path: Path, inode: int) -> None:

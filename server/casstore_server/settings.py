@@ -59,7 +59,7 @@ class Settings:
     def url(self) -> str | None:
         """Where it is reached without the socket; None when it listens on that alone."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return None if self.port is None else f"http://{host}:{self.port}"
+        return None if self.port is None else f"http{'s' if self.identity.tls else ''}://{host}:{self.port}"
 
     @property
     def pid_file(self) -> Path:
