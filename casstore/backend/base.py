@@ -29,6 +29,7 @@ __all__ = [
     "Matches",
     "Object",
     "ObjectInfo",
+    "Registers",
     "check_limit",
     "validate_key",
     "validate_prefix",
@@ -47,6 +48,8 @@ class Capabilities(msgspec.Struct, frozen=True):
     """Objects are files that this machine can open (``local_path`` returns them)."""
     probe: bool = False
     """What is said here is the client's knowledge; whether the service keeps to it, ``probe`` has to find out."""
+    registers: bool = False
+    """The index is not for us to write: the back end is a ``Registers``."""
 
 
 class ObjectInfo(msgspec.Struct, frozen=True):
@@ -79,6 +82,14 @@ def validate_prefix(prefix: str) -> str:
     if prefix and not (prefix.endswith("/") and len(prefix) <= MAX_KEY_LENGTH and _KEY.match(prefix[:-1])):
         raise UsageError(f"illegal prefix of object keys {prefix[:80]!r}")
     return prefix
+
+
+class Registers(Protocol):
+    """A back end behind which somebody else keeps the index."""
+
+    def register(self, packs: Iterable[bytes]) -> None:
+        """Have the chunks of packs, by their ids, put into the index. They are stored. ``NotFoundError``."""
+        ...
 
 
 class Backend(Protocol):

@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Collection, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from casstore import hashing
 from casstore.backend.base import Absent, Backend, ObjectInfo
@@ -29,6 +29,7 @@ from casstore.repo.packs import places_of, read_footer
 from casstore.repo.segments import new_nonce
 
 if TYPE_CHECKING:
+    from casstore.backend.base import Registers
     from casstore.cache.remote import RemoteCache
 
 MERGE_ABOVE = 12
@@ -208,6 +209,9 @@ class Index:
         new: what a version refers to may be nowhere else.
         """
         with self._lock:
+            if self._backend.capabilities.registers:
+                self._register(records)
+                return
             if not records and not self._rebuilt:
                 return
             if not self._loaded:
@@ -225,6 +229,15 @@ class Index:
             if lost:
                 merged += self._without(frozenset(lost))
             self._drop(set(merged))
+
+    def _register(self, records: Sequence[tuple[bytes, Location]]) -> None:
+        """Have somebody else make these chunks known; what that one writes need not be fetched to know them here."""
+        if not records:
+            return
+        # Not a part of ``Backend``: the one that says that it registers is a ``Registers``.
+        cast("Registers", self._backend).register(dict.fromkeys(place.pack_id for _, place in records))
+        self._keep([*records])
+        self._publish()
 
     def _drop(self, merged: set[str]) -> None:
         """Delete the segments that others have replaced, and the damaged ones."""

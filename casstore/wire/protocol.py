@@ -18,12 +18,15 @@ from casstore.errors import (
     CasstoreError,
     ConflictError,
     ErrorKind,
+    FormatError,
     IntegrityError,
     NotFoundError,
     OutOfSpaceError,
+    PreconditionError,
     ServiceError,
     SpecError,
     StorageError,
+    TransientError,
     UsageError,
 )
 from casstore.structs import from_json
@@ -76,10 +79,13 @@ _CLASSES: dict[str, type[CasstoreError]] = {
     ErrorKind.SPEC: SpecError,
     ErrorKind.NOT_FOUND: NotFoundError,
     ErrorKind.CONFLICT: ConflictError,
+    ErrorKind.PRECONDITION: PreconditionError,
     ErrorKind.ACCESS: AccessError,
     ErrorKind.INTEGRITY: IntegrityError,
+    ErrorKind.FORMAT: FormatError,
     ErrorKind.STORAGE: StorageError,
     ErrorKind.OUT_OF_SPACE: OutOfSpaceError,
+    ErrorKind.TRANSIENT: TransientError,
     ErrorKind.SERVICE: ServiceError,
 }
 _BY_CODE: dict[str, type[CasstoreError]] = {

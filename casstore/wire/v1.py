@@ -16,6 +16,7 @@ __all__ = [
     "MAX_BLOB",
     "MAX_KEYS",
     "MAX_LISTED",
+    "BucketInfo",
     "Change",
     "CommitBody",
     "CommitReply",
@@ -50,6 +51,16 @@ MAX_BLOB = 32 << 20
 
 _Key = Annotated[str, Meta(min_length=1, max_length=512)]
 _Id = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+
+
+class BucketInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A bucket, as the one who asks knows it: under which name, and what they may do beyond reading."""
+
+    name: str
+    user: str
+    write: bool
+    delete: bool
+    manage: bool
 
 
 # ---- objects of a store

@@ -1,7 +1,7 @@
 """From a bucket's name to its open store.
 
 Decided here and only here: which store a command works on, when it is created, and what a read-only bucket
-refuses.
+refuses. The buckets of a server that was logged in to are in ``remote``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from casstore.config import DEFAULT_BUCKET, BucketConfig, Config, load_config
-from casstore.errors import StorageError, UsageError
+from casstore.errors import AccessError, StorageError, UsageError
 from casstore_cli.config import private_dir
 from casstore_cli.credentials import ConfigCredentials
 from casstore_cli.output import warn
@@ -31,11 +31,16 @@ def open_bucket(name: str | None = None, *, write: bool = False, config: Config 
     like an empty one.
     """
     from casstore.dataset import Bucket
+    from casstore_cli import remote
 
-    config = config or load_config()
+    config = config or remote.visible()
     found = config.bucket(name)
     if write and found.mode == "read-only":
         raise UsageError(f"bucket {found.name!r} is read-only", hint=f"it is declared so in {config.paths.config_file}")
+    if remote.is_served(found):
+        with _served(found, config, write=write) as bucket:
+            yield bucket
+        return
     undeclared = found.name == DEFAULT_BUCKET and not config.has_own_default
     if undeclared:
         private_dir(config.paths.data)
@@ -53,8 +58,33 @@ def open_bucket(name: str | None = None, *, write: bool = False, config: Config 
 
 
 def is_writable(name: str) -> bool:
-    """Whether a declared bucket may be written to, by its declaration."""
-    return load_config().bucket(name).mode != "read-only"
+    """Whether a bucket may be written to, by its declaration."""
+    from casstore_cli import remote
+
+    return remote.visible().bucket(name).mode != "read-only"
+
+
+@contextlib.contextmanager
+def _served(found: BucketConfig, config: Config, *, write: bool) -> Iterator[Bucket]:
+    from casstore.dataset import Bucket
+    from casstore_cli.remote import open_served
+
+    store, info = open_served(found, config)
+    with store:
+        if write and not info.write:
+            raise AccessError(
+                f"{info.user} has no right dataset:Write in bucket {found.name}",
+                hint="Rights come with roles: ask whoever runs the server.",
+            )
+        yield Bucket(
+            store,
+            name=found.name,
+            user=info.user,
+            state_dir=config.paths.state,
+            cache_dir=config.paths.cache,
+            credentials=ConfigCredentials(config),
+            warn=warn,
+        )
 
 
 @contextlib.contextmanager
@@ -63,7 +93,9 @@ def open_store(bucket: BucketConfig, *, create: bool = False, config: Config | N
     is none.
     """
     from casstore.dataset.opening import open_store as open_declared
+    from casstore_cli.remote import require_local
 
+    require_local(bucket, "This command")
     config = config or load_config()
     with open_declared(bucket, config=config, create=create, credentials=ConfigCredentials(config)) as store:
         yield store

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from casstore.config import BUCKET_NAME, DEFAULT_BUCKET, MODES, BucketConfig, load_config
-from casstore.errors import ConflictError, NotFoundError, UsageError
+from casstore.errors import ConflictError, NotFoundError, ServiceError, UsageError
 from casstore_cli import output
 from casstore_cli.config import change_config
 from casstore_cli.lazy import LazyGroup
@@ -26,8 +26,14 @@ def cli() -> None:
 @cli.command("list", cls=Command)
 @output.format_option("text", "json")
 def list_(format_type: str) -> None:
-    """List the buckets."""
+    """List the buckets: those of the server that you are logged in to, and those of config.yaml."""
+    from casstore_cli.remote import visible
+
     config = load_config()
+    try:
+        config = visible(config)
+    except ServiceError as error:
+        output.warn(f"without those of the server: {output.escape(error.message)}")
     buckets = sorted(config.buckets.values())
     if format_type == "json":
         output.document(

@@ -16,6 +16,7 @@ from casstore.backend.base import Absent
 from casstore.errors import UsageError
 from casstore.wire.v1 import (
     MAX_LISTED,
+    BucketInfo,
     DeleteBody,
     IndexBody,
     ObjectReply,
@@ -41,6 +42,12 @@ BucketName = Annotated[str, Path(pattern=r"^[A-Za-z0-9_-]{1,200}$")]
 Key = Annotated[str, Path(min_length=1, max_length=512)]
 Condition = Annotated[str | None, Header(max_length=300)]
 _OCTETS = "application/octet-stream"
+
+
+@router.get("", **rule("dataset:Read", reply=BucketInfo, errors=(404,)))
+def about(services: ServicesDep, caller: CallerDep, bucket: BucketName) -> Response:
+    """Who the caller is in this bucket, and what they may do."""
+    return reply(open_transfer(services, caller, bucket).about())
 
 
 @router.get("/object/{key:path}", **rule("dataset:Read", media=_OCTETS, errors=(404,)))
@@ -87,7 +94,7 @@ def list_objects(
     count: Annotated[int, Query(ge=1, le=MAX_LISTED)] = MAX_LISTED,
 ) -> Response:
     """Objects of the store, in the order of their keys."""
-    return reply(open_transfer(services, caller, bucket).list(prefix, after, count))
+    return reply(open_transfer(services, caller, bucket).listed(prefix, after, count))
 
 
 @router.post("/objects/delete", **rule("dataset:Read", body=DeleteBody, errors=(404,)))

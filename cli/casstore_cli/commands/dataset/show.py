@@ -40,14 +40,14 @@ def list_(
     format_type: str,
 ) -> None:
     """List the newest datasets and collections, oldest first."""
-    from casstore.config import load_config
     from casstore.errors import CasstoreError, UsageError
     from casstore_cli.commands.dataset import shapes
+    from casstore_cli.remote import visible
     from casstore_cli.stores import open_bucket
 
     if user and all_users:
         raise UsageError("--user and --all-users exclude each other")
-    config = load_config()
+    config = visible()
     users = None if all_users else list(user) or [config.user]
     found = []
     names = bucket or sorted(config.buckets)

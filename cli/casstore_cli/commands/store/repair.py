@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from casstore.config import MODES, Config, load_config
+from casstore.config import MODES, Config
 from casstore.errors import OUTCOMES, ErrorKind, UsageError
 from casstore_cli import output
 from casstore_cli.commands.store.shown import losses_json, show_losses, watcher
@@ -47,11 +47,13 @@ def repair(
     are told. The exit code is not 0 when data is lost.
     """
     from casstore.repo.repair import Repair
+    from casstore_cli.remote import require_local, visible
     from casstore_cli.stores import open_bucket
 
     if discard_quarantine and (dry_run or salvage or folder):
         raise UsageError("--discard-quarantine goes alone")
-    config = load_config()
+    config = visible()
+    require_local(config.bucket(bucket_name), "Repairing a store")
     if not discard_quarantine and not _config(bucket_name, config, dry_run=dry_run, yes=yes):
         _show({"plan": ["store.json is made anew"], "done": None}, format_type, "Nothing was changed.")
         ctx.exit(OUTCOMES[ErrorKind.INTEGRITY].exit_code)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import click
 
-from casstore.config import MODES, load_config
+from casstore.config import MODES
 from casstore.errors import UsageError
 from casstore_cli import output
 from casstore_cli.multi import Command
@@ -25,9 +25,10 @@ def take_over(bucket_name: str | None, yes: bool, force: bool, format_type: str)
     doing first: from now on its changes are refused, and what it has not committed is lost.
     """
     from casstore.repo.single import FEATURE, take_over
+    from casstore_cli.remote import visible
     from casstore_cli.stores import open_store
 
-    config = load_config()
+    config = visible()
     bucket = config.bucket(bucket_name)
     if bucket.mode != MODES[0]:
         raise UsageError(f"bucket {bucket.name!r} is read-only", hint=f"declared so in {config.paths.config_file}")

@@ -111,6 +111,7 @@ class Document:
 
     def _upload(self, use: _DatasetUse, config: Config, *, quiet: bool) -> str:
         from casstore.dataset import parse_ref
+        from casstore_cli.remote import visible
         from casstore_cli.stores import open_bucket
 
         ref = parse_ref(use.name)
@@ -122,7 +123,7 @@ class Document:
                 "localpath": use.path,
             }
         }
-        with open_bucket(ref.bucket, write=True, config=config) as bucket:
+        with open_bucket(ref.bucket, write=True, config=visible(config)) as bucket:
             result = bucket.upload(ref.name, [use.path], metadata=metadata)
         version = result.version.record.number
         if not quiet:

@@ -46,6 +46,7 @@ _READABLE = (
 )
 _T = TypeVar("_T", bound=msgspec.Struct)
 _HASH = re.compile(r"(?:packs/([0-9a-f]{2})/|manifests/([0-9a-f]{2})/|index/)([0-9a-f]{64})\Z", re.ASCII)
+_AFTER = re.compile(r"[!-~]{0,512}\Z", re.ASCII)
 _HEAD = re.compile(r"datasets/([A-Za-z0-9_-]{22})/head\Z", re.ASCII)
 _VERSION = re.compile(r"datasets/([A-Za-z0-9_-]{22})/versions/[1-9][0-9]{0,11}\Z", re.ASCII)
 
@@ -76,17 +77,17 @@ class Objects:
         found = self._backend.stat(readable(key))
         return ObjectReply(found.key, found.size, found.mtime)
 
-    def list(self, prefix: str, after: str, count: int) -> ObjectsReply:
+    def listed(self, prefix: str, after: str, count: int) -> ObjectsReply:
         """Return a page of a listing."""
         validate_prefix(prefix)
-        if after:
-            validate_key(after)
+        if not _AFTER.match(after):
+            raise UsageError(f"no key is like {after[:80]!r}")
         count = min(max(1, count), MAX_LISTED)
-        found = [*islice(self._listed(prefix, after), count + 1)]
+        found = [*islice(self._found(prefix, after), count + 1)]
         rows = [(info.key, info.size, info.mtime) for info in found[:count]]
         return ObjectsReply(rows, more=len(found) > count)
 
-    def _listed(self, prefix: str, after: str) -> Iterable[ObjectInfo]:
+    def _found(self, prefix: str, after: str) -> Iterable[ObjectInfo]:
         return (info for info in self._backend.list(prefix, after=after) if _is_readable(info.key))
 
     # ---- writing

@@ -18,6 +18,7 @@ from casstore.remote.urls import parse_url
 from casstore.repo import layout
 from casstore.wire.v1 import (
     MAX_BLOB,
+    BucketInfo,
     IndexBody,
     ObjectReply,
     ObjectsReply,
@@ -65,6 +66,13 @@ class Transfer:
         self._plane = services.plane
         self.objects = Objects(self._bucket, self._rights, self._plane.proofs, changed)
 
+    def about(self) -> BucketInfo:
+        """Who the caller is here."""
+        rights = self._rights
+        return BucketInfo(
+            name=self._name, user=rights.user, write=rights.write, delete=rights.delete, manage=rights.manage
+        )
+
     # ---- objects
 
     def get(self, key: str, limit: int | None) -> Object:
@@ -75,9 +83,9 @@ class Transfer:
         """See ``Objects.stat``."""
         return self.objects.stat(key)
 
-    def list(self, prefix: str, after: str, count: int) -> ObjectsReply:
-        """See ``Objects.list``."""
-        return self.objects.list(prefix, after, count)
+    def listed(self, prefix: str, after: str, count: int) -> ObjectsReply:
+        """See ``Objects.listed``."""
+        return self.objects.listed(prefix, after, count)
 
     def put(self, key: str, data: bytes, condition: Condition) -> Written:
         """See ``Objects.put``."""
