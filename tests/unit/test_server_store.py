@@ -18,7 +18,7 @@ from casstore_orchestrator.records import GroupRecord, Held, TaskRecord, Workflo
 from casstore_orchestrator.spec import GroupSpec, ResourceSpec, TaskSpec, WorkflowSpec
 from casstore_orchestrator.statestore import TaskNote
 from casstore_orchestrator.status import Priority, TaskStatus, WorkflowStatus
-from casstore_server.db import queries, schema
+from casstore_server.db import index_tables, queries, schema
 from casstore_server.db.engine import open_database, open_postgres
 from casstore_server.db.queries import TaskFilter, WorkflowFilter
 from casstore_server.db.standing import Standing
@@ -233,6 +233,7 @@ def test_the_migrations_make_the_tables_that_the_code_uses(database: Database) -
 
     with database.reading() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert {table.metadata for table in index_tables.ALL} == {schema.metadata}
         assert compare_metadata(context, schema.metadata) == []
         assert context.get_current_revision() == schema.HEAD
 

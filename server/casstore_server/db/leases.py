@@ -43,7 +43,8 @@ def keep(
         row = found.get(name)
         if row is None:
             made = upsert(connection, table).values(name=name, owner=owner, token=1, until=until)
-            if connection.execute(made.on_conflict_do_nothing()).rowcount:  # otherwise somebody was quicker
+            made = made.on_conflict_do_nothing().returning(table.c.name)  # not every driver counts inserted rows
+            if connection.execute(made).first() is not None:  # otherwise somebody was quicker
                 kept[name] = Fence(name, 1)
         elif force or not row.owner or row.until <= now:
             connection.execute(

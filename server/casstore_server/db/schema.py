@@ -47,7 +47,7 @@ __all__ = [
     "workflow",
 ]
 
-HEAD = "0005"
+HEAD = "0006"
 """The newest migration."""
 
 metadata = MetaData()
