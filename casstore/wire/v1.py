@@ -7,12 +7,14 @@ lasts ``seconds`` from when it was asked for, so that no two clocks have to agre
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
 
 __all__ = [
+    "BLOB_PATH",
     "MAX_BLOB",
     "MAX_KEYS",
     "MAX_LISTED",
@@ -48,6 +50,9 @@ MAX_LISTED = 1000
 """Objects, or entries of a version, in one reply, at most."""
 MAX_BLOB = 32 << 20
 """Bytes of an object that a client stores, at most: packs are made half as large."""
+
+BLOB_PATH = re.compile(r"/api/v1/bucket/[^/]+/blob/")
+"""Begin of the paths of signed addresses."""
 
 _Key = Annotated[str, Meta(min_length=1, max_length=512)]
 _Id = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]

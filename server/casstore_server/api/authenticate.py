@@ -19,6 +19,7 @@ from starlette.types import Scope
 
 from casstore.errors import AccessError, UsageError
 from casstore.wire.protocol import USER_HEADER
+from casstore.wire.v1 import BLOB_PATH
 from casstore_server.db.callers import Callers
 from casstore_server.db.signing import SigningKeys
 from casstore_server.identity.bearer import Bearers
@@ -30,7 +31,7 @@ from casstore_server.identity.settings import IdentitySettings
 from casstore_server.identity.urls import is_loopback
 from casstore_server.services.context import Services
 
-__all__ = ["Door", "authenticate", "make_logins", "public_address"]
+__all__ = ["Door", "authenticate", "make_logins", "no_signature", "public_address"]
 
 PROBED: Final = frozenset({"/health", "/ready"})
 _LOCAL: Final = re.compile(r"(?:127(?:\.\d{1,3}){3}|localhost|\[::1\])(?::\d{1,5})?", re.ASCII)
@@ -71,10 +72,16 @@ def authenticate(connection: HTTPConnection) -> Caller:
     return caller
 
 
+def no_signature(connection: HTTPConnection) -> None:
+    """The same of somebody whose signature is none."""
+    logins: Logins = connection.app.state.logins
+    logins.anybody(connection.state.asking)
+
+
 def public_address(connection: HTTPConnection) -> None:
-    """See that whoever asks without saying who they are does not ask too often."""
+    """See that whoever asks without saying who they are does not ask too often; a signature says it."""
     asking: Asking = connection.state.asking
-    if asking.path not in PROBED:
+    if asking.path not in PROBED and not BLOB_PATH.match(asking.path):
         logins: Logins = connection.app.state.logins
         logins.anybody(asking)
 

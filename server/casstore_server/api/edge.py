@@ -34,7 +34,7 @@ from casstore.wire.protocol import (
     encode_warning,
     error_body,
 )
-from casstore.wire.v1 import MAX_BLOB
+from casstore.wire.v1 import BLOB_PATH, MAX_BLOB
 from casstore_server.api.authenticate import Door
 from casstore_server.api.rules import all_routes
 from casstore_server.identity.failures import LoginError, TooManyError
@@ -43,8 +43,6 @@ from casstore_server.logs import request_id
 __all__ = ["Edge", "handle_errors", "reply"]
 
 _log = logging.getLogger(__name__)
-_BLOB = re.compile(r"/api/v1/bucket/[^/]+/blob/")
-"""What is signed is open to whoever has it."""
 _MAX_DRAINED = 4 * MAX_REQUEST_BYTES
 _SLASHES = re.compile(r"/{2,}")
 
@@ -128,7 +126,7 @@ def _with_version(send: Send) -> Send:
 
 def _most(path: str) -> int:
     """Bytes that a body may have: packs go to signed addresses."""
-    return MAX_BLOB if _BLOB.match(path) else MAX_REQUEST_BYTES
+    return MAX_BLOB if BLOB_PATH.match(path) else MAX_REQUEST_BYTES
 
 
 def _counted(receive: Receive, most: int) -> Receive:

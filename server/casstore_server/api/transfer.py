@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 
 from casstore.backend.base import Absent
-from casstore.errors import UsageError
+from casstore.errors import AccessError, UsageError
 from casstore.wire.v1 import (
     MAX_LISTED,
     BucketInfo,
@@ -26,10 +26,12 @@ from casstore.wire.v1 import (
     UrlsReply,
     Written,
 )
+from casstore_server.api.authenticate import no_signature
 from casstore_server.api.deps import Body, CallerDep, ServicesDep, decode
 from casstore_server.api.edge import reply
 from casstore_server.api.ranges import Unsatisfiable, span_of
 from casstore_server.api.rules import rule
+from casstore_server.services.context import Services
 from casstore_server.services.v1.transfer import Blob, condition_of, open_transfer
 
 __all__ = ["router"]
@@ -131,8 +133,17 @@ Signature = Annotated[str, Query(alias="sig", max_length=80)]
 _SAFE = {"X-Content-Type-Options": "nosniff", "Cache-Control": "private, no-store"}
 
 
+def _blob(request: Request, services: Services, bucket: str, key: str, what: str, until: str, sig: str) -> Blob:
+    try:
+        return Blob(services, bucket, key, what=what, until=until, signature=sig)
+    except AccessError:
+        no_signature(request)
+        raise
+
+
 @router.get("/blob/{key:path}", **rule("open", media=_OCTETS, errors=(403, 404, 416)))
 def read_blob(
+    request: Request,
     services: ServicesDep,
     bucket: BucketName,
     key: Key,
@@ -142,7 +153,7 @@ def read_blob(
     range_: Annotated[str | None, Header(alias="range", max_length=200)] = None,
 ) -> Response:
     """An object of the store, or a part of it, at a signed address."""
-    blob = Blob(services, bucket, key, what=what, until=until, signature=sig)
+    blob = _blob(request, services, bucket, key, what, until, sig)
     size = blob.size()
     try:
         span = span_of(range_, size)
@@ -172,7 +183,7 @@ async def write_blob(
     if_none_match: Condition = None,
 ) -> Response:
     """Store a pack at a signed address; it is checked first."""
-    blob = await run_in_threadpool(Blob, services, bucket, key, what=what, until=until, signature=sig)
+    blob = await run_in_threadpool(_blob, request, services, bucket, key, what, until, sig)
     most = blob.announced
     async with services.plane.bodies:
         data = bytearray()
