@@ -23,6 +23,7 @@ from casstore_server.db.engine import open_database, open_postgres
 from casstore_server.db.queries import TaskFilter, WorkflowFilter
 from casstore_server.db.standing import Standing
 from casstore_server.db.store import Database
+from casstore_server.identity.actions import ANYWHERE
 
 _replace = msgspec.structs.replace
 
@@ -175,7 +176,7 @@ def test_tags_follow_the_record(database: Database) -> None:
     database.change(made.id, lambda r: _replace(r, tags=("y", "z")))
     with database.reading() as connection:
         assert queries.tags_of(connection, [made.id]) == {made.id: ["y", "z"]}
-        assert queries.tags_in_use(connection) == ["y", "z"]
+        assert queries.tags_in_use(connection, ANYWHERE) == ["y", "z"]
 
 
 def _next_attempt(old: WorkflowRecord) -> WorkflowRecord:

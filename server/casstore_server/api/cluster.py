@@ -88,32 +88,33 @@ def change_profile(services: ServicesDep, caller: CallerDep, body: Body) -> Resp
 
 
 @router.get("/api/pool", **rule("pool:Read", reply=PoolsReply, errors=[404]))
-def pools(services: ServicesDep, pools: Names = [], all_pools: bool = False) -> Response:  # noqa: B006  # FastAPI copies defaults
+def pools(services: ServicesDep, caller: CallerDep, pools: Names = [], all_pools: bool = False) -> Response:  # noqa: B006  # FastAPI copies defaults
     """Pools with their platforms."""
-    return reply(cluster.pools(services, () if all_pools else pools))
+    return reply(cluster.pools(services, caller, () if all_pools else pools))
 
 
 @router.get("/api/pool_quota", **rule("pool:Read", reply=QuotaReply, errors=[404]))
-def quota(services: ServicesDep, pools: Names = [], all_pools: bool = False) -> Response:  # noqa: B006  # FastAPI copies defaults
+def quota(services: ServicesDep, caller: CallerDep, pools: Names = [], all_pools: bool = False) -> Response:  # noqa: B006  # FastAPI copies defaults
     """Pools with their use of GPUs."""
-    return reply(cluster.quota(services, () if all_pools else pools))
+    return reply(cluster.quota(services, caller, () if all_pools else pools))
 
 
 @router.get("/api/resources", **rule("pool:Read", reply=ResourcesReply, errors=[404]))
 def resources(
     services: ServicesDep,
+    caller: CallerDep,
     pools: Names = [],  # noqa: B006  # FastAPI copies defaults
     platforms: Names = [],  # noqa: B006  # FastAPI copies defaults
     all_pools: bool = False,
 ) -> Response:
     """Nodes."""
-    return reply(cluster.resources(services, () if all_pools else pools, platforms))
+    return reply(cluster.resources(services, caller, () if all_pools else pools, platforms))
 
 
 @router.get("/api/resources/{node}", **rule("pool:Read", reply=ResourcesReply))
-def resource(services: ServicesDep, node: str) -> Response:
+def resource(services: ServicesDep, caller: CallerDep, node: str) -> Response:
     """One node."""
-    return reply(cluster.resources(services, node_name=node))
+    return reply(cluster.resources(services, caller, node_name=node))
 
 
 @router.get("/api/bucket", **rule("dataset:Read", reply=BucketsReply))
@@ -123,12 +124,12 @@ def buckets(services: ServicesDep, caller: CallerDep, default_only: bool = False
 
 
 @router.get("/api/configs/backend", **rule("pool:Read", reply=BackendsReply))
-def backends(services: ServicesDep) -> Response:
+def backends(services: ServicesDep, caller: CallerDep) -> Response:
     """Where workflows run."""
-    return reply(cluster.backends(services))
+    return reply(cluster.backends(services, caller))
 
 
 @router.get("/api/users", **rule("workflow:Read", reply=list[str]))
-def users(services: ServicesDep) -> Response:
+def users(services: ServicesDep, caller: CallerDep) -> Response:
     """Everybody who has submitted a workflow."""
-    return reply(cluster.users(services))
+    return reply(cluster.users(services, caller))

@@ -159,9 +159,9 @@ def query_task(
 
 
 @router.get("/workflow/{workflow_id}/spec", **rule("workflow:Read", reply=str, media="text/plain"))
-def spec(services: ServicesDep, workflow_id: WorkflowId, use_template: bool = False) -> Response:
+def spec(services: ServicesDep, caller: CallerDep, workflow_id: WorkflowId, use_template: bool = False) -> Response:
     """The specification as text."""
-    return PlainTextResponse(workflows.spec_text(services, workflow_id, template=use_template))
+    return PlainTextResponse(workflows.spec_text(services, caller, workflow_id, template=use_template))
 
 
 @router.post("/workflow/{workflow_id}/cancel", **rule("workflow:Change", reply=CancelReply, errors=[409]))
@@ -179,19 +179,20 @@ def cancel(
 @router.post("/workflow/{workflow_id}/tag", **rule("workflow:Change", reply=NoneType, errors=[409]))
 def tag(
     services: ServicesDep,
+    caller: CallerDep,
     workflow_id: WorkflowId,
     add: Names = [],  # noqa: B006  # FastAPI copies defaults
     remove: Names = [],  # noqa: B006  # FastAPI copies defaults
 ) -> Response:
     """Change the tags of a workflow."""
-    workflows.change_tags(services, workflow_id, add, remove)
+    workflows.change_tags(services, caller, workflow_id, add, remove)
     return reply(None)
 
 
 @router.get("/tag", **rule("workflow:Read", reply=TagsReply))
-def tags(services: ServicesDep) -> Response:
+def tags(services: ServicesDep, caller: CallerDep) -> Response:
     """Every tag in use."""
-    return reply(workflows.list_tags(services))
+    return reply(workflows.list_tags(services, caller))
 
 
 @router.get("/task", **rule("workflow:Read", reply=TaskList | SummaryList))
@@ -227,7 +228,7 @@ def list_tasks(  # FastAPI passes parameters by name
         started_before=None if started_before is None else from_iso(started_before),
     )
     if summary:
-        return reply(workflows.sum_tasks(services, wanted, by_workflow=aggregate_by_workflow))
+        return reply(workflows.sum_tasks(services, caller, wanted, by_workflow=aggregate_by_workflow))
     return reply(
         workflows.list_tasks(services, caller, wanted, limit=limit, offset=offset, oldest_first=order.upper() == "ASC")
     )

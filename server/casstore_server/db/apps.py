@@ -49,7 +49,7 @@ class App:
 
 
 class Apps:
-    """Safe to use from any thread; every method is one transaction."""
+    """Safe to use from any thread; every method is one transaction. ``manages``: apps of others may be changed too."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -73,10 +73,12 @@ class Apps:
             version = _add(connection, made, 1, owner, now, text)
         return App(made, name, owner, description, now, 1), version
 
-    def update(self, name: str, *, user: str, text: str, base: int | None = None) -> tuple[App, Version, bool]:
+    def update(
+        self, name: str, *, user: str, text: str, base: int | None = None, manages: bool = False
+    ) -> tuple[App, Version, bool]:
         """Add a version, unless the text is that of ``base`` (without it: the newest); whether one was added."""
         with self._database.writing() as connection:
-            app = _mine(connection, name, user)
+            app = _mine(connection, name, user, manages)
             before = _version(connection, app, base)
             if before.text == text and before.number == app.latest:
                 return app, _as_version(before), False
@@ -132,11 +134,11 @@ class Apps:
         with self._database.reading() as connection:
             return [_as_app(row) for row in connection.execute(query.limit(limit).offset(offset))]
 
-    def delete(self, name: str, *, user: str, number: int | None) -> list[int]:
+    def delete(self, name: str, *, user: str, number: int | None, manages: bool = False) -> list[int]:
         """Delete a version, or all (None); gives the numbers. An app without versions is gone."""
         table = schema.app_version
         with self._database.writing() as connection:
-            app = _mine(connection, name, user)
+            app = _mine(connection, name, user, manages)
             query = select(table.c.number).where(table.c.app_uuid == app.uuid, table.c.status == READY)
             if number is not None:
                 query = query.where(table.c.number == number)
@@ -155,10 +157,10 @@ class Apps:
                 connection.execute(update(schema.app).where(schema.app.c.uuid == app.uuid).values(taken=None))
         return gone
 
-    def rename(self, name: str, new: str, *, user: str) -> None:
+    def rename(self, name: str, new: str, *, user: str, manages: bool = False) -> None:
         """Give an app another name. ``ConflictError`` when that is taken."""
         with _one_name(new), self._database.writing() as connection:
-            app = _mine(connection, name, user)
+            app = _mine(connection, name, user, manages)
             if _row(connection, new) is not None:
                 raise ConflictError(f"There is an app {new} already", hint="Choose another name.")
             connection.execute(update(schema.app).where(schema.app.c.uuid == app.uuid).values(name=new, taken=new))
@@ -197,9 +199,9 @@ def _app(connection: Connection, name: str) -> App:
     return _as_app(row)
 
 
-def _mine(connection: Connection, name: str, user: str) -> App:
+def _mine(connection: Connection, name: str, user: str, manages: bool) -> App:
     app = _app(connection, name)
-    if app.owner != user:
+    if app.owner != user and not manages:
         raise AccessError(
             f"App {name} belongs to {app.owner}", hint="Make your own from it: osmo app spec, osmo app create"
         )

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Row, Select, false, func, or_, select, true
 
 from casstore_orchestrator.status import Priority, TaskStatus, WorkflowStatus
 from casstore_server.db import schema
+from casstore_server.identity.actions import ANYWHERE, Scope
 
 __all__ = [
     "TaskFilter",
@@ -38,6 +39,7 @@ class WorkflowFilter:
     """Which workflows; empty and None do not restrict. Times are seconds since the epoch.
 
     ``name`` is a part of the id. A workflow with any of ``tags`` matches. ``app``: a name and a version or None.
+    ``within`` are the pools that whoever asks may see.
     """
 
     users: Sequence[str] = ()
@@ -49,6 +51,7 @@ class WorkflowFilter:
     name: str | None = None
     submitted_after: float | None = None
     submitted_before: float | None = None
+    within: Scope = ANYWHERE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +66,7 @@ class TaskFilter:
     workflow_id: str | None = None
     started_after: float | None = None
     started_before: float | None = None
+    within: Scope = ANYWHERE
 
 
 _WORKFLOW_COLUMNS = (
@@ -120,9 +124,12 @@ def tags_of(connection: Connection, workflow_ids: Sequence[str]) -> dict[str, li
     return found
 
 
-def tags_in_use(connection: Connection) -> list[str]:
-    """Every tag of any workflow."""
-    return list(connection.execute(select(schema.tag.c.tag).distinct().order_by(schema.tag.c.tag)).scalars())
+def tags_in_use(connection: Connection, within: Scope) -> list[str]:
+    """Every tag of any workflow in these pools."""
+    query = select(schema.tag.c.tag).distinct().order_by(schema.tag.c.tag)
+    if not within.all:
+        query = query.select_from(schema.tag.join(schema.workflow)).where(_inside(within))
+    return list(connection.execute(query).scalars())
 
 
 def tasks(connection: Connection, wanted: TaskFilter, *, limit: int, offset: int, oldest_first: bool) -> list[Row[Any]]:
@@ -176,7 +183,18 @@ def _common(wanted: WorkflowFilter | TaskFilter) -> list[ColumnElement[bool]]:
     ):
         if values:
             found.append(column.in_(values))
+    if not wanted.within.all:
+        found.append(_inside(wanted.within))
     return found
+
+
+def _inside(within: Scope) -> ColumnElement[bool]:
+    """Workflows in these pools. A prefix is compared as it is: what ``LIKE`` makes of case differs by database."""
+    pool = schema.workflow.c.pool
+    if within.all:
+        return true()
+    prefixes = (func.substr(pool, 1, len(prefix)) == prefix for prefix in within.prefixes)
+    return or_(false(), pool.in_(sorted(within.names)), *prefixes)
 
 
 def unfinished_counts(connection: Connection) -> dict[str, int]:
@@ -219,7 +237,8 @@ def gpus_of_guaranteed(connection: Connection, pool: str) -> int:
     return int(connection.execute(query).scalar_one())
 
 
-def users(connection: Connection) -> list[str]:
-    """Everybody who has submitted a workflow."""
+def users(connection: Connection, within: Scope) -> list[str]:
+    """Everybody who has submitted a workflow in these pools."""
     column = schema.workflow.c.user
-    return list(connection.execute(select(column).distinct().order_by(column)).scalars())
+    query = select(column).distinct().order_by(column)
+    return list(connection.execute(query if within.all else query.where(_inside(within))).scalars())

@@ -21,6 +21,7 @@ from casstore.errors import UsageError
 
 __all__ = [
     "ACTIONS",
+    "ANYWHERE",
     "BUILT_IN",
     "EVERYTHING",
     "NOTHING",
@@ -138,7 +139,7 @@ class Grants:
 
     def scope(self, action: Action) -> Scope:
         """The pools or buckets on which an action is allowed; all or none for one that is about neither."""
-        return _ALL if action == "open" else self._scopes[action]
+        return ANYWHERE if action == "open" else self._scopes[action]
 
     @cached_property
     def actions(self) -> tuple[Action, ...]:
@@ -155,7 +156,7 @@ class Grants:
         return found
 
 
-_ALL: Final = Scope(all=True)
+ANYWHERE: Final = Scope(all=True)
 _NONE: Final = Scope()
 
 
@@ -163,7 +164,7 @@ def _scope(action: Action, policies: Iterable[Policy]) -> Scope:
     found = [resource for policy in policies if policy.grants(action) for resource in policy.resources]
     kind = scope_kind(action)
     if "*" in found or (kind and f"{kind}/*" in found):
-        return _ALL
+        return ANYWHERE
     if not kind:
         return _NONE
     names = [resource.removeprefix(f"{kind}/") for resource in found if resource.startswith(f"{kind}/")]

@@ -160,9 +160,10 @@ class Logins:
     def _vouched(self, headers: Mapping[str, str], name: str) -> Caller:
         """Somebody of whom the gateway has seen who they are; it may say their roles, and in which pools."""
         _checked(name)
-        local = self._local(name)
         roles, pools = headers.get(ROLES_HEADER), headers.get(POOLS_HEADER)
-        found = frozenset(_listed(roles)) if roles is not None else local
+        said = None if roles is None else frozenset(_listed(roles))
+        local = self._local(name, said)
+        found = local if said is None else said
         grants = self._grants(found)
         if pools is not None:
             grants = replace(grants, pools=frozenset(_listed(pools)))
@@ -177,8 +178,8 @@ class Logins:
         if self.provider is None or says.issuer != self.provider.issuer:
             raise LoginError(f"The id token was issued by {says.issuer[:100]!r}, which this server does not trust")
         said = self.provider.check(token, says)
-        roles = [role for group in said.groups for role in self._groups.get(group, ())]
-        return Caller(_checked(said.user), grants=self._grants(self._local(said.user) | set(roles)))
+        roles = frozenset(role for group in said.groups for role in self._groups.get(group, ()))
+        return Caller(_checked(said.user), grants=self._grants(self._local(said.user, roles) | roles))
 
     def _by_token(self, known: KnownToken) -> Caller:
         return Caller(known.user.name, grants=self._grants(known.roles & known.user.roles), token=known.name)
@@ -214,13 +215,18 @@ class Logins:
         self._proofs.add(mark)
         return found
 
-    def _local(self, name: str) -> frozenset[str]:
-        """The roles that this server gives a user."""
+    def _local(self, name: str, provided: frozenset[str] | None = None) -> frozenset[str]:
+        """The roles that this server gives a user. ``provided`` are those that they have from elsewhere now: what they
+        had from there and have no more, their tokens lose as well.
+        """
         known = self._callers.user(name)
         if known is None:
             return frozenset(self._settings.default_roles)
         _enabled(known)
-        return known.roles
+        lost = frozenset() if provided is None else known.provided - provided
+        if lost:
+            self._callers.lose(name, lost)
+        return known.roles - lost
 
     def _grants(self, roles: Iterable[str]) -> Grants:
         return grants_of(roles, self._roles())

@@ -42,7 +42,9 @@ def create(services: Services, caller: Caller, name: str, *, description: str, t
 def update(services: Services, caller: Caller, name: str, *, text: str) -> AppEdit:
     """Give an app another version, unless nothing changed."""
     split(text)
-    app, version, created = Apps(services.database).update(check_app_name(name), user=caller.user, text=text)
+    app, version, created = Apps(services.database).update(
+        check_app_name(name), user=caller.user, text=text, manages=caller.may("app:Manage")
+    )
     return _edit(app, version, created=created)
 
 
@@ -102,12 +104,18 @@ def delete(services: Services, caller: Caller, name: str, *, number: int | None,
     """Delete a version of an app, or with ``everything`` the app."""
     if (number is None) != everything:
         raise UsageError("Which version is to be deleted?", hint=f"Name one, as {name}:1, or give --all.")
-    return AppDeleted(versions=Apps(services.database).delete(check_app_name(name), user=caller.user, number=number))
+    return AppDeleted(
+        versions=Apps(services.database).delete(
+            check_app_name(name), user=caller.user, number=number, manages=caller.may("app:Manage")
+        )
+    )
 
 
 def rename(services: Services, caller: Caller, name: str, new: str) -> str:
     """Give an app another name."""
-    Apps(services.database).rename(check_app_name(name), check_app_name(new), user=caller.user)
+    Apps(services.database).rename(
+        check_app_name(name), check_app_name(new), user=caller.user, manages=caller.may("app:Manage")
+    )
     return new
 
 

@@ -37,7 +37,9 @@ from casstore.wire.protocol import PROTOCOL_VERSION, to_iso
 from casstore_orchestrator.capacity import Layout
 from casstore_orchestrator.pools import DEFAULT_POOL, Node, Pool, Resources
 from casstore_server.db import queries
+from casstore_server.services import tokens
 from casstore_server.services.context import Caller, Services
+from casstore_server.services.rights import within
 
 __all__ = [
     "backends",
@@ -93,10 +95,10 @@ def end_tasks(services: Services) -> TasksEnded:
     return TasksEnded(left=services.scheduler.end_tasks("The server was stopped with its tasks.", _END_TASKS_S))
 
 
-def default_pool(services: Services, user: str) -> str | None:
-    """The pool for a workflow that names none: the user's own choice, ``default``, or the only one there is."""
-    declared = services.config.current().pools
-    chosen = services.database.profile(user).get("pool")
+def default_pool(services: Services, caller: Caller) -> str | None:
+    """The pool for a workflow that names none: the user's own choice, ``default``, or the only one they may use."""
+    declared = within(services.config.current().pools, caller, "pool:Read")
+    chosen = services.database.profile(caller.user).get("pool")
     if isinstance(chosen, str) and chosen in declared:
         return chosen
     if DEFAULT_POOL in declared:
@@ -114,10 +116,11 @@ def profile(services: Services, caller: Caller) -> ProfileReply:
             email_notification=bool(stored.get("email_notification")),
             slack_notification=bool(stored.get("slack_notification")),
             bucket=stored.get("bucket") or config.default_bucket,
-            pool=default_pool(services, caller.user),
+            pool=default_pool(services, caller),
         ),
-        roles=["osmo-user"],
-        pools=sorted(config.pools),
+        roles=list(caller.grants.roles),
+        pools=sorted(within(config.pools, caller, "pool:Read")),
+        token=tokens.current(services, caller),
     )
 
 
@@ -126,13 +129,12 @@ def change_profile(services: Services, caller: Caller, change: ProfileChange) ->
     config = services.config.current()
     values: dict[str, Any] = {}
     if change.pool is not None:
-        _known_pool(config.pools, change.pool)
+        _known_pool(within(config.pools, caller, "pool:Read"), change.pool)
         values["pool"] = change.pool
     if change.bucket is not None:
-        if change.bucket not in config.buckets:
-            raise NotFoundError(
-                f"There is no bucket {change.bucket}", hint=f"Declared: {', '.join(sorted(config.buckets))}"
-            )
+        there = within(config.buckets, caller, "dataset:Read")
+        if change.bucket not in there:
+            raise NotFoundError(f"There is no bucket {change.bucket}", hint=f"Declared: {', '.join(sorted(there))}")
         values["bucket"] = change.bucket
     if change.email_notification or change.slack_notification:
         raise UsageError("This server sends no notifications")
@@ -140,19 +142,19 @@ def change_profile(services: Services, caller: Caller, change: ProfileChange) ->
         services.database.set_profile(caller.user, values)
 
 
-def pools(services: Services, wanted: Sequence[str]) -> PoolsReply:
+def pools(services: Services, caller: Caller, wanted: Sequence[str]) -> PoolsReply:
     """Pools with their platforms; all when none is named."""
-    declared = _chosen(services.config.current().pools, wanted)
+    declared = _chosen(services, caller, wanted)
     return PoolsReply(pools={name: _pool(pool) for name, pool in declared.items()})
 
 
-def quota(services: Services, wanted: Sequence[str]) -> QuotaReply:
+def quota(services: Services, caller: Caller, wanted: Sequence[str]) -> QuotaReply:
     """GPUs in use in each pool. Pools that share nodes are one set, in which every node counts once.
 
     What a pool uses is what its workflows hold; what is free in it is what is free on its nodes, whoever uses the rest.
     """
     every = services.config.current().pools
-    declared = _chosen(every, wanted)
+    declared = _chosen(services, caller, wanted)
     held, used = _usage(services), _used_by_all(services, every)
     sets: dict[str, NodeSet] = {}
     sums = [0, 0, 0, 0, 0]
@@ -176,6 +178,7 @@ def quota(services: Services, wanted: Sequence[str]) -> QuotaReply:
 
 def resources(
     services: Services,
+    caller: Caller,
     wanted_pools: Sequence[str] = (),
     platforms: Sequence[str] = (),
     *,
@@ -183,7 +186,7 @@ def resources(
 ) -> ResourcesReply:
     """Nodes with what they have and what is in use; one node by its name. Raises ``NotFoundError``."""
     every = services.config.current().pools
-    declared = _chosen(every, wanted_pools)
+    declared = _chosen(services, caller, wanted_pools)
     used = _used_by_all(services, every)
     owners = Counter(node.key for pool in every.values() for node in pool.nodes)
     found = []
@@ -200,33 +203,36 @@ def resources(
 
 
 def buckets(services: Services, caller: Caller, *, default_only: bool) -> BucketsReply:
-    """The declared buckets."""
+    """The declared buckets, as far as the caller may read them."""
     config = services.config.current()
+    there = within(config.buckets, caller, "dataset:Read")
     default = services.database.profile(caller.user).get("bucket")
-    if default not in config.buckets:
+    if default not in there:
         default = config.default_bucket
     found = {
         name: BucketReply(path=bucket.url, description=bucket.description, mode=bucket.mode)
-        for name, bucket in config.buckets.items()
+        for name, bucket in there.items()
         if not default_only or name == default
     }
     return BucketsReply(default=default, buckets=found)
 
 
-def backends(services: Services) -> BackendsReply:
+def backends(services: Services, caller: Caller) -> BackendsReply:
     """Where workflows run: here."""
-    names = sorted({pool.backend for pool in services.config.current().pools.values()})
+    names = sorted({pool.backend for pool in _chosen(services, caller, ()).values()})
     described = f"processes on this machine ({services.isolation.mode})"
     return BackendsReply(backends=[BackendReply(name=name, description=described) for name in names])
 
 
-def users(services: Services) -> list[str]:
-    """Everybody who has submitted a workflow."""
+def users(services: Services, caller: Caller) -> list[str]:
+    """Everybody who has submitted a workflow that the caller may read."""
     with services.database.reading() as connection:
-        return queries.users(connection)
+        return queries.users(connection, caller.grants.scope("workflow:Read"))
 
 
-def _chosen(declared: Mapping[str, Pool], wanted: Sequence[str]) -> dict[str, Pool]:
+def _chosen(services: Services, caller: Caller, wanted: Sequence[str]) -> dict[str, Pool]:
+    """The pools that are wanted, of those that the caller may see: others are not there."""
+    declared = within(services.config.current().pools, caller, "pool:Read")
     for name in wanted:
         _known_pool(declared, name)
     return {name: declared[name] for name in sorted(declared) if not wanted or name in wanted}

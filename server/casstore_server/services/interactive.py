@@ -1,7 +1,7 @@
 """Interactive access to running tasks: who may have it, when, and by which keys.
 
-Decided here and only here: that it is for the user of the workflow alone, what is said while a task can't be entered
-yet or any more.
+Decided here and only here: what is said while a task can't be entered yet or any more. Whose tasks somebody may enter
+is decided in ``rights``.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from casstore.errors import AccessError, ConflictError, NotFoundError, ServiceError, UsageError
+from casstore.errors import ConflictError, NotFoundError, ServiceError, UsageError
 from casstore.wire.router import PluginsReply, RouterReply, RsyncModule, RsyncPlugin
 from casstore_orchestrator.agent.attach import MODULES, Request
 from casstore_orchestrator.ports import RunKey
 from casstore_orchestrator.records import GroupRecord, TaskRecord, WorkflowRecord
 from casstore_orchestrator.status import TaskPhase, TaskStatus
 from casstore_server.services.context import Caller, Services
+from casstore_server.services.rights import changeable
 from casstore_server.services.sessions import Session, Use
 from casstore_server.services.workflows import check_task
 
@@ -156,10 +157,7 @@ def _split(command: str) -> tuple[str, ...]:
 
 
 def _load(services: Services, caller: Caller, workflow_id: str) -> WorkflowRecord:
-    record = services.database.load(workflow_id)
-    if record.user != caller.user:
-        raise AccessError(f"Workflow {record.id} is another user's: only {record.user} can enter its tasks")
-    return record
+    return changeable(services, caller, workflow_id, "workflow:Exec")
 
 
 def _open(services: Services, caller: Caller, record: WorkflowRecord, use: Use, request: Request) -> RouterReply:

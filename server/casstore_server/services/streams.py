@@ -17,6 +17,7 @@ from casstore.wire.following import QUIET_S, mark
 from casstore_orchestrator.records import WorkflowRecord
 from casstore_server.db.store import EventRow
 from casstore_server.services.context import Caller, Services
+from casstore_server.services.rights import readable
 from casstore_server.services.workflows import check_task
 
 __all__ = ["Stop", "Wish", "check", "event_text", "log_text"]
@@ -43,8 +44,7 @@ class Wish:
 
 def check(services: Services, caller: Caller, workflow_id: str, wish: Wish) -> WorkflowRecord:
     """The workflow, once it is certain that the caller may read it and that it has this task and attempt."""
-    record = services.database.load(workflow_id)
-    caller.require("workflow:Read", pool=record.pool)
+    record = readable(services, caller, workflow_id)
     if wish.task is not None:
         check_task(record, wish.task, wish.retry_id)
     elif wish.retry_id is not None:

@@ -35,7 +35,9 @@ from casstore_orchestrator.status import Priority, TaskStatus
 from casstore_orchestrator.validation import check_submission
 from casstore_server.config import ServerConfig
 from casstore_server.db.apps import Apps
+from casstore_server.identity.actions import Action
 from casstore_server.services.context import Caller, Services
+from casstore_server.services.rights import readable, within
 from casstore_server.services.workflows import check_priorities
 
 __all__ = ["Done", "dry_run", "restart", "resubmit", "submit"]
@@ -76,6 +78,7 @@ def submit(
     ``app``: where the text came from. Raises ``SpecError``, ``UsageError`` or ``NotFoundError`` with what is wrong.
     """
     if app is not None:
+        caller.require("app:Read")
         Apps(services.database).check(app.uuid, app.version)
     config = services.config.current()
     pool = _open_pool(config, pool_name)
@@ -114,7 +117,7 @@ def resubmit(
     """Run a stored workflow once more, whole."""
     if environment:
         raise UsageError("A workflow is submitted again as it was: --set-env needs the file")
-    old = services.database.load(workflow_id)
+    old = readable(services, caller, workflow_id)
     config = services.config.current()
     pool = _open_pool(config, pool_name)
     rank = old.priority if priority is None else _priority(priority)
@@ -130,7 +133,7 @@ def resubmit(
 
 def restart(services: Services, caller: Caller, pool_name: str, workflow_id: str) -> Done:
     """Run the groups of a failed workflow that did not complete again, as a new workflow."""
-    old = services.database.load(workflow_id)
+    old = readable(services, caller, workflow_id)
     if not old.status.failed:
         raise ConflictError(
             f"Workflow {old.id} is {old.status}: only a failed one can be restarted",
@@ -220,7 +223,7 @@ def _check(
     check_credentials(spec, caller.user, services.credentials)
     check_submission(
         spec,
-        services.database.load,
+        partial(readable, services, caller),
         services.settings.workflows,
         file_urls=True,
         storage=partial(services.urls.check, user=caller.user),
@@ -241,11 +244,11 @@ def _check_data(
                     hint="Submit the file with 'osmo workflow submit', or write 'contents'.",
                 )
         for name in _written(task):
-            _check_bucket(config, task, name, writes=True)
+            _check_bucket(config, caller, task, name, writes=True)
         for item in task.inputs:
             if not isinstance(item, DatasetInput):
                 continue
-            _check_bucket(config, task, item.name, writes=False)
+            _check_bucket(config, caller, task, item.name, writes=False)
             if item.localpath is not None and not check_only:
                 raise SpecError(
                     f"task {task.name}: dataset {item.name}: localpath is uploaded by the command that submits"
@@ -265,17 +268,25 @@ def _written(task: TaskSpec) -> list[str]:
     return [*outputs, *(item.dataset for item in task.checkpoint if item.dataset is not None)]
 
 
-def _check_bucket(config: ServerConfig, task: TaskSpec, name: str, *, writes: bool) -> None:
+def _check_bucket(config: ServerConfig, caller: Caller, task: TaskSpec, name: str, *, writes: bool) -> None:
+    action: Action = "dataset:Write" if writes else "dataset:Read"
     bucket, slash, _ = name.rpartition("/")
     if not slash:
         bucket = config.default_bucket
     if _TOKENS.search(bucket):
+        if not caller.grants.scope(action).all:
+            raise SpecError(
+                f"task {task.name}: dataset {name}: which bucket this is shows only when the task runs",
+                hint=f"Name the bucket: {caller.user} has the right {action} in some buckets alone.",
+            )
         return
+    caller.require(action, bucket=bucket)
     found = config.buckets.get(bucket)
     if found is None:
+        there = ", ".join(sorted(within(config.buckets, caller, action)))
         raise SpecError(
             f"task {task.name}: dataset {name}: there is no bucket '{bucket}'",
-            hint=f"Declared: {', '.join(sorted(config.buckets))}; add it with: osmo bucket add {bucket} FOLDER-OR-URL",
+            hint=f"Declared: {there}; add it with: osmo bucket add {bucket} FOLDER-OR-URL",
         )
     if writes and not found.writable:
         raise SpecError(f"task {task.name}: dataset {name}: bucket '{bucket}' is read-only")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import msgspec
 
@@ -29,6 +30,7 @@ from casstore_server.db import queries
 from casstore_server.db.queries import TaskFilter, WorkflowFilter
 from casstore_server.services import replies
 from casstore_server.services.context import Caller, Services
+from casstore_server.services.rights import changeable, readable
 
 __all__ = [
     "MAX_PAGE",
@@ -81,6 +83,7 @@ def list_workflows(
     """A page of workflows, the newest first unless ``oldest_first``."""
     now = time.time()
     limit = min(limit, MAX_PAGE)
+    wanted = replace(wanted, within=caller.grants.scope("workflow:Read"))
     with services.database.reading() as connection:
         rows = queries.workflows(connection, wanted, limit=limit + 1, offset=offset, oldest_first=oldest_first)
         more, rows = len(rows) > limit, rows[:limit]
@@ -91,7 +94,7 @@ def list_workflows(
 
 def query(services: Services, caller: Caller, workflow_id: str, *, groups: bool, all_attempts: bool) -> WorkflowReply:
     """Everything about one workflow."""
-    record = services.database.load(workflow_id)
+    record = readable(services, caller, workflow_id)
     found = replies.workflow_reply(record, caller.links, time.time(), groups=groups, all_attempts=all_attempts)
     if not record.status.finished:
         found.pending_reason = services.scheduler.why_pending(record.id) or None
@@ -101,7 +104,7 @@ def query(services: Services, caller: Caller, workflow_id: str, *, groups: bool,
 
 def query_task(services: Services, caller: Caller, workflow_id: str, task: str, retry_id: int | None) -> TaskReply:
     """One attempt of one task, the newest by default."""
-    record = services.database.load(workflow_id)
+    record = readable(services, caller, workflow_id)
     check_task(record, task, retry_id)
     return replies.task_reply(record, record.task(task, retry_id), caller.links)
 
@@ -121,9 +124,9 @@ def check_task(record: WorkflowRecord, task: str, retry_id: int | None = None) -
         raise NotFoundError(f"Workflow {record.id} has no task {task}", hint=f"Its tasks: {', '.join(names)}") from None
 
 
-def spec_text(services: Services, workflow_id: str, *, template: bool) -> str:
+def spec_text(services: Services, caller: Caller, workflow_id: str, *, template: bool) -> str:
     """The specification as it runs, or as it was submitted when that was a template."""
-    record = services.database.load(workflow_id)
+    record = readable(services, caller, workflow_id)
     if template and record.template_text is None:
         raise NotFoundError(f"Workflow {record.id} was not submitted as a template", hint="Ask without --template.")
     return (record.template_text or "") if template else record.spec_text
@@ -131,7 +134,7 @@ def spec_text(services: Services, workflow_id: str, *, template: bool) -> str:
 
 def cancel(services: Services, caller: Caller, workflow_id: str, *, force: bool, message: str | None) -> CancelReply:
     """Begin to end a workflow; one that has ended already is an error unless ``force``."""
-    record = services.database.load(workflow_id)
+    record = changeable(services, caller, workflow_id, "workflow:Change")
     if record.status.finished and not force:
         raise ConflictError(f"Workflow {record.id} has ended already: {record.status}")
     if not record.status.finished:
@@ -139,8 +142,11 @@ def cancel(services: Services, caller: Caller, workflow_id: str, *, force: bool,
     return CancelReply(name=record.id)
 
 
-def change_tags(services: Services, workflow_id: str, add: Sequence[str], remove: Sequence[str]) -> None:
+def change_tags(
+    services: Services, caller: Caller, workflow_id: str, add: Sequence[str], remove: Sequence[str]
+) -> None:
     """Add and remove tags; removing one that is not there is no error."""
+    changeable(services, caller, workflow_id, "workflow:Change")
     for name in add:
         if not _TAG.fullmatch(name):
             raise UsageError(
@@ -157,10 +163,10 @@ def change_tags(services: Services, workflow_id: str, add: Sequence[str], remove
     services.database.change(workflow_id, change)
 
 
-def list_tags(services: Services) -> TagsReply:
-    """Every tag of any workflow."""
+def list_tags(services: Services, caller: Caller) -> TagsReply:
+    """Every tag of any workflow that the caller may read."""
     with services.database.reading() as connection:
-        return TagsReply(tags=queries.tags_in_use(connection))
+        return TagsReply(tags=queries.tags_in_use(connection, caller.grants.scope("workflow:Read")))
 
 
 def list_tasks(
@@ -168,6 +174,7 @@ def list_tasks(
 ) -> TaskList:
     """A page of attempts of tasks."""
     now = time.time()
+    wanted = replace(wanted, within=caller.grants.scope("workflow:Read"))
     with services.database.reading() as connection:
         rows = queries.tasks(connection, wanted, limit=min(limit, MAX_PAGE), offset=offset, oldest_first=oldest_first)
     found = [replies.task_summary(row, caller.links, now) for row in rows]
@@ -190,8 +197,9 @@ def _say_why(services: Services, tasks: Sequence[TaskSummary]) -> None:
                 task.pending_reason, task.pending = why.line, msgspec.to_builtins(why)
 
 
-def sum_tasks(services: Services, wanted: TaskFilter, *, by_workflow: bool) -> SummaryList:
+def sum_tasks(services: Services, caller: Caller, wanted: TaskFilter, *, by_workflow: bool) -> SummaryList:
     """What tasks ask for in sum."""
+    wanted = replace(wanted, within=caller.grants.scope("workflow:Read"))
     with services.database.reading() as connection:
         rows = queries.task_sums(connection, wanted, by_workflow=by_workflow)
     return SummaryList(

@@ -15,7 +15,7 @@ from casstore.remote.urls import REMOTE_SCHEMES, parse_url, scheme_of
 from casstore.repo import layout
 from casstore_server.services.context import Caller, Services
 
-__all__ = ["Place", "open_bucket", "place_of"]
+__all__ = ["Place", "open_bucket", "place_at", "place_of"]
 
 _REGIONS = {"s3": "us-east-1", "swift": "us-east-1", "gs": "us-east1", "azure": "eastus", "tos": "cn-beijing"}
 
@@ -69,7 +69,8 @@ class Place:
 
 
 def open_bucket(services: Services, caller: Caller, name: str, *, write: bool = False) -> Bucket:
-    """The bucket as the caller sees it. ``NotFoundError``; ``AccessError`` for one that is only read."""
+    """The bucket as the caller sees it. ``NotFoundError``; ``AccessError`` for one that is only read, or not theirs."""
+    caller.require("dataset:Write" if write else "dataset:Read", bucket=name)
     bucket = services.stores.open(name, caller.user)
     if write and not services.stores.is_writable(name):
         raise AccessError(f"Bucket {name} is declared as read-only", hint="Use another one: osmo bucket list")
@@ -78,7 +79,11 @@ def open_bucket(services: Services, caller: Caller, name: str, *, write: bool = 
 
 def place_of(services: Services, bucket: Bucket) -> Place:
     """Where an opened bucket is."""
-    url = bucket.store.url
+    return place_at(services, bucket.store.url)
+
+
+def place_at(services: Services, url: str) -> Place:
+    """Where the bucket is whose store has this URL."""
     scheme = scheme_of(url) or ""
     if scheme not in REMOTE_SCHEMES:
         return Place(url, "")
