@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
 import subprocess
 import tempfile
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +12,7 @@ import hypothesis
 import pytest
 
 from casstore.structs import settle
+from casstore.testing.postgres import find_programs, running_postgres
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -22,9 +20,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Examples are the same ones in each run, so that a failure is the change's; the nightly run looks for new ones."""
-    hypothesis.settings.register_profile("same", derandomize=True, database=None, print_blob=True)
-    hypothesis.settings.register_profile("new", derandomize=False, print_blob=True)
+    """Examples are the same ones in each run, so that a failure is the change's; the nightly run looks for new ones.
+    None has a deadline: machines are busy.
+    """
+    hypothesis.settings.register_profile("same", derandomize=True, database=None, deadline=None)
+    hypothesis.settings.register_profile("new", derandomize=False, deadline=None, print_blob=True)
     hypothesis.settings.load_profile("new" if config.getoption("--nightly") else "same")
 
 
@@ -85,36 +85,8 @@ def short_path() -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Callable[[], str]]:
     """A real PostgreSQL of our own; each call makes an empty database and gives its URL."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-    on_path = shutil.which("initdb")
-    if not found and on_path is None:
+    programs = find_programs()
+    if programs is None:
         pytest.skip("PostgreSQL is not installed; scripts/setup dev installs it")
-    bin_ = found[-1] if found else Path(str(on_path)).resolve().parent
-    folder = Path(tempfile.mkdtemp(prefix="pg-"))
-    other = {"user": "nobody", "group": "nogroup", "extra_groups": []} if os.getuid() == 0 else {}
-    if other:  # it refuses to be root
-        shutil.chown(folder, "nobody", "nogroup")
-    data = folder / "data"
-    settings = {"listen_addresses": "", "unix_socket_directories": folder, "fsync": "off", "max_connections": 300}
-    options = [f"--{name}={value}" for name, value in settings.items()]
-    quiet = {"cwd": folder, "stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    initdb = [bin_ / "initdb", "-U", "postgres", "-E", "UTF8", "--locale=C", "--auth=trust", "--no-sync", "-D", data]
-    subprocess.run(initdb, check=True, **quiet, **other)  # type: ignore[call-overload]
-    server = subprocess.Popen([bin_ / "postgres", "-D", data, *options], **quiet, **other)  # type: ignore[call-overload]
-    psql = [bin_ / "psql", "-q", "-h", folder, "-U", "postgres", "-d", "postgres", "-c"]
-
-    def make() -> str:
-        name = f"db_{uuid.uuid4().hex}"
-        subprocess.run([*psql, f"CREATE DATABASE {name}"], check=True, **quiet)  # type: ignore[call-overload]
-        return f"postgresql://postgres@/{name}?host={folder}"
-
-    try:
-        ready = [bin_ / "pg_isready", "-q", "-t", "30", "-h", folder]
-        while subprocess.run(ready, check=False).returncode != 0:
-            if server.poll() is not None:
-                pytest.fail(f"PostgreSQL ended with {server.returncode}")
+    with running_postgres(programs) as make:
         yield make
-    finally:
-        server.send_signal(signal.SIGINT)  # it ends at once, whoever is connected
-        server.wait()
-        shutil.rmtree(folder, ignore_errors=True)
