@@ -16,6 +16,7 @@ from casstore_server.api import (
     cluster,
     credentials,
     datasets,
+    following,
     login,
     pages,
     router,
