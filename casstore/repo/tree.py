@@ -311,6 +311,10 @@ class Tree:
                 return
             yield entry
 
+    def entries_from(self, directory: bytes, name: bytes = b"") -> Iterator[Entry]:
+        """Yield all entries in order, from the first one on that is ``name`` in ``directory`` or comes after it."""
+        yield from self._from((directory.replace(b"/", b"\0"), name))
+
     def lookup(self, path: bytes) -> Entry | None:
         """Return the entry with this path, or None."""
         directory, _, name = path.rpartition(b"/")

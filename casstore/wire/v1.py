@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from typing import Annotated, Any
+from urllib.parse import quote, unquote
 
 import msgspec
 from msgspec import Meta
@@ -42,6 +43,8 @@ __all__ = [
     "UrlsReply",
     "VersionName",
     "Written",
+    "etag_header",
+    "etag_of",
 ]
 
 MAX_KEYS = 256
@@ -69,6 +72,17 @@ class BucketInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 # ---- objects of a store
+
+
+def etag_header(tag: str) -> str:
+    """A tag as a header: those of some services have quotes of their own."""
+    return f'"{quote(tag, safe="")}"'
+
+
+def etag_of(header: str) -> str:
+    """The tag in a header; empty where there is none."""
+    text = header.strip().removeprefix("W/")
+    return unquote(text[1:-1]) if len(text) > 2 and text[0] == text[-1] == '"' else ""
 
 
 class ObjectReply(msgspec.Struct, frozen=True):
@@ -296,6 +310,7 @@ class GarbageReply(msgspec.Struct, frozen=True, kw_only=True):
     manifests: int
     datasets: int
     versions: int
+    expired: int
     abandoned: int
     leftovers: int
     due: list[Marked]

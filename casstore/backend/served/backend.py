@@ -57,6 +57,8 @@ from casstore.wire.v1 import (
     UrlsBody,
     UrlsReply,
     Written,
+    etag_header,
+    etag_of,
 )
 
 __all__ = ["ServedBackend"]
@@ -107,7 +109,7 @@ class ServedBackend:
         query = "" if limit is None else f"?{urlencode({'limit': limit})}"
         found = self._server("GET", f"/object/{quote(key)}{query}")
         check_limit(f"{self.url}/{key}", len(found.data), limit)
-        return Object(found.data, _tag(found.headers))
+        return Object(found.data, etag_of(found.headers.get("etag", "")))
 
     def stat(self, key: str) -> ObjectInfo:
         """See ``Backend.stat``."""
@@ -146,7 +148,7 @@ class ServedBackend:
         if isinstance(condition, Absent):
             headers["If-None-Match"] = "*"
         elif condition is not None:
-            headers["If-Match"] = f'"{condition.etag}"'
+            headers["If-Match"] = etag_header(condition.etag)
         found = self._server("PUT", f"/object/{quote(key)}", headers, b"".join(views))
         return self._decoded(found, Written).etag
 
@@ -308,7 +310,3 @@ class ServedBackend:
     def _check_open(self) -> None:
         if self._closed:
             raise StorageError(f"{self.url} was closed")
-
-
-def _tag(headers: Mapping[str, str]) -> str:
-    return headers.get("etag", "").removeprefix("W/").strip('"')

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp
 from casstore import __version__
 from casstore_server.api import (
     apps,
+    auth,
     cluster,
     credentials,
     datasets,
@@ -21,6 +22,7 @@ from casstore_server.api import (
     pages,
     router,
     transfer,
+    versions,
     workflows,
 )
 from casstore_server.api.authenticate import Door, make_logins
@@ -37,15 +39,17 @@ def assemble() -> FastAPI:
     """The routes, without anything behind them."""
     app = FastAPI(title="casstore", version=__version__, openapi_url=None)
     app.include_router(apps.router)
+    app.include_router(auth.router)
     app.include_router(cluster.router)
     app.include_router(credentials.router)
     app.include_router(datasets.router)
-    app.include_router(login.router)
     app.include_router(following.router)
+    app.include_router(login.router)
     app.include_router(workflows.router)
     app.include_router(router.router)
     app.include_router(pages.router)
     app.include_router(transfer.router)
+    app.include_router(versions.router)
     handle_errors(app)
     check_rules(app.routes)
     return app

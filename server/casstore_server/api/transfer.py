@@ -25,6 +25,7 @@ from casstore.wire.v1 import (
     UrlsBody,
     UrlsReply,
     Written,
+    etag_header,
 )
 from casstore_server.api.authenticate import no_signature
 from casstore_server.api.deps import Body, CallerDep, ServicesDep, decode
@@ -62,7 +63,7 @@ def read_object(
 ) -> Response:
     """A record of the store, or the root of a manifest: whatever is small."""
     found = open_transfer(services, caller, bucket).get(key, limit)
-    return Response(found.data, media_type=_OCTETS, headers={"ETag": f'"{found.etag}"', **_SAFE})
+    return Response(found.data, media_type=_OCTETS, headers={"ETag": etag_header(found.etag), **_SAFE})
 
 
 @router.put("/object/{key:path}", **rule("dataset:Read", reply=Written, errors=(404, 409)))

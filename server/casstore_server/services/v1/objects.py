@@ -34,7 +34,7 @@ from casstore.wire.v1 import MAX_LISTED, ObjectReply, ObjectsReply
 from casstore_server.services.v1.guard import Rights, head_problem, lease_problem, name_problem, version_problem
 from casstore_server.services.v1.trees import Proofs, require_whole
 
-__all__ = ["MAX_OBJECT", "Objects"]
+__all__ = ["MAX_OBJECT", "Objects", "bases_of", "hash_in", "readable"]
 
 MAX_OBJECT = record.MAX_RECORD
 """Bytes of an object that is read through the server, at most."""
@@ -140,21 +140,11 @@ class Objects:
         if number > head.last_version + 1 and not self._is_there(layout.version_key(dataset_id, number - 1)):
             raise PreconditionError(f"{key}: there is no version {number - 1}")
         if not self._proofs.knows(self._store, dataset_id, head.epoch, version):
-            require_whole(self._store, version, self._bases(head))
+            require_whole(self._store, version, bases_of(self._records, head))
             self._proofs.note(self._store, dataset_id, head.epoch, version)
         tag = self._backend.put(key, [data], condition=condition)
         self._changed(dataset_id)
         return tag
-
-    def _bases(self, head: Head) -> list[VersionRecord]:
-        numbers = [number for number in self._records.numbers(head.id) if is_active(head, number)]
-        found: list[VersionRecord] = []
-        for number in reversed(numbers[-_BASES:]):
-            try:
-                found.append(self._records.version(head.id, number))
-            except (NotFoundError, FormatError):
-                continue
-        return found
 
     def _put_head(self, key: str, dataset_id: str, data: bytes, condition: Condition) -> str:
         new = _decoded(key, data, "head", Head)
@@ -273,6 +263,18 @@ class Objects:
             return LeaseInfo(id="", record=None, begun=0.0, age=0.0, expired=False)
         begun = info.mtime if found.begun is None else min(found.begun, info.mtime)
         return LeaseInfo(id=found.id, record=found, begun=begun, age=0.0, expired=False)
+
+
+def bases_of(records: Records, head: Head) -> list[VersionRecord]:
+    """Return the latest versions of a dataset: a new one may share parts with them."""
+    numbers = [number for number in records.numbers(head.id) if is_active(head, number)]
+    found: list[VersionRecord] = []
+    for number in reversed(numbers[-_BASES:]):
+        try:
+            found.append(records.version(head.id, number))
+        except (NotFoundError, FormatError):
+            continue
+    return found
 
 
 def _decoded(key: str, data: bytes, kind: str, cls: type[_T]) -> _T:

@@ -28,6 +28,7 @@ from casstore.wire.v1 import (
     UrlsBody,
     UrlsReply,
     Written,
+    etag_of,
 )
 from casstore_server.services.context import Caller, Services
 from casstore_server.services.v1.guard import Rights
@@ -211,7 +212,7 @@ def condition_of(if_match: str | None, if_none_match: str | None) -> Condition:
         return Absent()
     if if_match is None:
         return None
-    tag = if_match.strip()
-    if len(tag) < 3 or not (tag.startswith('"') and tag.endswith('"')):
+    tag = etag_of(if_match)
+    if not tag:
         raise PreconditionError("If-Match must hold one tag, in quotes")
-    return Matches(tag[1:-1])
+    return Matches(tag)

@@ -53,8 +53,9 @@ def _said(version: VersionRecord) -> str:
     return f"{version.manifest} {version.checksum} {version.totals!r}"
 
 
-def require_whole(store: Store, version: VersionRecord, bases: Iterable[VersionRecord]) -> None:
-    """Raise ``UsageError`` unless the version's tree, and all that it needs, is in the store.
+def require_whole(store: Store, version: VersionRecord, bases: Iterable[VersionRecord]) -> dict[bytes, int]:
+    """Return the packs that the version needs and its ``bases`` do not, with their sizes. Raise ``UsageError`` unless
+    its tree, and all that it needs, is in the store.
 
     ``bases`` are versions that are there and that it may share parts with.
     """
@@ -71,6 +72,7 @@ def require_whole(store: Store, version: VersionRecord, bases: Iterable[VersionR
         raise
     except NotFoundError as error:
         raise UsageError(f"this version is not all there: {error.message}", hint="Upload again.") from None
+    return packs.used
 
 
 def _shared(store: Store, bases: Iterable[VersionRecord]) -> set[bytes]:
