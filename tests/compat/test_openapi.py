@@ -84,7 +84,7 @@ def test_every_route_says_what_it_answers_and_takes(route: APIRoute) -> None:
     else:
         assert "401" in found["responses"]
     answer = found["responses"]["200"]["content"]
-    assert set(answer) == {told.media}
+    assert set(answer) == {told.media, *told.also}
     assert answer[told.media]["schema"], "the reply has no schema"
     for name in re.findall(r"{(\w+)", route.path):
         assert name in {one["name"] for one in found["parameters"] if one["in"] == "path"}

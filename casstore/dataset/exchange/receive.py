@@ -18,7 +18,7 @@ from casstore.dataset.adopt.take import Taking, commit_for, survey
 from casstore.dataset.exchange.areas import Area, Areas
 from casstore.dataset.moving import memory_dir
 from casstore.dataset.summary import Version
-from casstore.errors import AccessError, CasstoreError, ConflictError, IntegrityError, NotFoundError, UsageError
+from casstore.errors import AccessError, CasstoreError, ConflictError, NotFoundError, UsageError
 from casstore.remote.urls import REMOTE_SCHEMES, parse_url, shown
 from casstore.repo import layout
 from casstore.transfer.foreign import Problem
@@ -69,7 +69,7 @@ def receive(
 ) -> Version:
     """Make a version of an upload, once, and remove it. ``checksum`` is what the client says of its manifest.
 
-    ``ConflictError`` or ``IntegrityError`` say what is wrong with the upload; it stays, so that it can be completed.
+    ``ConflictError`` says what is wrong with the upload; it stays, so that it can be completed.
     """
     record, areas = area.record, Areas(bucket.store.backend)
     made = _made(bucket, record.dataset, lambda adopted: adopted.get("dataset_id") == record.id)
@@ -100,7 +100,7 @@ def _take(
         if looked.problems:
             raise _refused(record.dataset, looked.problems)
         if checksum and found.checksum != checksum:
-            raise IntegrityError(
+            raise ConflictError(
                 f"the manifest of {record.dataset}:{record.number} is not the one that was announced:"
                 f" its checksum is {found.checksum}, not {checksum[:64]}",
                 hint="two clients may have uploaded it at once: upload again",

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from types import NoneType
 
-from fastapi import APIRouter
-from starlette.responses import Response
+from fastapi import APIRouter, Request
+from starlette.responses import PlainTextResponse, Response
 
 from casstore.errors import NotFoundError
 from casstore.wire.cluster import (
@@ -56,10 +56,18 @@ def metrics(services: ServicesDep) -> Response:
 
 
 @router.get("/api/version", **rule("open", reply=VersionReply))
-@router.get("/client/version", operation_id="cluster_client_version", **rule("open", reply=VersionReply))
 def version() -> Response:
     """The version of the wire."""
     return reply(cluster.version())
+
+
+@router.get("/client/version", **rule("open", reply=VersionReply, also={"text/plain": str}))
+def client_version(request: Request) -> Response:
+    """The version of the wire, for scripts that install clients: as text where that is accepted."""
+    found = cluster.version()
+    if "text/plain" in request.headers.get("accept", ""):
+        return PlainTextResponse(f"{found.major}.{found.minor}.{found.revision}")
+    return reply(found)
 
 
 @router.get("/api/v1/server", **rule("server:Read", reply=ServerReply))

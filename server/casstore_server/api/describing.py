@@ -105,7 +105,6 @@ _PREFIXES: Final = (
     ("/api/users", "workflows"),
     ("/api/v1/server", "server"),
     ("/api/v1/workflow", "workflows"),
-    ("/api/v1/workflow", "workflows"),
     ("/api/v1", "v1"),
 )
 

@@ -136,7 +136,9 @@ def _described(operation: _Operation, schemas: Schemas) -> dict[str, Any]:
 
 def _responses(operation: _Operation, schemas: Schemas, *, asks: bool) -> Iterator[tuple[str, Any]]:
     told = operation.told
-    yield "200", _answer("As asked", told.reply, told.media, schemas)
+    done = _answer("As asked", told.reply, told.media, schemas)
+    done["content"] |= {media: {"schema": schemas.of(kind)} for media, kind in told.also.items()}
+    yield "200", done
     statuses = EVERYWHERE | set(told.errors)
     statuses |= set() if action_of(operation.route) == "open" else _NAMED
     statuses |= {422} if asks else set()

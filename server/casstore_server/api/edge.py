@@ -227,4 +227,5 @@ def _first_problem(errors: Sequence[Mapping[str, Any]]) -> str:
     if tuple(first.get("loc", ())) == ("path", "workflow_id"):
         return f"{str(first.get('input', ''))[:100]!r} is not the ID of a workflow"
     place = ".".join(str(part) for part in first.get("loc", ()) if part not in {"query", "path", "body"})
-    return f"{place}: {first.get('msg', 'not valid')}"
+    said = str(first.get("msg", "not valid"))
+    return f"{place}: {said}" if place else f"The body of the request can't be understood: {said}"

@@ -16,6 +16,7 @@ from casstore_server.api.deps import Body, decode
 from casstore_server.api.edge import reply
 from casstore_server.api.rules import rule
 from casstore_server.identity.logins import Logins
+from casstore_server.services import audit
 
 router = APIRouter(prefix="/api/auth")
 
@@ -54,7 +55,9 @@ def exchange_by_get(request: Request, access_token: Secret) -> Response:
 
 
 @router.post("/jwt/refresh_token", **rule("open", reply=Jwt, errors=(400,)))
-@router.get("/jwt/refresh_token", **rule("open", reply=Jwt, errors=(400,)), deprecated=True)
+@router.get(
+    "/jwt/refresh_token", operation_id="login_refresh_by_get", **rule("open", reply=Jwt, errors=(400,)), deprecated=True
+)
 def refresh() -> Response:
     """OSMO's tasks ask here for tokens of their own: here they have none, for they never ask the server."""
     raise UsageError(
@@ -64,7 +67,9 @@ def refresh() -> Response:
 
 def _exchanged(request: Request, token: str) -> Response:
     logins = _logins(request)
-    made = logins.bearers.issue(logins.exchange(token, request.state.asking))
+    known = logins.exchange(token, request.state.asking)
+    audit.note(user=known.user.name, token=known.name)
+    made = logins.bearers.issue(known)
     found = reply(Jwt(token=made.token, expires_at=made.expires_at))
     found.headers["cache-control"] = "no-store"
     return found

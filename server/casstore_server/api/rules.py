@@ -29,6 +29,7 @@ class Told(NamedTuple):
     reply: Any = None
     body: Any = None
     media: str = "application/json"
+    also: Mapping[str, Any] = MappingProxyType({})
     errors: Mapping[int, Any] = MappingProxyType({})
 
 
@@ -43,18 +44,20 @@ def rule(
     reply: Any = None,
     body: Any = None,
     media: str = "application/json",
+    also: Mapping[str, Any] = MappingProxyType({}),
     errors: Sequence[int] | Mapping[int, Any] = (),
 ) -> dict[str, Any]:
     """For the decorator of a route: ``@router.get("/api/pool", **rule("pool:Read", reply=PoolsReply))``.
 
     ``reply`` and ``body`` are the types of what is answered and sent: ``NoneType`` answers null, a body that may be
-    left out is ``... | None``, bytes are sent as they are. ``media`` is how the answer is written, ``errors`` are the
+    left out is ``... | None``, bytes are sent as they are. ``media`` is how the answer is written, ``also`` has the
+    types of those that are written in other ways for whoever asks for them, ``errors`` are the
     statuses that this route may answer with besides those that every route has: ``documents.EVERYWHERE``, 401 where it
     takes a user, 404 where its path has names and 422 where it has parameters. A mapping gives each
     the type of its reply, where that is not the body of an error.
     """
     others = errors if isinstance(errors, Mapping) else dict.fromkeys(errors)
-    return {"dependencies": [Depends(_check(action, Told(reply, body, media, others)))]}
+    return {"dependencies": [Depends(_check(action, Told(reply, body, media, also, others)))]}
 
 
 def socket_rule(action: Action) -> dict[str, Any]:
