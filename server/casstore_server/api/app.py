@@ -13,6 +13,7 @@ from starlette.types import ASGIApp
 from casstore import __version__
 from casstore_server.api import (
     apps,
+    audit,
     auth,
     cluster,
     credentials,
@@ -30,6 +31,8 @@ from casstore_server.api.edge import Edge, handle_errors
 from casstore_server.api.observe import Observed
 from casstore_server.api.rules import check_rules
 from casstore_server.api.webproxy import WebProxy
+from casstore_server.db.audit import AuditLog
+from casstore_server.services.audit import Trail
 from casstore_server.services.context import Services
 
 __all__ = ["assemble", "create_app"]
@@ -40,6 +43,7 @@ def assemble() -> FastAPI:
     app = FastAPI(title="casstore", version=__version__, openapi_url=None)
     app.include_router(apps.router)
     app.include_router(auth.router)
+    app.include_router(audit.router)
     app.include_router(cluster.router)
     app.include_router(credentials.router)
     app.include_router(datasets.router)
@@ -62,4 +66,5 @@ def create_app(services: Services) -> ASGIApp:
     app.state.logins = make_logins(services)
     app.state.sockets = asyncio.Semaphore(router.MAX_SOCKETS)
     door = Door(services.settings.identity, services.settings.host)
-    return Observed(WebProxy(Edge(app, door), services), services.observers)
+    trail = Trail(AuditLog(services.database), services.settings.identity.audit_days)
+    return Observed(WebProxy(audit.Audited(Edge(app, door), trail), services), services.observers)

@@ -36,6 +36,7 @@ from casstore_orchestrator.validation import check_submission
 from casstore_server.config import ServerConfig
 from casstore_server.db.apps import Apps
 from casstore_server.identity.actions import Action
+from casstore_server.services import audit
 from casstore_server.services.context import Caller, Services
 from casstore_server.services.rights import readable, within
 from casstore_server.services.workflows import check_priorities
@@ -57,6 +58,7 @@ class Done:
 
 def dry_run(request: SubmitRequest) -> Done:
     """The specification after its templates; nothing else is checked, and no pool is needed."""
+    audit.unchanged()
     rendered = render_text(request.file, set_values=request.set_variables, set_strings=request.set_string_variables)
     return Done(SubmitReply(spec=rendered.text.strip("\n") + "\n"), list(rendered.warnings))
 
@@ -95,6 +97,7 @@ def submit(
     if rank is Priority.LOW:
         warnings.append(_LOW_WARNING)
     if check_only:
+        audit.unchanged()
         text = loaded.rendered if loaded.templated else None
         return Done(SubmitReply(name=spec.name, spec=text, logs="Workflow validation succeeded."), warnings)
     template = request.uploaded_templated_spec or (request.file if loaded.templated else None)
@@ -167,6 +170,7 @@ def restart(services: Services, caller: Caller, pool_name: str, workflow_id: str
 
 def _run(services: Services, caller: Caller, record: WorkflowRecord, warnings: list[str]) -> Done:
     made = services.scheduler.submit(record)
+    audit.note(workflow=made.id)
     return Done(SubmitReply(name=made.id, overview=caller.links.overview(made.id)), warnings)
 
 
