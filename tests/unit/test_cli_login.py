@@ -272,7 +272,7 @@ def test_a_code_ends(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.replies["/device"] = [says(DEVICE | {"expires_in": 10, "message": "Go\x1b there"})]
     world.replies["/token"] = [says({"error": "authorization_pending"}, 400)]
     now = [0.0]
-    monkeypatch.setattr(oauth.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("casstore_cli.oauth.time.monotonic", lambda: now[0])
 
     def pause(seconds: float) -> None:
         now[0] += seconds

@@ -8,25 +8,31 @@ written down at most once a minute.
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import msgspec
-from sqlalchemy import Connection, Row, select, update
+from sqlalchemy import Connection, Row, delete, select, update
 
 from casstore_server.db.schema import access_token, identity_user, user_role
 from casstore_server.db.store import Database
 
-__all__ = ["Callers", "KnownToken", "KnownUser"]
+__all__ = ["PROVIDER", "Callers", "KnownToken", "KnownUser"]
 
+PROVIDER = ":provider"
+"""By whom roles were given that somebody has from a group of the identity provider, or from a gateway. They are written
+down for tokens, which nobody asks the provider about; no user can be called so.
+"""
 _USED_EVERY = 60.0
 
 
 class KnownUser(NamedTuple):
-    """A user that this server was told of."""
+    """A user that this server was told of; ``provided`` are those of the roles that come from elsewhere."""
 
     name: str
     disabled: bool
     roles: frozenset[str]
+    provided: frozenset[str] = frozenset()
 
 
 class KnownToken(NamedTuple):
@@ -64,6 +70,13 @@ class Callers:
         self._used(row)
         return KnownToken(row.id, row.name, row.expires_at, frozenset(msgspec.json.decode(row.roles)), user)
 
+    def lose(self, name: str, roles: Collection[str]) -> None:
+        """Write down that a user, and their tokens, do not have roles from elsewhere any more."""
+        table = user_role
+        gone = delete(table).where(table.c.user == name, table.c.role.in_(roles), table.c.assigned_by == PROVIDER)
+        with self._database.writing() as connection:
+            connection.execute(gone)
+
     def _used(self, row: Row[Any]) -> None:
         now = time.time()
         if row.expires_at <= now or (row.last_used is not None and now - row.last_used < _USED_EVERY):
@@ -73,5 +86,7 @@ class Callers:
 
 
 def _user(connection: Connection, name: str, disabled: int) -> KnownUser:
-    found = connection.execute(select(user_role.c.role).where(user_role.c.user == name)).scalars()
-    return KnownUser(name, bool(disabled), frozenset(found))
+    table = user_role
+    found = connection.execute(select(table.c.role, table.c.assigned_by).where(table.c.user == name)).all()
+    provided = frozenset(row.role for row in found if row.assigned_by == PROVIDER)
+    return KnownUser(name, bool(disabled), frozenset(row.role for row in found), provided)

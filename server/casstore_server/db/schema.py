@@ -47,7 +47,7 @@ __all__ = [
     "workflow",
 ]
 
-HEAD = "0006"
+HEAD = "0007"
 """The newest migration."""
 
 metadata = MetaData()
@@ -199,8 +199,11 @@ user_role = Table(
     metadata,
     Column("user", String(255), ForeignKey("identity_user.name", ondelete="CASCADE"), primary_key=True),
     Column("role", String(64), primary_key=True),
+    Column("assigned_by", String(255), nullable=False, server_default=""),
+    Column("assigned_at", Float, nullable=False, server_default="0"),
     Index("user_role_by_role", "role"),
 )
+"""``assigned_by`` is ``db.callers.PROVIDER`` for a role of a group, which lasts as long as the user is in that."""
 
 access_token = Table(
     "access_token",

@@ -37,6 +37,7 @@ from casstore.wire.protocol import PROTOCOL_VERSION, to_iso
 from casstore_orchestrator.capacity import Layout
 from casstore_orchestrator.pools import DEFAULT_POOL, Node, Pool, Resources
 from casstore_server.db import queries
+from casstore_server.services import tokens
 from casstore_server.services.context import Caller, Services
 from casstore_server.services.rights import within
 
@@ -119,6 +120,7 @@ def profile(services: Services, caller: Caller) -> ProfileReply:
         ),
         roles=list(caller.grants.roles),
         pools=sorted(within(config.pools, caller, "pool:Read")),
+        token=tokens.current(services, caller),
     )
 
 
