@@ -223,7 +223,7 @@ def _parts(
         stack.callback(jobs.close)
         stack.callback(scheduler.stop)
         scheduler.start()
-        yield Services(
+        services = Services(
             settings=settings,
             database=database,
             scheduler=scheduler,
@@ -242,6 +242,10 @@ def _parts(
             observers=observers,
             metrics=metrics,
         )
+        stack.callback(services.index.close)
+        database.on_change(services.index.workflow_changed)
+        services.index.start()
+        yield services
 
 
 def _unix_socket(path: Path) -> socket.socket:

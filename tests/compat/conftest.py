@@ -134,5 +134,6 @@ def server(tmp_path: Path) -> Iterator[Server]:
     scheduler.stop()
     machine.close()
     jobs.close()
+    services.index.close()
     stores.close()
     database.close()

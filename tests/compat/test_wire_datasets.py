@@ -245,7 +245,7 @@ def test_queries(server: Server, made: Bucket) -> None:
     )
     refused(server.client.get(f"{BUCKET}/query", {"command": ""}), 400, "USER", "No query")
     refused(server.client.get(f"{BUCKET}/query", {"command": 'name = "x'}), 400, "USER")
-    refused(server.client.get(f"{BUCKET}/query", {"command": "(" * 40_000}), 400, "USER")
+    refused(server.client.get(f"{BUCKET}/query", {"command": "(" * 30_000}), 400, "USER")
 
 
 def test_a_bucket_that_is_only_read_is_not_changed(server: Server, made: Bucket) -> None:

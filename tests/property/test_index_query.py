@@ -27,10 +27,15 @@ TIMES = [
     "2026-01-02T00:00:00.000000Z", "2026-01-02T23:59:59.999999Z", "2026-01-03T00:00:00Z", "2025-12-31T23:30:00-01:00",
     "1999-06-15T12:00:00.5+02:00", "2026-01-02T10:30:00.123456Z",
 ]  # fmt: skip
-DATES = ["2026", "2026-01", "2026-01-02", "2026-01-02T10:30", "2026-01-03T00:00:00Z", "1999", "0001", "2026-01-02T10:30:00.123456Z"]  # fmt: skip
-TEXTS = st.sampled_from(["", "a", "A", "ab", "aé%", "100%", "a_b", "x\0y", "\\", "'\"", "1", "true", "%", "_"]) | st.text(max_size=3)  # fmt: skip
+DATES = [
+    "2026", "2026-01", "2026-01-02", "2026-01-02T10:30", "2026-01-03T00:00:00Z", "1999", "0001",
+    "2026-01-02T10:30:00.123456Z",
+]  # fmt: skip
+TEXTS = st.text(max_size=3) | st.sampled_from(
+    ["", "a", "A", "ab", "aé%", "100%", "a_b", "x\0y", "\\", "'\"", "1", "true", "%", "_"]
+)
 NUMBERS = (
-    st.sampled_from([0, -0.0, 1, 1.0, 0.1, 2**53, 2**53 + 1, float(2**53), 2**63 - 1, -(2**63), 1e300, -1e-300, 5e-324, 0.5])
+    st.sampled_from([0, -0.0, 1, 1.0, 0.1, 0.5, 2**53, 2**53 + 1, float(2**53), 2**63 - 1, -(2**63), 1e300, 5e-324])
     | st.integers(-3, 3)
     | st.floats(-4, 4)
 )  # fmt: skip
@@ -138,7 +143,8 @@ def expected(parsed: ast.Parsed, made: Sequence[tuple[Head, list[VersionRecord]]
     return [(one.name, 0) for one in found.datasets] + [(one.dataset, one.number) for one in found.versions]
 
 
-ATTRIBUTES = st.builds(ast.Attribute, st.sampled_from(["label", "metadata"]), st.lists(KEYS, min_size=1, max_size=3).map(tuple))  # fmt: skip
+PLACES = st.lists(KEYS, min_size=1, max_size=3).map(tuple)
+ATTRIBUTES = st.builds(ast.Attribute, st.sampled_from(["label", "metadata"]), PLACES)
 EQUAL, ORDERED = st.sampled_from(["=", "!="]), st.sampled_from(["=", "!=", "<", ">", "<=", ">="])
 FIELDS = st.sampled_from(["name", "id", "user"]).map(ast.Field)
 WORDS = st.sampled_from([*USERS, *NAMES, "x" + "d" * 21, "", "%", "_", "b", "\0", "B", "d"])

@@ -107,7 +107,8 @@ def query(
     command: Annotated[str, Query(max_length=_MAX_QUERY)] = "",
 ) -> Response:
     """What fits a query."""
-    return reply(asking.query(services, caller, bucket, command))
+    found, warnings = asking.query(services, caller, bucket, command)
+    return reply(found, warnings=warnings)
 
 
 @router.post(
@@ -173,10 +174,10 @@ def info(
 ) -> Response:
     """One dataset with its versions, or one collection."""
     descending = order.upper() == "DESC"
-    found = asking.info(
-        services, caller, bucket, name, tag=tag, all_states=all_flag, count=count, descending=descending
+    found, warnings = asking.info(
+        services, caller, bucket, name, tag=tag or None, all_states=all_flag, count=count, descending=descending
     )
-    return reply(found)
+    return reply(found, warnings=warnings)
 
 
 @router.delete("/{bucket}/dataset/{name}", **rule("dataset:Delete", reply=DeleteReply, errors=[409, *STORAGE]))

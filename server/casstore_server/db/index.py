@@ -22,7 +22,7 @@ from casstore_server.db.transactions import upsert
 
 __all__ = [
     "Known", "Reading", "applied", "begin_round", "bucket_at", "clear", "end_round", "forget", "forget_unseen",
-    "known", "looked", "microseconds", "numbers_known", "problems", "same_state", "since_epoch",
+    "known", "looked", "microseconds", "names_of", "numbers_known", "problems", "same_state", "since_epoch",
 ]  # fmt: skip
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -141,6 +141,13 @@ def known(connection: Connection, bucket: int, names: Sequence[str] | None = Non
     if names is not None:
         query = query.where(table.c.name.in_(names))
     return {row[0]: Known(*row[1:]) for row in connection.execute(query)}
+
+
+def names_of(connection: Connection, bucket: int, keys: Sequence[str]) -> list[str]:
+    """The names that are known to lead to these datasets."""
+    table = tables.name
+    query = select(table.c.name).where(table.c.bucket == bucket, table.c.key.in_(keys))
+    return list(connection.execute(query).scalars())
 
 
 def numbers_known(connection: Connection, bucket: int, keys: Sequence[str]) -> dict[str, dict[int, str]]:

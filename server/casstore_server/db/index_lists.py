@@ -23,8 +23,8 @@ from casstore.model import DatasetType, VersionRecord, VersionState
 from casstore_server.db import index_tables as tables
 
 __all__ = [
-    "Filter", "collections_of", "dataset_at", "datasets", "has", "members", "number_tagged", "summary", "tags_of",
-    "version_page", "versions_of",
+    "Filter", "collections_of", "dataset_at", "datasets", "facts_of", "has", "members", "number_tagged", "some_tags",
+    "summary", "tags_of", "version_page", "versions_of",
 ]  # fmt: skip
 
 _SECOND = 1_000_000
@@ -115,7 +115,7 @@ def version_page(
 ) -> list[Row[Any]]:
     """The newest versions of a dataset, the newest first; ``number`` is that of a single one."""
     table = tables.version
-    query = select(table.c.id, table.c.number, table.c.record, table.c.state).where(table.c.dataset == dataset)
+    query = select(table).where(table.c.dataset == dataset)
     if ready:
         query = query.where(table.c.ready == 1)
     if number is not None:
@@ -128,6 +128,13 @@ def number_tagged(connection: Connection, dataset: int, tag: str) -> int | None:
     table = tables.dataset_tag
     query = select(table.c.number).where(table.c.dataset == dataset, table.c.tag == tag)
     return connection.execute(query).scalar_one_or_none()
+
+
+def some_tags(connection: Connection, dataset: int, limit: int) -> list[str]:
+    """The first tags of a dataset."""
+    table = tables.dataset_tag
+    query = select(table.c.tag).where(table.c.dataset == dataset).order_by(table.c.tag).limit(limit)
+    return list(connection.execute(query).scalars())
 
 
 def tags_of(connection: Connection, versions: Sequence[tuple[int, int]]) -> dict[tuple[int, int], list[str]]:
@@ -178,17 +185,28 @@ def members(connection: Connection, bucket: int, collection: int) -> list[Member
     return sorted(found, key=lambda one: one.name)
 
 
+def facts_of(connection: Connection, rows: Sequence[Any]) -> dict[int, tuple[str, int | None]]:
+    """The id and the latest version of the datasets that rows of versions belong to."""
+    table = tables.dataset
+    found: dict[int, tuple[str, int | None]] = {}
+    ids = list(dict.fromkeys(row.dataset for row in rows))
+    for at in range(0, len(ids), _AT_ONCE):
+        query = select(table.c.id, table.c.key, table.c.last_version).where(table.c.id.in_(ids[at : at + _AT_ONCE]))
+        found.update((row.id, (row.key, row.last_version)) for row in connection.execute(query))
+    return found
+
+
 def versions_of(connection: Connection, rows: Sequence[Any]) -> list[Version]:
-    """Versions with their tags, from rows with ``name``, ``dataset`` (its row), ``key``, ``last_version``, ``number``,
-    ``record`` and ``state``.
-    """
+    """Rows of versions as a bucket tells them, with their tags."""
+    facts = facts_of(connection, rows)
     tags = tags_of(connection, [(row.dataset, row.number) for row in rows])
     found = []
     for row in rows:
+        key, latest = facts[row.dataset]
         names = tags.get((row.dataset, row.number), [])
-        if row.number == row.last_version:
+        if row.number == latest:
             names.append(LATEST)
-        found.append(Version(row.name, row.key, _decode(row.record), _state(row.state), tuple(sorted(names))))
+        found.append(Version(row.name, key, _decode(row.record), _state(row.state), tuple(sorted(names))))
     return found
 
 

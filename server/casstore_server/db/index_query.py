@@ -13,11 +13,28 @@ of its tables.
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, and_, false, func, not_, or_, select, true, union_all
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    Select,
+    and_,
+    false,
+    func,
+    not_,
+    or_,
+    select,
+    text,
+    true,
+    union_all,
+)
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql.elements import Grouping
 
 from casstore.dataset.query_ast import (
@@ -36,16 +53,19 @@ from casstore.dataset.query_ast import (
     Parsed,
 )
 from casstore.dataset.query_parser import parse_date
+from casstore.errors import UsageError
 from casstore.model import DatasetType
 from casstore_server.db import attributes
 from casstore_server.db import index_tables as tables
 from casstore_server.db.index import since_epoch
 from casstore_server.db.index_lists import has
 
-__all__ = ["PROBED", "run"]
+__all__ = ["PROBED", "limited", "run"]
 
 PROBED = 20_000
 """Rows that are sorted rather than looked for in the order of the answer."""
+LONGEST_S = 30.0
+_CANCELLED = "57014"
 _FEW = 200
 _MOST_PROBES = 16
 _MOST_UNITED = 100
@@ -73,6 +93,28 @@ def run(connection: Connection, parsed: Parsed, bucket: int, most: int) -> list[
     # A long query is hardly asked twice, and what is remembered of it is large.
     options: dict[str, Any] = {} if len(str(parsed)) < _LONG else {"compiled_cache": None}
     return list(connection.execute(query.order_by(*level.base).limit(limit), execution_options=options))
+
+
+@contextmanager
+def limited(connection: Connection, seconds: float = LONGEST_S) -> Iterator[None]:
+    """Give up what takes longer than so many seconds: ``UsageError``."""
+    until = time.monotonic() + seconds
+    driver: Any = connection.connection.driver_connection
+    if connection.dialect.name == "sqlite":
+        driver.set_progress_handler(lambda: time.monotonic() > until, 100_000)
+    else:
+        connection.execute(text(f"SET LOCAL statement_timeout = {int(seconds * 1000)}"))
+    try:
+        yield
+    except DBAPIError as error:
+        if "interrupted" in str(error.orig) or getattr(error.orig, "sqlstate", "") == _CANCELLED:
+            raise UsageError(
+                f"The query was given up after {seconds:g} seconds", hint="Ask for less: a name, a time, a user, LIMIT."
+            ) from None
+        raise
+    finally:
+        if connection.dialect.name == "sqlite":
+            driver.set_progress_handler(None, 0)
 
 
 def _best_source(connection: Connection, level: _Level, parts: Sequence[Expression]) -> Select[Any] | None:
@@ -369,11 +411,11 @@ def _compares(where: Comparison) -> _Fits:
 
 def _contains(here: bytes, part: str, bucket: int) -> _Fits:
     """The item, or a text with it in it: texts are kept once each, however many have them."""
-    text = tables.text
-    texts = select(text.c.key).where(
-        text.c.bucket == bucket,
-        _between(attributes.kind(here, attributes.TEXT))(text.c.key),
-        has(text.c.text, attributes.text_bytes(part)),
+    table = tables.text
+    texts = select(table.c.key).where(
+        table.c.bucket == bucket,
+        _between(attributes.kind(here, attributes.TEXT))(table.c.key),
+        has(table.c.text, attributes.text_bytes(part)),
     )
     item = here + attributes.ITEM + attributes.scalar(part)
     return lambda column: or_(column == item, column.in_(texts))

@@ -61,6 +61,7 @@ class Database:
         self.standings = Standings(self.reading)
         self._static: OrderedDict[str, _Static] = OrderedDict()
         self._static_lock = threading.Lock()
+        self._told: list[Callable[[WorkflowRecord, WorkflowRecord], None]] = []
 
     @property
     def shared(self) -> bool:
@@ -70,6 +71,10 @@ class Database:
     def close(self) -> None:
         """Close every connection."""
         self.engine.dispose()
+
+    def on_change(self, told: Callable[[WorkflowRecord, WorkflowRecord], None]) -> None:
+        """Call ``told(old, new)`` after each change of a workflow through here; it must be quick and not raise."""
+        self._told.append(told)
 
     def writing(self) -> AbstractContextManager[Connection]:
         """A transaction that writes; rolled back when the block raises."""
@@ -145,12 +150,12 @@ class Database:
         ``ports.StateStore``.
         """
 
-        def write(connection: Connection) -> WorkflowRecord:
+        def write(connection: Connection) -> tuple[WorkflowRecord, WorkflowRecord]:
             leases.check(connection, fence)
             old = self._load(connection, workflow_id, lock=True)
             new = fn(old)
             if new is old or new == old:
-                return old
+                return old, old
             _check_fixed(old, new)
             connection.execute(update(schema.workflow).where(schema.workflow.c.id == old.id).values(**_columns(new)))
             _write_tasks(connection, old, new)
@@ -158,9 +163,12 @@ class Database:
             _write_notes(connection, new.id, notes(old, new))
             if tell:
                 leases.tell(connection, new.pool, new.id)
-            return new
+            return old, new
 
-        return self._transactions.write(write)
+        old, new = self._transactions.write(write)
+        for told in self._told if new is not old else ():
+            told(old, new)
+        return new
 
     def live(self, pool: str) -> list[str]:
         """See ``ports.StateStore``."""

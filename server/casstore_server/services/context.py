@@ -25,6 +25,7 @@ from casstore_server.identity.caller import Caller, Links
 from casstore_server.metrics import Metrics
 from casstore_server.observing import Observers
 from casstore_server.secrets import SecretBox
+from casstore_server.services.index.follower import Index
 from casstore_server.services.jobs import Jobs
 from casstore_server.services.sessions import Sessions
 from casstore_server.services.v1.plane import Plane
@@ -90,3 +91,8 @@ class Services:
     plane: Plane = field(default_factory=Plane)
     ending: Event = field(default_factory=Event)
     """Set once the server is told to end: open replies come to theirs."""
+    index: Index = field(init=False)
+    """Answers for what is in the buckets. Whoever changes a dataset through this server calls its ``changed``."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "index", Index(self.database, self.stores, self.config))

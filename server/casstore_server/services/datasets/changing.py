@@ -16,7 +16,7 @@ from casstore.dataset.attributes import parse_key
 from casstore.dataset.ref import check_name, check_tag, parse_ref
 from casstore.dataset.summary import MemberInfo
 from casstore.errors import NotFoundError, UsageError
-from casstore.model import DatasetType
+from casstore.model import DatasetType, Head
 from casstore.wire.dataset import (
     AttributeBody,
     AttributeReply,
@@ -61,6 +61,13 @@ def change(
         raise UsageError(f"{name} is a collection: it has no tags and no metadata")
     for text in [*wanted.set_tags, *wanted.delete_tags]:
         check_tag(text)
+    try:
+        return _changed(bucket, name, head, wanted)
+    finally:  # what was done before something failed is done
+        services.index.changed(bucket_name, *dict.fromkeys([wanted.new_name or name, name]))
+
+
+def _changed(bucket: Bucket, name: str, head: Head, wanted: Change) -> tuple[AttributeReply, list[str]]:
     reply = AttributeReply()
     warnings: list[str] = []
     if wanted.new_name:
@@ -110,6 +117,7 @@ def collect(services: Services, caller: Caller, bucket_name: str, name: str, bod
     """Make a collection."""
     bucket = open_bucket(services, caller, bucket_name, write=True)
     bucket.collect(name, _references(body.datasets))
+    services.index.changed(bucket_name, name)
 
 
 def recollect(services: Services, caller: Caller, bucket_name: str, name: str, body: RecollectBody) -> RecollectReply:
@@ -118,6 +126,7 @@ def recollect(services: Services, caller: Caller, bucket_name: str, name: str, b
     members: list[MemberInfo] = bucket.recollect(
         name, add=_references(body.add_datasets), remove=_references(body.remove_datasets)
     )
+    services.index.changed(bucket_name, name)
     return RecollectReply(versions=[MemberVersion(dataset_name=one.name, version=str(one.number)) for one in members])
 
 
@@ -146,6 +155,7 @@ def delete(
     single = bucket.refs.find(name).type == DatasetType.DATASET
     chosen = tag if single and not everything else None
     done = bucket.delete(name, tag=chosen, all_versions=everything and single, force=True)
+    services.index.changed(bucket_name, name, *(one.name for one in done.collections))
     return DeleteReply(versions=[str(number) for number in reversed(done.versions)])
 
 

@@ -161,7 +161,7 @@ def _taken(
 
     def work(stop: Stop) -> Version:
         with Buckets(credentials) as buckets:
-            return receive(
+            made = receive(
                 bucket,
                 area,
                 buckets=buckets,
@@ -171,6 +171,8 @@ def _taken(
                 tag=tag,
                 progress=_Watch(stop),
             )
+        services.index.changed(bucket.name, made.dataset)
+        return made
 
     done = services.jobs.ask(("upload", place.url, record.id), work)
     if done is None:
