@@ -31,7 +31,7 @@ from casstore_orchestrator.pools import this_machine
 from casstore_orchestrator.ports import RunKey
 from casstore_orchestrator.urls import StorageUrls
 from casstore_server.config import Watched
-from casstore_server.credentials import joined_credentials
+from casstore_server.credentials import Joined
 from casstore_server.executor import LocalExecutor, registry_login
 from casstore_server.mounts import ServerMounts
 from casstore_server.private import Private, handed, received
@@ -51,8 +51,7 @@ def local_agents(settings: Settings, private: Private | None = None) -> ProcessA
     # ``-P`` keeps the current folder out of the module path.
     told = msgspec.json.encode(settings, enc_hook=str).decode()
     command = [sys.executable, "-P", "-m", "casstore_server.agent", told]
-    config = Watched(settings.config_file, settings.data_dir, this_machine(settings.state_dir))
-    executor = LocalExecutor(settings, config)
+    executor = LocalExecutor(settings, Joined(settings, private).config())
 
     def sweep(run: RunKey) -> None:
         sweep_groups(probe().bases)
@@ -69,10 +68,10 @@ def _runs(settings: Settings) -> Runs:
 @contextlib.contextmanager
 def _services(settings: Settings, private: Private, start: Start, hold: int) -> Iterator[Services]:
     """What the runner of a group needs."""
-    config = Watched(settings.config_file, settings.data_dir, this_machine(settings.state_dir))
-    credentials = joined_credentials(settings, private, patience=_PATIENCE)
+    joined = Joined(settings, private, patience=_PATIENCE)
+    config, credentials = joined.config(), joined.credentials
     stores = Stores(config, settings, credentials.storage(settings.user))
-    mounts = ServerMounts(settings, private)
+    mounts = ServerMounts(settings, private, config)
     executor = LocalExecutor(
         settings,
         config,

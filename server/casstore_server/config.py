@@ -1,4 +1,4 @@
-"""The user's configuration as far as the server needs it: buckets, the default bucket, pools.
+"""The configuration as far as the server needs it: ``config.yaml``, and the configs in the database on top of it.
 
 Decided here and only here: that ``config.yaml`` is read again when it changes, and that a wrong one never
 stops a running server: the last good one stays in force, and whoever asks for something new is told what is
@@ -7,10 +7,10 @@ wrong.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -19,45 +19,27 @@ from casstore import safeyaml
 from casstore.errors import UsageError
 from casstore.repo.references import allowed_prefixes
 from casstore_orchestrator.pools import Machine, Pool, parse_pools
+from casstore_server.configs.effect import NONE, Stored, lay_over
+from casstore_server.configs.model import DEFAULT_BUCKET, BucketConfig, Declared, ServerConfig
+from casstore_server.identity.actions import Role
 from casstore_server.options import resolve
 
-__all__ = ["BucketConfig", "ServerConfig", "Watched", "database_setting", "server_section"]
+__all__ = ["DEFAULT_BUCKET", "BucketConfig", "ServerConfig", "Watched", "database_setting", "server_section"]
 
-DEFAULT_BUCKET = "default"
-
-
-@dataclass(frozen=True, slots=True)
-class BucketConfig:
-    """One declared bucket."""
-
-    name: str
-    url: str
-    description: str = ""
-    mode: str = "read-write"
-    declared: bool = True
-
-    @property
-    def writable(self) -> bool:
-        """Whether new versions may be stored."""
-        return self.mode != "read-only"
-
-
-@dataclass(frozen=True, slots=True)
-class ServerConfig:
-    """What the file says, with the bucket and the pool that exist without being declared."""
-
-    default_bucket: str
-    buckets: Mapping[str, BucketConfig]
-    pools: Mapping[str, Pool]
-    references: tuple[str, ...] = ()
-    """URLs below which references of stores may lead."""
+_log = logging.getLogger(__name__)
 
 
 class Watched:
     """``config.yaml``, read again whenever it is another file or was changed."""
 
-    def __init__(self, path: Path, data_dir: Path, machine: Machine) -> None:
+    def __init__(
+        self, path: Path, data_dir: Path, machine: Machine, stored: Callable[[], Stored] = lambda: NONE
+    ) -> None:
+        """``stored``: see ``configs.stored``; it is asked each time."""
         self._path = path
+        self._stored = stored
+        self._file: tuple[dict[str, Any], ServerConfig] | None = None
+        self._told: tuple[str, ...] = ()
         self._data_dir = data_dir
         self._machine = machine
         self._lock = threading.Lock()
@@ -86,6 +68,18 @@ class Watched:
             self._refresh()
             return self._config if self._config is not None else self._parse({})
 
+    def trial(self, stored: Stored) -> ServerConfig:
+        """What it would be with other configs in the database. Raises ``UsageError`` when these can't be used."""
+        with self._lock:
+            self._refresh()
+            raw, file = self._file or ({}, self._parse({}))
+        pools = _mapping(raw.get("pools"), "casstore.pools", self._path)
+        return lay_over(file, pools, stored, self._machine, strict=True)
+
+    def roles(self) -> Mapping[str, Role]:
+        """The roles that are declared besides those that are built in."""
+        return self.last_good().roles
+
     def pools(self) -> Mapping[str, Pool]:
         """The pools of ``last_good``."""
         return self.last_good().pools
@@ -96,16 +90,29 @@ class Watched:
             stamp: object = (found.st_ino, found.st_mtime_ns, found.st_size)
         except OSError as exc:
             stamp = exc.errno
-        if stamp == self._stamp:
+        stored = self._stored()
+        if (stamp, stored.stamp) == self._stamp:
             return
-        self._stamp = stamp
+        fresh = not isinstance(self._stamp, tuple) or self._stamp[:1] != (stamp,)
+        self._stamp = (stamp, stored.stamp)
         try:
-            self._config = self._parse(self._read())
-            self._problem = None
-            for told in self._listeners:
-                told()
+            if fresh:
+                raw = self._read()
+                self._file, self._problem = (raw, self._parse(raw)), None
         except UsageError as exc:
             self._problem = exc
+        self._lay_over(stored)
+
+    def _lay_over(self, stored: Stored) -> None:
+        raw, file = self._file or ({}, self._parse({}))
+        pools = _mapping(raw.get("pools"), "casstore.pools", self._path)
+        self._config = lay_over(file, pools, stored, self._machine)
+        if self._config.problems != self._told:
+            self._told = self._config.problems
+            for problem in self._told:
+                _log.warning("a config in the database is left out: %s", problem)
+        for told in self._listeners:
+            told()
 
     def _read(self) -> dict[str, Any]:
         return _own(self._path)
@@ -138,7 +145,13 @@ class Watched:
             allowed = allowed_prefixes(map(str, references))
         except UsageError as exc:
             raise UsageError(f"{self._path}: casstore.references: {exc.message}", hint=exc.hint) from None
-        return ServerConfig(str(default), buckets, pools, allowed)
+        given = own.get("default_bucket")
+        declared = Declared(
+            pools=_mapping(own.get("pools"), "casstore.pools", self._path),
+            buckets=_mapping(own.get("buckets"), "casstore.buckets", self._path),
+            default_bucket=None if given is None else str(given),
+        )
+        return ServerConfig(str(default), buckets, pools, allowed, declared)
 
 
 def server_section(path: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ the same nothing but its name and profile is kept, so that what is changed there
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,13 +18,16 @@ from casstore.errors import AccessError, UsageError
 from casstore.remote.configured import ConfiguredCredentials
 from casstore.remote.credentials import CredentialSource, StorageCredential
 from casstore.wire.credentials import DATA, GENERIC, Credential
+from casstore_orchestrator.pools import this_machine
+from casstore_server.config import Watched
 from casstore_server.private import Private, box_of
 from casstore_server.settings import Settings
 
 if TYPE_CHECKING:
+    from casstore_server.db.store import Database
     from casstore_server.db.vault import SealedVault
 
-__all__ = ["UserCredentials", "joined_credentials"]
+__all__ = ["Joined", "UserCredentials"]
 
 
 class UserCredentials:
@@ -92,18 +95,39 @@ class UserCredentials:
         return ConfiguredCredentials(raw or {}, file)
 
 
-def joined_credentials(settings: Settings, private: Private, *, patience: float = 0.0) -> UserCredentials:
-    """The same for a process of the server's own, which looks into the database when it must."""
+class Joined:
+    """What a process of the server's own reads from its database, which it joins when it must."""
 
-    @cache
-    def vault() -> SealedVault:
-        from casstore_server.db.location import join_state  # noqa: PLC0415  # heavy, and often not needed
+    def __init__(self, settings: Settings, private: Private, *, patience: float = 0.0) -> None:
+        """``patience``: for how many seconds a database that can't be reached is waited for."""
+        self._settings = settings
+        self._private = private
+        self._patience = patience
+        self.credentials = UserCredentials(settings.config_file, settings.user, cache(self._vault))
+
+    def config(self) -> Watched:
+        """The configuration, with the configs in the database."""
+        from casstore_server.configs.stored import StoredConfigs  # noqa: PLC0415  # heavy, and often not needed
+        from casstore_server.db.configs import ConfigRows  # noqa: PLC0415  # as above
+
+        @cache
+        def rows() -> ConfigRows | None:
+            database = self._database()
+            return None if database is None else ConfigRows(database, box_of(self._private, self._settings))
+
+        settings = self._settings
+        machine = this_machine(settings.state_dir)
+        return Watched(settings.config_file, settings.data_dir, machine, StoredConfigs(rows))
+
+    def _vault(self) -> SealedVault:
         from casstore_server.db.vault import SealedVault  # noqa: PLC0415  # as above
 
-        joined = cache(partial(join_state, settings, private.database))
-        return SealedVault(joined, box_of(private, settings), patience=patience)
+        return SealedVault(self._database, box_of(self._private, self._settings), patience=self._patience)
 
-    return UserCredentials(settings.config_file, settings.user, vault)
+    def _database(self) -> Database | None:
+        from casstore_server.db.location import join_state  # noqa: PLC0415  # as above
+
+        return join_state(self._settings, self._private.database)
 
 
 class _Storage:

@@ -35,6 +35,7 @@ from casstore_server.private import Private, handed, received
 
 if TYPE_CHECKING:
     from casstore.repo.store import Store
+    from casstore_server.config import Watched
     from casstore_server.stores import Stores
 
 __all__ = ["ServerMounts"]
@@ -66,9 +67,13 @@ class _Order(msgspec.Struct, frozen=True):
 class ServerMounts(VersionMounts):
     """The mounts of one process (but for ``clear``). Thread-safe."""
 
-    def __init__(self, settings: server_settings.Settings, private: Private | None = None) -> None:
+    def __init__(
+        self, settings: server_settings.Settings, private: Private | None = None, config: Watched | None = None
+    ) -> None:
+        """``config`` has the buckets; without it those that ``config.yaml`` declares are known."""
         self._settings = settings
         self._private = private or Private()
+        self._config = config
         folder = str(settings.state_dir / "inputs")
         self._registry = Registry(folder, folder)
         self._lock = threading.Lock()
@@ -202,7 +207,7 @@ class ServerMounts(VersionMounts):
         """``-P`` keeps the current folder out of the module path. Not of our session: Ctrl-C is for us alone."""
         command = [sys.executable, "-P", "-m", "casstore_server.mounts", msgspec.json.encode(order).decode()]
         try:
-            with handed(self._private) as secret:
+            with handed(self._with_bucket(order.mount.bucket)) as secret:
                 return subprocess.Popen(
                     [*command, str(writer), str(tie), str(secret)],
                     stdin=subprocess.DEVNULL,
@@ -214,6 +219,16 @@ class ServerMounts(VersionMounts):
                 )
         except OSError as error:
             raise StorageError(f"the process of a mount can't be started: {error.strerror}") from None
+
+    def _with_bucket(self, name: str) -> Private:
+        """What is secret, with a bucket of the database's, so that the process of the mount need not look there."""
+        config = None if self._config is None else self._config.last_good()
+        found = None if config is None else config.buckets.get(name)
+        if config is None or found is None or name in config.declared.buckets or not found.declared:
+            return self._private
+        credential = msgspec.to_builtins(found.credential)
+        body = {"dataset_path": found.url, "mode": found.mode, "default_credential": credential}
+        return msgspec.structs.replace(self._private, buckets={name: body})
 
     def _take_away(self, where: str) -> bool:
         """Unmount what is there of ours; whether it could be used."""
@@ -331,7 +346,8 @@ def _tie(descriptor: int) -> bool:
 def _stores(order: _Order, private: Private) -> Stores:
     from casstore_orchestrator.pools import this_machine  # noqa: PLC0415 - the server needs them no second time
     from casstore_server.config import Watched  # noqa: PLC0415
-    from casstore_server.credentials import joined_credentials  # noqa: PLC0415
+    from casstore_server.configs.effect import Stored  # noqa: PLC0415
+    from casstore_server.credentials import Joined  # noqa: PLC0415
     from casstore_server.stores import Stores  # noqa: PLC0415
 
     settings = server_settings.Settings(
@@ -342,8 +358,10 @@ def _stores(order: _Order, private: Private) -> Stores:
         cache_dir=Path(order.cache_dir),
         user=order.user,
     )
-    config = Watched(settings.config_file, settings.data_dir, this_machine(settings.state_dir))
-    return Stores(config, settings, joined_credentials(settings, private).storage(order.user))
+    given = Stored(("given",), {"DATASET": {"buckets": private.buckets}} if private.buckets else {}, {})
+    machine = this_machine(settings.state_dir)
+    config = Watched(settings.config_file, settings.data_dir, machine, lambda: given)
+    return Stores(config, settings, Joined(settings, private).credentials.storage(order.user))
 
 
 if __name__ == "__main__":

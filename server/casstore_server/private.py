@@ -11,6 +11,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -25,12 +26,14 @@ _MAX_BYTES = 1 << 16
 
 class Private(msgspec.Struct, frozen=True, kw_only=True):
     """``database`` is the URL of a PostgreSQL, empty for the SQLite file; the key is the first of ``keys``, or in
-    ``key_file`` where there are none.
+    ``key_file`` where there are none. ``buckets`` are for a process that has no other use for the database: those of
+    its configs that it needs, with their credentials.
     """
 
     database: str = ""
     keys: tuple[str, ...] = ()
     key_file: str = ""
+    buckets: dict[str, dict[str, Any]] = {}
 
     def __repr__(self) -> str:
         return "Private()"

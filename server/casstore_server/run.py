@@ -35,8 +35,11 @@ from casstore_server.agent import local_agents
 from casstore_server.api.app import create_app
 from casstore_server.api.connection import CheckedProtocol, CheckedWebSocket
 from casstore_server.config import Watched
+from casstore_server.configs.stored import StoredConfigs
 from casstore_server.credentials import UserCredentials
+from casstore_server.db.configs import ConfigRows
 from casstore_server.db.location import open_state
+from casstore_server.db.sessions import SessionRows
 from casstore_server.db.store import Database
 from casstore_server.db.vault import SealedVault
 from casstore_server.executor import LocalExecutor
@@ -46,8 +49,10 @@ from casstore_server.metrics import Metrics, available
 from casstore_server.observing import Observers, RequestLog
 from casstore_server.private import Private
 from casstore_server.secrets import SecretBox
-from casstore_server.services.context import Services
+from casstore_server.services.configs import seed
+from casstore_server.services.context import Configs, Services
 from casstore_server.services.jobs import Jobs
+from casstore_server.services.sessions import Sessions
 from casstore_server.settings import Settings
 from casstore_server.stores import Stores
 from casstore_server.supervision import notify
@@ -192,7 +197,10 @@ def _parts(
 ) -> Iterator[Services]:
     """Everything below the routes, started; stopped at the end."""
     settings.workflows.mkdir(mode=0o700, exist_ok=True)
-    watched = Watched(settings.config_file, settings.data_dir, this_machine(settings.state_dir))
+    rows = ConfigRows(database, box)
+    seed(rows, settings.user)
+    stored = StoredConfigs(lambda: rows)
+    watched = Watched(settings.config_file, settings.data_dir, this_machine(settings.state_dir), stored)
     vault = SealedVault(lambda: database, box)
     take_up(settings.config_file.parent, vault)
     credentials = UserCredentials(settings.config_file, settings.user, lambda: vault)
@@ -234,8 +242,11 @@ def _parts(
             jobs=jobs,
             credentials=credentials,
             box=box,
+            configs=Configs(rows, stored),
+            sessions=Sessions(SessionRows(database, box), shared=database.shared),
             urls=urls,
             config=watched,
+            roles=watched.roles,
             isolation=executor.describe(),
             started=time.time(),
             agents=agents,
@@ -265,6 +276,9 @@ def _unix_socket(path: Path) -> socket.socket:
 def _loopback_socket(host: str, port: int) -> socket.socket:
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # asyncio sets it on sockets that name their protocol, which accepted ones don't: a reply in two parts would wait
+    # for the client's kernel, 40 ms. Connections have it from the listener.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     try:
         listener.bind((host, port))
     except (OSError, OverflowError) as exc:

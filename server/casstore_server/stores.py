@@ -13,6 +13,7 @@ from casstore.backend.registry import open_backend
 from casstore.dataset import Bucket
 from casstore.errors import NotFoundError
 from casstore.remote.credentials import CredentialSource, StorageCredential
+from casstore.remote.urls import parse_url
 from casstore.repo.references import References
 from casstore.repo.store import Store
 from casstore_server.config import DEFAULT_BUCKET, BucketConfig, Watched
@@ -26,10 +27,10 @@ class Stores:
 
     def __init__(self, config: Watched, settings: Settings, credentials: CredentialSource | None = None) -> None:
         self._config = config
-        self._credentials = credentials
+        self._credentials: CredentialSource = _OfBuckets(config, credentials)
         self._settings = settings
         self._lock = threading.Lock()
-        self._stores: dict[str, Store] = {}
+        self._stores: dict[tuple[str, StorageCredential | None], Store] = {}
 
     def open(self, name: str | None, user: str) -> Bucket:
         """The bucket ``name`` (the default one when None) for ``user``. Raises ``NotFoundError``."""
@@ -52,13 +53,19 @@ class Stores:
         return declared is not None and declared.writable
 
     @property
-    def credentials(self) -> CredentialSource | None:
-        """What the stores are opened with; None for the identity of the machine."""
+    def credentials(self) -> CredentialSource:
+        """What the stores are opened with."""
         return self._credentials
 
     def credential(self, profile: str) -> StorageCredential | None:
         """What they are opened with at this profile."""
-        return self._credentials.find(profile) if self._credentials is not None else None
+        return self._credentials.find(profile)
+
+    def prepare(self, bucket: BucketConfig) -> None:
+        """See that a bucket which is about to be declared can be opened, and make the store in it if there is none."""
+        credentials = _One(bucket.credential) if bucket.credential is not None else self._credentials
+        backend = open_backend(bucket.url, create=bucket.writable, credentials=credentials)
+        Store.open(backend, create=bucket.writable).close()
 
     def close(self) -> None:
         """Close every store."""
@@ -69,15 +76,42 @@ class Stores:
 
     def _store(self, bucket: BucketConfig, allowed: tuple[str, ...]) -> Store:
         with self._lock:
-            found = self._stores.get(bucket.url)
+            key = (bucket.url, bucket.credential)
+            found = self._stores.get(key)
             if found is None:
                 create = bucket.name == DEFAULT_BUCKET and not bucket.declared
                 if create:
                     self._settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
                 backend = open_backend(bucket.url, create=create, credentials=self._credentials)
                 found = Store.open(backend, create=create, references=References(self._credentials, allowed))
-                self._stores[bucket.url] = found
+                self._stores[key] = found
             return found
+
+
+class _One:
+    """Implements ``CredentialSource`` with a single credential."""
+
+    def __init__(self, credential: StorageCredential) -> None:
+        self._credential = credential
+
+    def find(self, _: str) -> StorageCredential | None:
+        """See ``CredentialSource``."""
+        return self._credential
+
+
+class _OfBuckets:
+    """Implements ``CredentialSource``: what a declared bucket comes with, else what the server's owner has."""
+
+    def __init__(self, config: Watched, others: CredentialSource | None) -> None:
+        self._config = config
+        self._others = others
+
+    def find(self, profile: str) -> StorageCredential | None:
+        """See ``CredentialSource``."""
+        for bucket in self._config.last_good().buckets.values():
+            if bucket.credential is not None and parse_url(bucket.url).profile == profile:
+                return bucket.credential
+        return None if self._others is None else self._others.find(profile)
 
 
 def local_folder(url: str) -> str | None:

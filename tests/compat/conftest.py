@@ -18,14 +18,19 @@ from casstore_orchestrator.testing import FakeData, FakeExecutor, ThreadAgents, 
 from casstore_orchestrator.urls import StorageUrls
 from casstore_server.api.app import create_app
 from casstore_server.config import Watched
+from casstore_server.configs.stored import StoredConfigs
 from casstore_server.credentials import UserCredentials
+from casstore_server.db.configs import ConfigRows
 from casstore_server.db.engine import open_database
+from casstore_server.db.sessions import SessionRows
 from casstore_server.db.store import Database
 from casstore_server.db.vault import SealedVault
 from casstore_server.run import answering
 from casstore_server.secrets import Key, SecretBox
-from casstore_server.services.context import Services
+from casstore_server.services.configs import seed
+from casstore_server.services.context import Configs, Services
 from casstore_server.services.jobs import Jobs
+from casstore_server.services.sessions import Sessions
 from casstore_server.settings import Settings
 from casstore_server.stores import Stores
 
@@ -100,10 +105,13 @@ def server(tmp_path: Path) -> Iterator[Server]:
     settings.workflows.mkdir()
     database = Database(open_database(settings.database))
     executor, data = FakeExecutor(), FakeData()
-    watched = Watched(config_file, settings.data_dir, this_machine())
+    box = SecretBox(lambda: [KEY])
+    rows = ConfigRows(database, box)
+    seed(rows, settings.user)
+    stored = StoredConfigs(lambda: rows)
+    watched = Watched(config_file, settings.data_dir, this_machine(), stored)
     machine = ThreadMachine.over(executor, data, settings.workflows, file_urls=True)
     scheduler = Scheduler(database, ThreadAgents(machine), watched.pools, LogStore(settings.workflows))
-    box = SecretBox(lambda: [KEY])
     vault = SealedVault(lambda: database, box)
     credentials = UserCredentials(config_file, settings.user, lambda: vault)
     jobs = Jobs()
@@ -119,6 +127,9 @@ def server(tmp_path: Path) -> Iterator[Server]:
         jobs=jobs,
         credentials=credentials,
         box=box,
+        configs=Configs(rows, stored),
+        roles=watched.roles,
+        sessions=Sessions(SessionRows(database, box)),
         urls=StorageUrls(credentials.storage),
         config=watched,
         isolation=executor.describe(),

@@ -14,7 +14,7 @@ from sqlalchemy import select, update
 from casstore.errors import AccessError, IntegrityError, NotFoundError, TransientError, UsageError
 from casstore.vault import Vault
 from casstore.wire.credentials import DATA, GENERIC, Credential
-from casstore_server.credentials import joined_credentials
+from casstore_server.credentials import Joined
 from casstore_server.db import schema, sealed
 from casstore_server.db.engine import open_database, open_postgres
 from casstore_server.db.store import Database
@@ -264,7 +264,7 @@ def test_another_process_reads_them_with_what_it_was_handed(settings: Settings, 
     given = private(settings)
     box = open_box(given, settings, sqlite)
     SealedVault(lambda: sqlite, box).put("ada", "hub", SECRET)
-    there = joined_credentials(settings, given)
+    there = Joined(settings, given).credentials
     assert there.lookup("ada", "hub") == {"k": CANARY}
     replace_key_file(settings.own_key_file, [new_key(), *box.keys])
     sealed.reseal(sqlite, box)
@@ -272,14 +272,14 @@ def test_another_process_reads_them_with_what_it_was_handed(settings: Settings, 
 
 
 def test_where_there_is_no_database_nobody_has_credentials(settings: Settings) -> None:
-    there = joined_credentials(settings, private(settings))
+    there = Joined(settings, private(settings)).credentials
     assert there.lookup("ada", "hub") is None
     assert not settings.database.exists()
 
 
 def test_a_process_that_can_not_reach_the_database_says_so(settings: Settings) -> None:
     url = f"postgresql://ada:{CANARY}@127.0.0.1:1/none"
-    there = joined_credentials(settings, Private(database=url, keys=(new_key().line(),)), patience=0.01)
+    there = Joined(settings, Private(database=url, keys=(new_key().line(),)), patience=0.01).credentials
     with pytest.raises(TransientError, match="can't be reached") as caught:
         there.lookup("ada", "hub")
     assert CANARY not in f"{caught.value} {caught.value.hint}"

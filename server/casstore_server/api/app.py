@@ -16,6 +16,7 @@ from casstore_server.api import (
     audit,
     auth,
     cluster,
+    configs,
     credentials,
     datasets,
     following,
@@ -46,6 +47,7 @@ def assemble() -> FastAPI:
     app.include_router(audit.router)
     app.include_router(cluster.router)
     app.include_router(credentials.router)
+    app.include_router(configs.router)
     app.include_router(datasets.router)
     app.include_router(following.router)
     app.include_router(login.router)

@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 router = APIRouter()
 Key = Annotated[str, Path(pattern=r"^[A-Za-z0-9-]{1,128}$")]
-Patience = Annotated[float, Query(alias="timeout")]
+Patience = Annotated[float, Query(alias="timeout", allow_inf_nan=False)]
 Command = Annotated[str, Query(max_length=40_000)]
 
 
@@ -113,7 +113,7 @@ async def exec_socket(ws: WebSocket, workflow_id: WorkflowId, key: Key) -> None:
     """A program's input and output."""
 
     async def work(services: Services) -> None:
-        session = services.sessions.take(key, "exec", workflow_id, _user(ws))
+        session = await asyncio.to_thread(services.sessions.take, key, "exec", workflow_id, _user(ws))
         await bridge.run_program(ws, services.agents, _known(session))
 
     await _serve(ws, work)
@@ -140,7 +140,7 @@ async def _forward(ws: WebSocket, services: Services, use: str, workflow_id: str
             return
         await bridge.stream(ws, services.agents, found)
         return
-    session = _known(sessions.take(key, use, workflow_id, user))
+    session = _known(await asyncio.to_thread(sessions.take, key, use, workflow_id, user))
     if session.request.attach == "udp":
         await bridge.datagrams(ws, services.agents, session)
     else:

@@ -31,6 +31,10 @@ __all__ = [
     "app",
     "app_version",
     "audit",
+    "config_head",
+    "config_revision",
+    "config_secret",
+    "config_tag",
     "counter",
     "credential",
     "event",
@@ -40,6 +44,7 @@ __all__ = [
     "news",
     "profile",
     "seal",
+    "session",
     "signing_key",
     "tag",
     "task",
@@ -47,7 +52,7 @@ __all__ = [
     "workflow",
 ]
 
-HEAD = "0007"
+HEAD = "0008"
 """The newest migration."""
 
 metadata = MetaData()
@@ -274,3 +279,57 @@ seal = Table(
 """One row, 1, sealed as everything is: it shows at a start whether the key is the right one. It is locked while secrets
 are sealed anew.
 """
+
+session = Table(
+    "session",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("kind", String(8), nullable=False),
+    Column("sealed", LargeBinary, nullable=False),
+    Column("until", Float, nullable=False),
+    Index("session_by_time", "until"),
+)
+"""Keys of interactive connections, by their digests. They are good for minutes and are never sealed anew."""
+
+config_head = Table(
+    "config_head",
+    metadata,
+    Column("type", String(32), primary_key=True),
+    Column("revision", Integer, nullable=False),
+)
+"""The newest revision of each type of config; its row is locked by whoever makes another."""
+
+config_revision = Table(
+    "config_revision",
+    metadata,
+    Column("type", String(32), primary_key=True),
+    Column("revision", Integer, primary_key=True, autoincrement=False),
+    Column("name", String(255), nullable=False),
+    Column("author", String(255), nullable=False),
+    Column("created", Float, nullable=False),
+    Column("description", Text, nullable=False),
+    Column("data", Text, nullable=False),
+    Column("deleted", Float),
+    Column("deleted_by", String(255)),
+    Index("config_revision_by_time", "created"),
+)
+"""All configs of a type as they were from then on, as JSON; ``name`` is the one that was changed, empty for all.
+Secrets are not in it: it has their ids.
+"""
+
+config_tag = Table(
+    "config_tag",
+    metadata,
+    Column("type", String(32), primary_key=True),
+    Column("revision", Integer, primary_key=True, autoincrement=False),
+    Column("tag", String(255), primary_key=True),
+)
+
+config_secret = Table(
+    "config_secret",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("sealed", LargeBinary, nullable=False),
+    Column("created", Float, nullable=False),
+)
+"""Secrets in configs, of all revisions."""

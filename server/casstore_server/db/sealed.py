@@ -19,7 +19,7 @@ from casstore_server.secrets import SecretBox, key_of
 
 __all__ = ["Resealed", "check", "context_of", "discard", "hold", "is_sealed", "reseal"]
 
-_TABLES: Final = (schema.credential, schema.signing_key)
+_TABLES: Final = (schema.credential, schema.config_secret, schema.signing_key)
 _ROW: Final = 1
 _TEXT: Final = b"casstore"
 

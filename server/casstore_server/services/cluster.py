@@ -221,7 +221,12 @@ def backends(services: Services, caller: Caller) -> BackendsReply:
     """Where workflows run: here."""
     names = sorted({pool.backend for pool in _chosen(services, caller, ()).values()})
     described = f"processes on this machine ({services.isolation.mode})"
-    return BackendsReply(backends=[BackendReply(name=name, description=described) for name in names])
+    said = services.config.current().backends
+    return BackendsReply(
+        backends=[
+            BackendReply(name=name, description=said.get(name, {}).get("description") or described) for name in names
+        ]
+    )
 
 
 def users(services: Services, caller: Caller) -> list[str]:

@@ -18,7 +18,9 @@ from casstore_orchestrator.ports import DataStore, Isolation, RunKey, UrlStore
 from casstore_orchestrator.reasons import Why
 from casstore_orchestrator.records import WorkflowRecord
 from casstore_server.config import Watched
+from casstore_server.configs.stored import StoredConfigs
 from casstore_server.credentials import UserCredentials
+from casstore_server.db.configs import ConfigRows
 from casstore_server.db.store import Database
 from casstore_server.identity.actions import Role
 from casstore_server.identity.caller import Caller, Links
@@ -65,6 +67,14 @@ class Attaching(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Configs:
+    """The configs in the database, and what this server knows of them."""
+
+    rows: ConfigRows
+    stored: StoredConfigs
+
+
+@dataclass(frozen=True, slots=True)
 class Services:
     """The parts of a running server. ``started`` in seconds since the epoch, ``storage`` has users' credentials."""
 
@@ -78,6 +88,8 @@ class Services:
     jobs: Jobs
     credentials: UserCredentials
     box: SecretBox
+    configs: Configs
+    sessions: Sessions
     urls: UrlStore
     config: Watched
     isolation: Isolation
@@ -85,7 +97,6 @@ class Services:
     agents: Attaching | None = None
     roles: Callable[[], Mapping[str, Role]] = dict
     """The roles that are declared besides those that are built in."""
-    sessions: Sessions = field(default_factory=Sessions)
     observers: Observers = field(default_factory=Observers)
     metrics: Metrics | None = None
     plane: Plane = field(default_factory=Plane)

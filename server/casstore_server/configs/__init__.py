@@ -1,0 +1,1 @@
+"""Configs that are kept in the database: what they may say, and what they do."""
