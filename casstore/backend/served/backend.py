@@ -63,8 +63,6 @@ from casstore.wire.v1 import (
 
 __all__ = ["ServedBackend"]
 
-MAX_READ = 1 << 30
-"""Bytes of one read, at most."""
 REFRESHES = 3
 """How often another address is asked for instead of one that does not work."""
 _DATA = re.compile(r"(?:packs/[0-9a-f]{2}|manifests/[0-9a-f]{2}|index)/[0-9a-f]{64}\Z", re.ASCII)
@@ -199,8 +197,6 @@ class ServedBackend:
     def read(self, key: str, offset: int, length: int) -> bytes:
         """See ``Backend.read``."""
         self._check(key)
-        if length > MAX_READ:
-            raise UsageError(f"{self.url}: {length} bytes are too many for one read")
         if not has_words(offset, length):
             size = self.stat(key).size
             if length == 0 and -size <= offset <= size:

@@ -42,7 +42,7 @@ _BASES = 4
 """Versions of a dataset that a new one is taken to share parts with."""
 _READABLE = (
     *(layout.PACKS, layout.INDEX, layout.MANIFESTS, layout.NAMES, layout.DATASETS),
-    *(layout.LEASES, layout.TRASH, layout.STORE),
+    *(layout.LEASES, layout.TRASH),
 )
 _T = TypeVar("_T", bound=msgspec.Struct)
 _HASH = re.compile(r"(?:packs/([0-9a-f]{2})/|manifests/([0-9a-f]{2})/|index/)([0-9a-f]{64})\Z", re.ASCII)
@@ -301,7 +301,7 @@ def readable(key: str) -> str:
 
 
 def _is_readable(key: str) -> bool:
-    return key.startswith(_READABLE)
+    return key == layout.STORE or key.startswith(_READABLE)
 
 
 def hash_in(key: str) -> bytes | None:
