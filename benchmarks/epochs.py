@@ -68,6 +68,15 @@ class Download(Folder):
         return self.server.environment
 
 
+class InMemory(Download):
+    """The same, into memory: nothing is written, and nothing is there afterwards."""
+
+    name = "plain download, to memory"
+
+    def command(self) -> list[str]:
+        return [*super().command(), "memory"]
+
+
 class RcloneCopy(Download):
     """``rclone copy`` as it comes."""
 
@@ -84,13 +93,18 @@ class RcloneCopy(Download):
         return rclone_environment(self.server)
 
 
-def fetch(endpoint: str, bucket: str, target: str) -> None:
-    """Download all objects below ``plain/``."""
+def fetch(endpoint: str, bucket: str, target: str, kept: str = "") -> None:
+    """Download all objects below ``plain/``: to files, or with "memory" to nowhere."""
     client = S3Server(endpoint).boto3()
     pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix="plain/")
     keys = [item["Key"] for page in pages for item in page.get("Contents", ())]
 
     def one(key: str) -> None:
+        if kept == "memory":
+            body = client.get_object(Bucket=bucket, Key=key)["Body"]
+            while body.read(1 << 20):
+                pass
+            return
         path = Path(target, key.removeprefix("plain/"))
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("wb") as out:
@@ -111,8 +125,8 @@ def mounted_epoch(who: Mounter, names: Path, number: int) -> Sample:
         return Sample(waited + found.wall, found.cpu, who.cpu(), waited + (found.first or 0.0))
 
 
-def streamed(name: str, folder: Path, rounds: int, scale: float, only: Sequence[str]) -> str:
-    """First epochs of a data set from moto's S3 server."""
+def streamed(name: str, folder: Path, rounds: int, scale: float, only: Sequence[str], *, gigabits: float = 0.0) -> str:
+    """First epochs of a data set from moto's S3 server, which sends as fast as it can, or ``gigabits`` a second."""
     work = folder / "stream"
     source = work / "source"
     generate.make(name, source, scale)
@@ -121,7 +135,7 @@ def streamed(name: str, folder: Path, rounds: int, scale: float, only: Sequence[
     for variable in [name for name in os.environ if name.startswith("AWS_")]:
         del os.environ[variable]  # of whoever runs this
     os.environ["MOTO_S3_DEFAULT_KEY_BUFFER_SIZE"] = str(1 << 30)  # what is larger goes to a file
-    with moto_s3_process() as server:
+    with moto_s3_process(gigabits * 1e9 / 8) as server:
         bucket = server.bucket()
         client = server.boto3()
         for one in names:
@@ -132,6 +146,7 @@ def streamed(name: str, folder: Path, rounds: int, scale: float, only: Sequence[
         mounters = results.chosen(
             [
                 Download(work / "download", bucket, server),
+                InMemory(work / "in-memory", bucket, server),
                 RcloneCopy(work / "rclone-copy", bucket, server),
                 ours,
                 WithoutCache(work / "plain", bucket, server, "--no-cache", home=work / "osmo"),
@@ -150,7 +165,8 @@ def streamed(name: str, folder: Path, rounds: int, scale: float, only: Sequence[
         for (_, who), samples in results.samples.items()
         if (times := [one.first for one in samples if one.first is not None])
     ]
-    head = f"### stream, {name}: {len(names):,} files, {size >> 20:,} MiB, {READERS} readers, {rounds} rounds"
+    line = f"a line of {gigabits:g} Gbit/s" if gigabits else "a server on the same machine"
+    head = f"### stream, {name}, {line}: {len(names):,} files, {size >> 20:,} MiB, {READERS} readers, {rounds} rounds"
     return "\n\n".join([head, results.table(), *firsts])
 
 

@@ -99,8 +99,10 @@ def large(folder: Path, rounds: int, scale: float, only: Sequence[str]) -> str:
     return f"### large: one file of {size >> 20:,} MiB, {rounds} rounds\n\n{results.table()}"
 
 
-def tree(name: str, folder: Path, rounds: int, scale: float, only: Sequence[str]) -> str:
-    """Find and read all files of a data set: by mounts without and with something in their caches, and again."""
+def tree(name: str, folder: Path, rounds: int, scale: float, only: Sequence[str], *, passthrough: bool = True) -> str:
+    """Find and read all files of a data set: by mounts without and with something in their caches, and again. Without
+    ``passthrough``: also where the kernel takes no files over.
+    """
     work = folder / name
     source, tar = work / "source", work / "tar" / "source.tar"
     generate.make(name, source, scale)
@@ -111,8 +113,9 @@ def tree(name: str, folder: Path, rounds: int, scale: float, only: Sequence[str]
     results = Results("local disk", only)
     ours = Osmo(work / "osmo")
     ours.prepare(source)
+    others = [] if passthrough else [WithoutPassthrough(work / "plain", home=work / "osmo")]
     mounters = results.chosen(
-        [Folder(source), ours, Rclone(work / "rclone", str(source)), Ratarmount(work / "ratarmount", tar)]
+        [Folder(source), ours, *others, Rclone(work / "rclone", str(source)), Ratarmount(work / "ratarmount", tar)]
     )
     for number in range(rounds):
         with ended(mounters):
@@ -126,6 +129,8 @@ def tree(name: str, folder: Path, rounds: int, scale: float, only: Sequence[str]
                     if "anew" in step:
                         anew(who)
                     results.do(step, who, read, who, "whole", str(who.path), str(work / "names"), READERS, str(number))
+    for one in others:
+        one.end()
     head = f"### {name}: {len(names):,} files, {size >> 20:,} MiB, {READERS} readers, {rounds} rounds"
     return f"{head}\n\n{results.table()}"
 
@@ -137,7 +142,10 @@ PARTS: dict[str, Part] = {
     "large": large,
     "small": partial(tree, "small"),
     "mixed": partial(tree, "mixed"),
+    "video": partial(tree, "video", passthrough=False),
     "stream": partial(epochs.streamed, "video"),
+    "stream-1g": partial(epochs.streamed, "video", gigabits=1.0),
+    "stream-2.5g": partial(epochs.streamed, "video", gigabits=2.5),
     "stream-mixed": partial(epochs.streamed, "mixed"),
     "loader": epochs.loaded,
 }

@@ -3,7 +3,7 @@
 Decided here and only here: how it is started and stopped, in this process or in one of its own. The latter is for
 measurements: a server shares no interpreter with the client that is measured.
 
-``python -m casstore.testing.servers.s3`` runs one until its standard input ends.
+``python -m casstore.testing.servers.s3 [RATE]`` runs one until its standard input ends; ``RATE`` is that of its line.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -113,9 +114,46 @@ class OneAtATime:
             return self._application(environ, start_response)
 
 
+class Line:
+    """Sends answers at ``rate`` bytes a second, those of all requests together, as a network between would."""
+
+    STEP = 64 << 10
+    """Bytes that leave at once."""
+    AHEAD = 0.02
+    """Seconds for which the line takes what it has not sent yet."""
+
+    def __init__(self, application: Any, rate: float) -> None:
+        self._application = application
+        self._rate = rate
+        self._lock = threading.Lock()
+        self._free = time.monotonic()
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterator[bytes]:
+        """Answer one request."""
+        answer = self._application(environ, start_response)
+        try:
+            for part in answer:
+                for at in range(0, len(part), self.STEP):
+                    piece = memoryview(part)[at : at + self.STEP]
+                    self._wait(len(piece))
+                    yield bytes(piece)
+        finally:
+            close = getattr(answer, "close", None)
+            if close is not None:
+                close()
+
+    def _wait(self, size: int) -> None:
+        with self._lock:
+            now = time.monotonic()
+            self._free = max(self._free, now) + size / self._rate
+            early = self._free - now - self.AHEAD
+        if early > 0:
+            time.sleep(early)
+
+
 @contextlib.contextmanager
-def moto_s3() -> Iterator[S3Server]:
-    """Run the server in threads of this process."""
+def moto_s3(rate: float = 0.0) -> Iterator[S3Server]:
+    """Run the server in threads of this process. ``rate``: bytes a second of all that it sends; 0: no limit."""
     # The address is given because the default listens to the whole network.
     from moto.moto_server.threaded_moto_server import ThreadedMotoServer  # noqa: PLC0415
 
@@ -125,7 +163,8 @@ def moto_s3() -> Iterator[S3Server]:
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     try:
-        server._server.app = OneAtATime(server._server.app)  # type: ignore[union-attr]  # noqa: SLF001 - no other way
+        application = OneAtATime(server._server.app)  # type: ignore[union-attr]  # noqa: SLF001 - no other way
+        server._server.app = Line(application, rate) if rate else application  # type: ignore[union-attr]  # noqa: SLF001
         host, port = server.get_host_and_port()
         yield S3Server(f"http://{host}:{port}")
     finally:
@@ -136,10 +175,10 @@ def moto_s3() -> Iterator[S3Server]:
 
 
 @contextlib.contextmanager
-def moto_s3_process() -> Iterator[S3Server]:
-    """Run the server in a process of its own, which ends with this one."""
+def moto_s3_process(rate: float = 0.0) -> Iterator[S3Server]:
+    """Run the server in a process of its own, which ends with this one. ``rate`` as above."""
     with subprocess.Popen(
-        [sys.executable, "-m", "casstore.testing.servers.s3"],
+        [sys.executable, "-m", "casstore.testing.servers.s3", str(rate)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -157,7 +196,7 @@ def moto_s3_process() -> Iterator[S3Server]:
 
 
 def _serve() -> None:
-    with moto_s3() as server:
+    with moto_s3(float(sys.argv[1]) if len(sys.argv) > 1 else 0.0) as server:
         sys.stdout.write(server.endpoint + "\n")
         sys.stdout.flush()
         sys.stdin.read()
