@@ -207,10 +207,7 @@ def handle_errors(app: FastAPI) -> None:
 async def _on_purpose(request: Request | WebSocket, exc: Exception) -> Response:
     if not isinstance(exc, CasstoreError):
         raise exc
-    answer = refusal(exc, workflow_id=request.path_params.get("workflow_id"))
-    if isinstance(request, WebSocket):
-        await request.send_denial_response(answer)
-    return answer
+    return refusal(exc, workflow_id=request.path_params.get("workflow_id"))
 
 
 def _answered(request: Request) -> list[str]:
