@@ -63,7 +63,11 @@ def delete_own_token(services: ServicesDep, caller: CallerDep, name: Name) -> Re
 
 
 @router.get("/api/auth/access_token/{name}/roles", **rule("token:Own", reply=AccessTokenRoles))
-@router.get("/api/auth/access_tokens/{name}/roles", operation_id="auth_own_token_roles_too", **rule("token:Own", reply=AccessTokenRoles))
+@router.get(
+    "/api/auth/access_tokens/{name}/roles",
+    operation_id="auth_own_token_roles_too",
+    **rule("token:Own", reply=AccessTokenRoles),
+)
 def own_token_roles(services: ServicesDep, caller: CallerDep, name: Name) -> Response:
     """The roles of a token of the caller's; OSMO's releases differ in the path."""
     return reply(tokens.roles(services, caller.user, name))

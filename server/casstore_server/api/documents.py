@@ -22,7 +22,7 @@ from casstore import __version__
 from casstore.wire.protocol import SERVICE_VERSION_HEADER, WARNING_HEADER, ErrorBody
 from casstore_server.api import describing
 from casstore_server.api.observe import REQUEST_ID
-from casstore_server.api.rules import Told, action_of, told_of
+from casstore_server.api.rules import STORAGE, Told, action_of, told_of
 from casstore_server.api.schemas import BINARY, Schemas, parts_of, prose
 
 __all__ = ["EVERYWHERE", "JSON", "document", "operation_id"]
@@ -143,9 +143,12 @@ def _responses(operation: _Operation, schemas: Schemas, *, asks: bool) -> Iterat
     statuses |= set() if action_of(operation.route) == "open" else _NAMED
     statuses |= {422} if asks else set()
     statuses |= {404} if "{" in operation.path else set()
+    statuses |= set(STORAGE) if "{bucket}" in operation.path else set()
     for status in sorted(statuses):
         kind = told.errors.get(status)
-        if kind is not None or status < 400:
+        if status == HTTPStatus.NOT_MODIFIED:
+            yield str(status), {"description": "It is what it was."}
+        elif kind is not None or status < 400:
             phrase = describing.ERRORS.get(status, HTTPStatus(status).phrase)
             yield str(status), _answer(phrase, told.reply if kind is None else kind, told.media, schemas)
         else:

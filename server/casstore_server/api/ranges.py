@@ -7,9 +7,15 @@ server send the whole, and so does this.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import NamedTuple
 
-__all__ = ["Span", "Unsatisfiable", "span_of"]
+from starlette.responses import Response
+
+from casstore.wire.protocol import ErrorBody
+from casstore_server.api.edge import reply
+
+__all__ = ["Span", "Unsatisfiable", "span_of", "unsatisfiable"]
 
 _RANGE = re.compile(r"bytes=\s*(\d{0,18})-(\d{0,18})\s*\Z", re.ASCII)
 
@@ -52,3 +58,12 @@ def span_of(asked: str | None, size: int) -> Span:
     if start >= size:
         raise Unsatisfiable
     return Span(start, last - start + 1, size, True)
+
+
+def unsatisfiable(size: int, headers: Mapping[str, str]) -> Response:
+    """The reply (416) to whoever asks for what is behind the end of ``size`` bytes."""
+    body = ErrorBody(message=f"There is nothing in this range: it has {size} bytes", error_code="USER", kind="usage")
+    found = reply(body, status=416)
+    found.headers.update({name: value for name, value in headers.items() if name.lower() != "content-type"})
+    found.headers["Content-Range"] = f"bytes */{size}"
+    return found

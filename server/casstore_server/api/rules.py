@@ -51,10 +51,10 @@ def rule(
 
     ``reply`` and ``body`` are the types of what is answered and sent: ``NoneType`` answers null, a body that may be
     left out is ``... | None``, bytes are sent as they are. ``media`` is how the answer is written, ``also`` has the
-    types of those that are written in other ways for whoever asks for them, ``errors`` are the
-    statuses that this route may answer with besides those that every route has: ``documents.EVERYWHERE``, 401 where it
-    takes a user, 404 where its path has names and 422 where it has parameters. A mapping gives each
-    the type of its reply, where that is not the body of an error.
+    types of those that are written in other ways for whoever asks for them. ``errors`` are the statuses that this route
+    may answer with besides those that every route has: ``documents.EVERYWHERE``, 401 where it takes a user, 404 where
+    its path has names, ``STORAGE`` where one is a bucket's, and 422 where it has parameters. A mapping gives each the
+    type of its reply, where that is not the body of an error.
     """
     others = errors if isinstance(errors, Mapping) else dict.fromkeys(errors)
     return {"dependencies": [Depends(_check(action, Told(reply, body, media, also, others)))]}

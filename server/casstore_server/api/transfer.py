@@ -6,6 +6,7 @@ Decided here and only here: paths, headers and statuses, and how much of a body 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import NoneType
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Path, Query, Request
@@ -30,7 +31,7 @@ from casstore.wire.v1 import (
 from casstore_server.api.authenticate import no_signature
 from casstore_server.api.deps import Body, CallerDep, ServicesDep, decode
 from casstore_server.api.edge import reply
-from casstore_server.api.ranges import Unsatisfiable, span_of
+from casstore_server.api.ranges import Unsatisfiable, span_of, unsatisfiable
 from casstore_server.api.rules import rule
 from casstore_server.services.context import Services
 from casstore_server.services.v1.transfer import Blob, condition_of, open_transfer
@@ -53,7 +54,7 @@ def about(services: ServicesDep, caller: CallerDep, bucket: BucketName) -> Respo
     return reply(open_transfer(services, caller, bucket).about())
 
 
-@router.get("/object/{key:path}", **rule("dataset:Read", media=_OCTETS, errors=(404,)))
+@router.get("/object/{key:path}", **rule("dataset:Read", reply=bytes, media=_OCTETS, errors=(404,)))
 def read_object(
     services: ServicesDep,
     caller: CallerDep,
@@ -66,7 +67,7 @@ def read_object(
     return Response(found.data, media_type=_OCTETS, headers={"ETag": etag_header(found.etag), **_SAFE})
 
 
-@router.put("/object/{key:path}", **rule("dataset:Read", reply=Written, errors=(404, 409)))
+@router.put("/object/{key:path}", **rule("dataset:Read", reply=Written, body=bytes, errors=(404, 409)))
 def write_object(
     services: ServicesDep,
     caller: CallerDep,
@@ -100,7 +101,7 @@ def list_objects(
     return reply(open_transfer(services, caller, bucket).listed(prefix, after, count))
 
 
-@router.post("/objects/delete", **rule("dataset:Read", body=DeleteBody, errors=(404,)))
+@router.post("/objects/delete", **rule("dataset:Read", reply=NoneType, body=DeleteBody, errors=(404,)))
 def delete_objects(services: ServicesDep, caller: CallerDep, bucket: BucketName, body: Body) -> Response:
     """Give up leases of one's own, and the head of a dataset that never came to be."""
     open_transfer(services, caller, bucket).objects.delete(decode(body, DeleteBody).keys)
@@ -119,7 +120,7 @@ def take_pack(services: ServicesDep, caller: CallerDep, bucket: BucketName, body
     return reply(open_transfer(services, caller, bucket).take_pack(decode(body, PackBody)))
 
 
-@router.post("/index", **rule("dataset:Write", body=IndexBody, errors=(404, 409)))
+@router.post("/index", **rule("dataset:Write", reply=NoneType, body=IndexBody, errors=(404, 409)))
 def publish(services: ServicesDep, caller: CallerDep, bucket: BucketName, body: Body) -> Response:
     """Make the chunks of packs known to everybody."""
     open_transfer(services, caller, bucket).publish(decode(body, IndexBody))
@@ -142,7 +143,7 @@ def _blob(request: Request, services: Services, bucket: str, key: str, what: str
         raise
 
 
-@router.get("/blob/{key:path}", **rule("open", media=_OCTETS, errors=(403, 404, 416)))
+@router.get("/blob/{key:path}", **rule("open", reply=bytes, media=_OCTETS, errors=(206, 403, 404, 416)))
 def read_blob(
     request: Request,
     services: ServicesDep,
@@ -159,7 +160,7 @@ def read_blob(
     try:
         span = span_of(range_, size)
     except Unsatisfiable:
-        return Response(status_code=416, headers={"Content-Range": f"bytes */{size}", **_SAFE})
+        return unsatisfiable(size, _SAFE)
 
     def pieces() -> Iterator[bytes]:
         for start in range(span.start, span.start + span.length, PIECE):
@@ -172,7 +173,7 @@ def read_blob(
     return StreamingResponse(pieces(), status_code=status, media_type=_OCTETS, headers=headers)
 
 
-@router.put("/blob/{key:path}", **rule("open", reply=Written, errors=(403, 409)))
+@router.put("/blob/{key:path}", **rule("open", reply=Written, body=bytes, errors=(403, 409)))
 async def write_blob(
     request: Request,
     services: ServicesDep,

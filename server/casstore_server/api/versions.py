@@ -24,10 +24,10 @@ from casstore.wire.v1 import (
 )
 from casstore_server.api.deps import Body, CallerDep, ServicesDep, decode
 from casstore_server.api.edge import reply
-from casstore_server.api.ranges import Span, Unsatisfiable, span_of
+from casstore_server.api.ranges import Span, Unsatisfiable, span_of, unsatisfiable
 from casstore_server.api.rules import rule
 from casstore_server.services.v1 import garbage, versions
-from casstore_server.services.v1.content import OCTETS, Content, content_of, pieces
+from casstore_server.services.v1.content import Content, content_of, pieces
 
 __all__ = ["router"]
 
@@ -97,7 +97,10 @@ def files(  # FastAPI passes parameters by name
     return reply(found)
 
 
-@router.get("/dataset/{name}/version/{tag}/file/{path:path}", **rule("dataset:Read", media=OCTETS, errors=(404, 416)))
+@router.get(
+    "/dataset/{name}/version/{tag}/file/{path:path}",
+    **rule("dataset:Read", reply=bytes, media="*/*", errors=(206, 304, 404, 416)),
+)
 def read_file(  # FastAPI passes parameters by name
     services: ServicesDep,
     caller: CallerDep,
@@ -119,7 +122,7 @@ def read_file(  # FastAPI passes parameters by name
         return Response(status_code=304, headers=headers)
     found = _span(content, range_, if_range)
     if found is None:
-        return Response(status_code=416, headers={**headers, "Content-Range": f"bytes */{content.entry.size}"})
+        return unsatisfiable(content.entry.size, headers)
     status = 206 if found.partial else 200
     body = pieces(opened, content.entry, found.start, found.length)
     first = next(body, b"")  # what is wrong with it is better said before anything is
@@ -131,7 +134,10 @@ def read_file(  # FastAPI passes parameters by name
     return StreamingResponse(rest(), status_code=status, media_type=None, headers={**headers, **found.headers()})
 
 
-@router.head("/dataset/{name}/version/{tag}/file/{path:path}", **rule("dataset:Read", media=OCTETS, errors=(404, 416)))
+@router.head(
+    "/dataset/{name}/version/{tag}/file/{path:path}",
+    **rule("dataset:Read", reply=bytes, media="*/*", errors=(206, 404, 416)),
+)
 def head_file(  # FastAPI passes parameters by name
     services: ServicesDep,
     caller: CallerDep,
@@ -150,7 +156,7 @@ def head_file(  # FastAPI passes parameters by name
     headers = _headers(content, tag, download=download)
     found = _span(content, range_, if_range)
     if found is None:
-        return Response(status_code=416, headers={**headers, "Content-Range": f"bytes */{content.entry.size}"})
+        return unsatisfiable(content.entry.size, headers)
     return Response(status_code=206 if found.partial else 200, headers={**headers, **found.headers()})
 
 
