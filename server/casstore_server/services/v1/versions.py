@@ -83,7 +83,7 @@ def path_of(text: str, raw: str) -> bytes:
     if not raw:
         return text.strip("/").encode("utf-8", "surrogateescape")[:MAX_PATH]
     try:
-        return base64.urlsafe_b64decode(raw.encode("ascii"))
+        return base64.b64decode(raw, altchars=b"-_", validate=True)
     except (binascii.Error, ValueError):
         raise UsageError("raw is not base64") from None
 
@@ -115,7 +115,7 @@ def files(
 
 def _after(cursor: str) -> bytes:
     try:
-        return base64.urlsafe_b64decode(cursor.encode("ascii"))
+        return base64.b64decode(cursor, altchars=b"-_", validate=True)
     except (binascii.Error, ValueError):
         raise UsageError("the cursor is none of ours") from None
 
