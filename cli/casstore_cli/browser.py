@@ -7,18 +7,20 @@ it must bring along (the ``state`` that only it was given), and the page that it
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import hmac
 import http.server
 import os
 import secrets
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 from casstore.errors import AccessError, CasstoreError, UsageError
-from casstore_cli import oauth, output, web
+from casstore_cli import oauth, web
 from casstore_cli.login import Tokens
 
 __all__ = ["by_browser"]
@@ -169,13 +171,17 @@ _HEADERS = {
 
 
 def _open(url: str) -> bool:
-    """Show ``url`` in a browser with windows, where there is one; a browser in this terminal would be in the way."""
+    """Show ``url`` in a browser with windows, where there may be one; one in this terminal would be in the way.
+
+    Some browsers end when their window is closed, and are waited for: not by us.
+    """
     if not any(os.environ.get(name) for name in ("BROWSER", "DISPLAY", "WAYLAND_DISPLAY")):
         return False
     import webbrowser
 
-    try:
-        return webbrowser.open(url)
-    except (webbrowser.Error, OSError):
-        output.warn("The browser can't be started")
-        return False
+    def show() -> None:
+        with contextlib.suppress(webbrowser.Error, OSError):
+            webbrowser.open(url)
+
+    threading.Thread(target=show, daemon=True).start()
+    return True

@@ -9,7 +9,42 @@ import { Provider } from "oidc-provider";
 const accounts = JSON.parse(process.env.ACCOUNTS || "{}");
 const seconds = Number(process.env.ID_TOKEN_SECONDS || 300);
 const cookies = randomBytes(16).toString("hex");
+const rows = new Map();
 let provider;
+
+// What the provider remembers, which outlives a change of its keys.
+class Memory {
+  constructor(model) {
+    this.model = model;
+  }
+  static scan(test) {
+    return [...rows].find(([, row]) => test(row))?.[1];
+  }
+  key(id) {
+    return `${this.model}:${id}`;
+  }
+  async upsert(id, payload) {
+    rows.set(this.key(id), payload);
+  }
+  async find(id) {
+    return rows.get(this.key(id));
+  }
+  async findByUid(uid) {
+    return Memory.scan((row) => row.kind === this.model && row.uid === uid);
+  }
+  async findByUserCode(code) {
+    return Memory.scan((row) => row.kind === this.model && row.userCode === code);
+  }
+  async consume(id) {
+    rows.get(this.key(id)).consumed = Math.floor(Date.now() / 1000);
+  }
+  async destroy(id) {
+    rows.delete(this.key(id));
+  }
+  async revokeByGrantId(grant) {
+    for (const [key, row] of rows) if (row.grantId === grant) rows.delete(key);
+  }
+}
 
 function newKey() {
   const { privateKey } = generateKeyPairSync("rsa", { modulusLength: 2048 });
@@ -18,6 +53,7 @@ function newKey() {
 
 function build(issuer, keys) {
   const made = new Provider(issuer, {
+    adapter: Memory,
     jwks: { keys },
     cookies: { keys: [cookies] },
     clients: [
