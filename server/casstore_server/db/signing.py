@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from sqlalchemy import Connection, delete, func, insert, select, update
 
+from casstore_server.db import sealed
 from casstore_server.db.schema import signing_key
 from casstore_server.db.store import Database
 
@@ -55,6 +56,7 @@ class SigningKeys:
         with self._database.writing() as connection:
             if connection.dialect.name == "postgresql":
                 connection.execute(select(func.pg_advisory_xact_lock(_MAKING)))
+            sealed.hold(connection)
             if due(_all(connection)):
                 connection.execute(update(table).where(table.c.retired.is_(None)).values(retired=created))
                 connection.execute(insert(table).values(kid=kid, sealed=seal(), created=created))

@@ -27,6 +27,7 @@ ROTATE_SECONDS: Final = 90 * 24 * 3600.0
 KEEP_SECONDS: Final = 24 * 3600.0
 """How long a retired key is accepted: longer than any token is good."""
 _FRESH: Final = 60.0
+_LOOK_EVERY: Final = 1.0
 _CONTEXT: Final = "signing_key"
 
 
@@ -46,6 +47,7 @@ class Keys:
         self._clock = clock
         self._lock = threading.Lock()
         self._read_at = float("-inf")
+        self._looked_at = float("-inf")
         self._open: dict[str, Key] = {}
         self._signing: str | None = None
 
@@ -61,7 +63,8 @@ class Keys:
         """The key of this id, if what it signed is to be accepted."""
         with self._lock:
             self._refresh(make=False)
-            if kid not in self._open and self._clock() - self._read_at > 1:
+            if kid not in self._open and abs(self._clock() - self._looked_at) > _LOOK_EVERY:
+                self._looked_at = self._clock()
                 self._refresh(make=False, now=True)
             return self._open.get(kid)
 
