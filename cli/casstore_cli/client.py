@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import http.client
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -84,7 +84,7 @@ class Stream(NamedTuple):
     read, as in ``casstore.wire.following``.
     """
 
-    pieces: Iterator[bytes]
+    pieces: Generator[bytes, None, None]
     marked: bool
 
 
@@ -283,7 +283,7 @@ def quoted(part: str) -> str:
     return quote(part, safe="")
 
 
-def _pieces(connection: http.client.HTTPConnection, response: http.client.HTTPResponse) -> Iterator[bytes]:
+def _pieces(connection: http.client.HTTPConnection, response: http.client.HTTPResponse) -> Generator[bytes, None, None]:
     try:
         while piece := response.read1(_PIECE_BYTES):
             yield piece

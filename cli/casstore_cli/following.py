@@ -7,7 +7,8 @@ server that tells no places (OSMO's own) can't go on: with it the text ends wher
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import contextlib
+from collections.abc import Generator, Mapping
 from typing import Literal
 
 from casstore.wire.following import Marked, Resume
@@ -19,7 +20,9 @@ __all__ = ["Kind", "follow"]
 Kind = Literal["logs", "error_logs", "events"]
 
 
-def follow(client: Client, workflow_id: str, kind: Kind, query: Mapping[str, Value] | None = None) -> Iterator[bytes]:
+def follow(
+    client: Client, workflow_id: str, kind: Kind, query: Mapping[str, Value] | None = None
+) -> Generator[bytes, None, None]:
     """Pieces of the text as they come, until the workflow ends. The first request is made at once.
 
     ``ServiceError`` when the server goes away for good.
@@ -29,7 +32,7 @@ def follow(client: Client, workflow_id: str, kind: Kind, query: Mapping[str, Val
     return _rest(client, first, path, query or {}) if first.marked else first.pieces
 
 
-def _rest(client: Client, stream: Stream, path: str, query: Mapping[str, Value]) -> Iterator[bytes]:
+def _rest(client: Client, stream: Stream, path: str, query: Mapping[str, Value]) -> Generator[bytes, None, None]:
     marked = Marked()
     _, workflow_id, kind = path.split("/")
     command = f"{'events' if kind == 'events' else 'logs'} {workflow_id}"
@@ -42,9 +45,10 @@ def _rest(client: Client, stream: Stream, path: str, query: Mapping[str, Value])
 
     while True:
         try:
-            for piece in stream.pieces:
-                if text := marked.feed(piece):
-                    yield text
+            with contextlib.closing(stream.pieces) as pieces:
+                for piece in pieces:
+                    if text := marked.feed(piece):
+                        yield text
         except ConnectionLostError:
             marked.cut()
         else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +145,7 @@ class Server(Client):
             raise reply[0]
         return Stream(self._pieces(reply), marked=reply[0] != b"unmarked\n")
 
-    def _pieces(self, reply: list[Any]) -> Iterator[bytes]:
+    def _pieces(self, reply: list[Any]) -> Generator[bytes, None, None]:
         for piece in reply:
             if isinstance(piece, Exception):
                 raise piece

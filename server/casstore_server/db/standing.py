@@ -6,6 +6,7 @@ how old an answer may be. A workflow that was over stays over, so that only a la
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -39,22 +40,31 @@ class Standings:
 
     def __init__(self, reading: Callable[[], AbstractContextManager[Connection]]) -> None:
         self._reading = reading
-        self._lock = threading.Lock()
+        self._looking = threading.Lock()
         self._asked: dict[str, float] = {}
         self._found: dict[str, Standing] = {}
-        self._looked = -FRESH_S
+        self._looked = -math.inf
 
     def of(self, workflow_id: str) -> Standing:
         """Where the workflow with this id stands; one that is not there has ended."""
-        with self._lock:
+        known = self._found.get(workflow_id)
+        if known is not None and time.monotonic() - self._looked < FRESH_S:
+            self._asked[workflow_id] = time.monotonic()
+            return known
+        # Whoever comes while somebody looks takes what was there before, as if it had come a little earlier.
+        if not self._looking.acquire(blocking=known is None):
+            return known  # type: ignore[return-value]  # it was there
+        try:
             now = time.monotonic()
             self._asked[workflow_id] = now
             if workflow_id not in self._found or now - self._looked >= FRESH_S:
                 self._look(now)
             return self._found[workflow_id]
+        finally:
+            self._looking.release()
 
     def _look(self, now: float) -> None:
-        self._asked = {name: at for name, at in self._asked.items() if now - at < _KEPT_S}
+        self._asked = {name: at for name, at in list(self._asked.items()) if now - at < _KEPT_S}
         table = schema.workflow
         wanted = select(table.c.id, table.c.status, table.c.live).where(table.c.id.in_(list(self._asked)))
         with self._reading() as connection:
