@@ -14,8 +14,8 @@ from casstore.errors import CasstoreError
 from casstore.wire.racing import first_of
 from casstore.wire.router import RouterReply
 from casstore_cli import console, login
-from casstore_cli.client import Client, quoted
-from casstore_cli.commands.workflow.sync import COMPLAINT_FD
+from casstore_cli.client import Client, ConnectionLostError, quoted
+from casstore_cli.commands.workflow.sync import COMPLAINT_FD, LOST
 from casstore_cli.sockets import ConnectionClosed, failure
 from casstore_cli.tunnel import Control
 
@@ -64,14 +64,22 @@ def main() -> int:
     _, workflow_id, task = sys.argv
     try:
         said = asyncio.run(connect(login.connect(), workflow_id, task))
+    except ConnectionLostError:
+        _tell(LOST)
+        return 1
     except CasstoreError as error:
         sys.stderr.write(f"{error.message}\n" + (f"Hint: {error.hint}\n" if error.hint else ""))
         return error.exit_code
     except (BrokenPipeError, KeyboardInterrupt):
         return 1
-    if said and (fd := os.environ.get(COMPLAINT_FD, "")).isdigit():
-        os.write(int(fd), said.encode())
+    if said:
+        _tell(said.replace("\0", ""))
     return 0
+
+
+def _tell(text: str) -> None:
+    if (fd := os.environ.get(COMPLAINT_FD, "")).isdigit():
+        os.write(int(fd), text.encode())
 
 
 if __name__ == "__main__":

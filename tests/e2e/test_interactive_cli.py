@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import pty
+import random
 import select
 import shutil
 import signal
@@ -398,17 +399,24 @@ def test_a_restart_of_the_server_is_told_and_overcome(short_path: Path) -> None:
             terminal = Terminal(home, "workflow", "exec", flow, "one", "--entry", "sh -c 'echo up; sleep 1000'")
             terminal.until(b"up")
             assert echo(ports[0], b"before") == b"before end of 9000"
+            (home.work / "big").write_bytes(random.Random(1).randbytes(3 << 20))
+            limit = ("--upload-rate-limit", "1000000")
+            upload = home.start("workflow", "rsync", "upload", flow, "one", "big:/osmo/run/workspace", *limit)
+            eventually(lambda: ".big." in home.exec(flow, "ls -A")[0], "a part of the file is there")
             home.stop_server()
             said = running.communicate(timeout=PATIENCE)[1].decode()
-            assert running.returncode == 1
+            assert running.returncode == 255
             assert "connection to the server was lost" in said
             assert "Run the command again" in said
-            assert terminal.end() == 1
+            assert terminal.end() == 255
             home.osmo("server", "start")
             assert process.stderr is not None
             assert b"was lost; connecting again" in process.stderr.readline()
             assert b"The server is back" in eventually_line(process)
             assert echo(ports[0], b"after") == b"after end of 9000"
+            said = upload.communicate(timeout=PATIENCE)[1].decode()
+            assert (upload.returncode, "The server is back." in said) == (0, True), said
+            assert home.exec(flow, "sh -c 'wc -c < big; ls -A'")[0].split()[0] == str(3 << 20)
             assert home.query(flow)["status"] == "RUNNING"
     finally:
         home.osmo("workflow", "cancel", flow)

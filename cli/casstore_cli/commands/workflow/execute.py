@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 RETRY_SECONDS = 10.0
 """How long --keep-alive waits before it connects again; OSMO's."""
 _SHELLS = ("bash", "sh", "zsh", "fish", "tcsh", "csh", "ksh")
-_LOST = 1
+_LOST = 255
+"""The exit code when the connection is lost: no program's own, as with ssh."""
 
 
 @click.command("exec")

@@ -23,9 +23,14 @@ from casstore.wire.workflow import TaskReply, WorkflowReply
 from casstore_cli import login, output
 from casstore_cli.client import Client, quoted
 from casstore_cli.commands.workflow import syncing
+from casstore_cli.patience import persistently
 
 COMPLAINT_FD = "CASSTORE_RSYNC_COMPLAINT_FD"
-"""Names the descriptor on which ``rsync_pipe`` passes on what the daemon in the task complained of."""
+"""Names the descriptor on which ``rsync_pipe`` passes on what the daemon in the task complained of, or ``LOST``."""
+LOST = "\0lost"
+"""The server went away."""
+_PARTIAL = ".rsync-partial"
+"""Where the beginning of a file is kept whose end did not come; rsync takes it away when the file is whole."""
 _WORKSPACE = ("osmo", "/osmo/run/workspace", True)
 _OPTIONS: list[Callable[[Any], Any]] = [
     click.option("--timeout", type=click.FloatRange(min=1), default=10, show_default=True, help="Seconds to connect."),
@@ -209,7 +214,7 @@ def _module(client: Client, path: str, *, write: bool) -> str:
 
 
 def _flags(options: dict[str, Any], *, quiet: bool) -> list[str]:
-    flags = ["-a"]
+    flags = ["-a", f"--partial-dir={_PARTIAL}"]
     if options.get("delete"):
         flags.append("--delete")
     if limit := options.get("upload_rate_limit"):
@@ -225,8 +230,23 @@ def _run(client: Client, workflow_id: str, task: str, words: list[str]) -> None:
     program = shutil.which("rsync")
     if program is None:
         raise UsageError("The program rsync is not installed on this machine", hint="Install the package 'rsync'.")
-    # What stands against it is told here, in our words and not in those of rsync's protocol.
-    client.post(f"api/workflow/{quoted(workflow_id)}/rsync/task/{quoted(task)}", RouterReply)
+
+    def check() -> RouterReply:
+        """What stands against it is told here, in our words and not in those of rsync's protocol."""
+        return client.post(f"api/workflow/{quoted(workflow_id)}/rsync/task/{quoted(task)}", RouterReply)
+
+    check()
+    while (done := _run_once([program, *words[:-2], "--", *words[-2:]], workflow_id, task)) is None:
+        persistently(client, check, hint="Run the command again: it goes on with what is missing.")
+    code, complaint = done
+    if complaint:  # rsync calls it a success when a source is missing in the task
+        raise ServiceError(f"rsync in the task: {complaint}")
+    if code:
+        raise ServiceError(f"rsync ended with exit code {code}", hint="What it said is above.")
+
+
+def _run_once(line: list[str], workflow_id: str, task: str) -> tuple[int, str] | None:
+    """The exit code, and what the daemon complained of; None when the server went away."""
     pipe = [sys.executable, "-P", "-m", "casstore_cli.rsync_pipe", workflow_id, task]
     environment = os.environ | {"RSYNC_CONNECT_PROG": shlex.join(pipe).replace("%", "%%"), "RSYNC_SHELL": "/bin/sh"}
     sys.stdout.flush()
@@ -234,7 +254,7 @@ def _run(client: Client, workflow_id: str, task: str, words: list[str]) -> None:
     with open(reading, "rb") as told:
         try:
             done = subprocess.run(
-                [program, *words[:-2], "--", *words[-2:]],
+                line,
                 env=environment | {COMPLAINT_FD: str(writing)},
                 pass_fds=[writing],
                 check=False,
@@ -242,10 +262,7 @@ def _run(client: Client, workflow_id: str, task: str, words: list[str]) -> None:
         finally:
             os.close(writing)
         complaint = told.read().decode("utf-8", "replace").strip()
-    if complaint:  # rsync calls it a success when a source is missing in the task
-        raise ServiceError(f"rsync in the task: {complaint}")
-    if done.returncode:
-        raise ServiceError(f"rsync ended with exit code {done.returncode}", hint="What it said is above.")
+    return None if complaint == LOST else (done.returncode, complaint)
 
 
 def _start_daemon(state: str, workflow_id: str, task: str, source: str, target: str, options: dict[str, Any]) -> None:
