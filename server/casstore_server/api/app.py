@@ -29,6 +29,7 @@ from casstore_server.api import (
 )
 from casstore_server.api.authenticate import Door, make_logins
 from casstore_server.api.edge import Edge, handle_errors
+from casstore_server.api.gate import Gate, Wanted
 from casstore_server.api.observe import Observed
 from casstore_server.api.rules import check_rules
 from casstore_server.api.webproxy import WebProxy
@@ -69,4 +70,10 @@ def create_app(services: Services) -> ASGIApp:
     app.state.sockets = asyncio.Semaphore(router.MAX_SOCKETS)
     door = Door(services.settings.identity, services.settings.host)
     trail = Trail(AuditLog(services.database), services.settings.identity.audit_days)
-    return Observed(WebProxy(audit.Audited(Edge(app, door), trail), services), services.observers)
+    gate = Gate(app, lambda: _clients(services))
+    return Observed(WebProxy(audit.Audited(Edge(gate, door), trail), services), services.observers)
+
+
+def _clients(services: Services) -> Wanted:
+    found = services.config.current().service.cli_config
+    return Wanted(found.min_supported_version or "", found.latest_version or "", found.client_install_url or "")

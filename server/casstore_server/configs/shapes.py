@@ -65,6 +65,8 @@ class BucketDoc(_Strict):
 
 
 class CliDoc(_Strict):
+    """Which clients are served, and how to get one: see ``api.gate``."""
+
     latest_version: Annotated[str, Meta(pattern=_VERSION)] | None = None
     min_supported_version: Annotated[str, Meta(pattern=_VERSION)] | None = None
     client_install_url: str | None = None
