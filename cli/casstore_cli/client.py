@@ -10,6 +10,7 @@ from __future__ import annotations
 import http.client
 import socket
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -31,7 +32,7 @@ from casstore.wire.protocol import (
 )
 from casstore_cli import web
 
-__all__ = ["BearerToken", "Client", "ConnectionLostError", "Stream", "Target", "quoted"]
+__all__ = ["BearerToken", "NotLetInError", "Client", "ConnectionLostError", "Stream", "Target", "quoted"]
 
 REPLY_TIMEOUT_S = 60.0
 """How long a reply that is not a stream may take."""
@@ -39,6 +40,9 @@ _SILENCE_S = 4 * QUIET_S
 """How long a server that promised to speak now and then may be silent."""
 _MAX_REPLY_BYTES = 256 * 2**20
 _PIECE_BYTES = 1 << 16
+
+_NOT_LET_IN = frozenset({http.HTTPStatus.UNAUTHORIZED, http.HTTPStatus.TOO_MANY_REQUESTS})
+_EXIT_LATER = 75
 
 _MAX_URL = 48_000
 """Servers refuse a request line of more than 64 KiB."""
@@ -49,6 +53,27 @@ _OWN_HINT = (
 
 Value = str | int | bool | None | Sequence[str]
 T = TypeVar("T")
+
+
+class NotLetInError(AccessError):
+    """The server does not know who asks (401), or they ask too often (429)."""
+
+    def __init__(self, message: str, *, hint: str | None = None, status: int) -> None:
+        super().__init__(message, hint=hint)
+        self._status = status
+
+    @property
+    def http_status(self) -> int:
+        """What the server said."""
+        return self._status
+
+    @property
+    def exit_code(self) -> int:
+        """75 for who asks too often, as OSMO's command has it: try again later."""
+        return _EXIT_LATER if self._status == http.HTTPStatus.TOO_MANY_REQUESTS else super().exit_code
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (partial(NotLetInError, hint=self.hint, status=self._status), (self.message,))
 
 
 class BearerToken(Protocol):
@@ -138,6 +163,10 @@ class Client:
     def delete(self, path: str, reply: type[T], query: Mapping[str, Value] | None = None) -> T:
         """The reply to a DELETE."""
         return _decode(self._exchange("DELETE", path, query, None), reply, path)
+
+    def change(self, method: str, path: str, body: Any) -> None:
+        """Send a body whose reply says nothing, by PUT, PATCH or whatever else the route takes."""
+        self._exchange(method, path, None, body)
 
     def stream(self, path: str, query: Mapping[str, Value] | None = None, body: Any = None) -> Stream:
         """A text that may go on for days: the reply to a GET, or with a body to a POST. The request is made at once."""
@@ -236,11 +265,13 @@ class Client:
                 hint="Log in to where it is: osmo login URL",
             )
         error = to_exception(status, problem)
-        if status != http.HTTPStatus.UNAUTHORIZED:
+        if status not in _NOT_LET_IN:
             return error
-        hint = error.hint or f"Log in again: osmo login {self.target.display}"
-        off = web.clock_off(response.getheader("Date"))
-        return AccessError(error.message, hint=f"{off} {hint}" if off and self.target.bearer else hint)
+        hint, off = error.hint, ""
+        if status == http.HTTPStatus.UNAUTHORIZED and self.target.bearer is not None:
+            hint = hint or f"Log in again: osmo login {self.target.display}"
+            off = web.clock_off(response.getheader("Date"))
+        return NotLetInError(error.message, hint=f"{off} {hint}" if off else hint, status=status)
 
     def _connection(self, timeout: float | None) -> http.client.HTTPConnection:
         if self.target.socket_path is not None:

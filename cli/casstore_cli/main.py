@@ -38,6 +38,7 @@ COMMANDS: Table = {
     "profile": ("casstore_cli.commands.session", "profile", "Show and change your defaults."),
     "token": ("casstore_cli.commands.token", "cli", "Make tokens that programs log in with."),
     "user": ("casstore_cli.commands.user", "cli", "Manage the users of a server, and their roles."),
+    "config": ("casstore_cli.commands.config", "cli", "Set pools, buckets, limits and roles of a server."),
     "doctor": ("casstore_cli.commands.session", "doctor", "Show what this machine gives to workflows."),
     "version": ("casstore_cli.commands.version", "command", "Print the version."),
     "completion": ("casstore_cli.completion", "command", "Print the completion script of a shell."),

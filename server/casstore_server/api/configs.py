@@ -6,6 +6,7 @@ Decided here and only here: paths and parameters (OSMO 6.2's), and which type ta
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from types import NoneType
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query
@@ -24,8 +25,9 @@ Kind = Annotated[str, Path(pattern=r"^[A-Za-z_]{1,32}$")]
 Name = Annotated[str, Path(min_length=1, max_length=64)]
 Number = Annotated[int, Path(ge=1, le=2**31 - 1)]
 Time = Annotated[str | None, Query(max_length=64)]
-_READ = {**rule("config:Read", reply=dict[str, Any], errors=[404])}
-_CHANGE = rule("config:Write", body=ConfigChange, errors=[400, 404, 409])
+_READ = rule("config:Read", reply=dict[str, Any] | list[Any], errors=[404])
+_CHANGE = rule("config:Write", reply=NoneType, body=ConfigChange, errors=[400, 404, 409])
+_REMOVE = rule("config:Write", reply=NoneType, body=ConfigChange | None, errors=[400, 404, 409])
 _PUT = frozenset({
     "BACKEND_TEST", "DATASET", "GROUP_TEMPLATE", "POD_TEMPLATE", "POOL", "RESOURCE_VALIDATION", "ROLE", "SERVICE",
     "WORKFLOW",
@@ -68,7 +70,9 @@ def history(
     return reply(configs.history(services, wanted))
 
 
-@router.post("/api/configs/history/rollback", **rule("config:Write", body=Rollback, errors=[400, 404, 409]))
+@router.post(
+    "/api/configs/history/rollback", **rule("config:Write", reply=NoneType, body=Rollback, errors=[400, 404, 409])
+)
 def rollback(services: ServicesDep, caller: CallerDep, body: Body) -> Response:
     """Make a revision that is as an old one was."""
     wanted = decode(body, Rollback)
@@ -77,7 +81,7 @@ def rollback(services: ServicesDep, caller: CallerDep, body: Body) -> Response:
 
 @router.post(
     "/api/configs/history/{kind}/revision/{revision}/tags",
-    **rule("config:Write", body=TagsChange, errors=[400, 404]),
+    **rule("config:Write", reply=NoneType, body=TagsChange, errors=[400, 404]),
 )
 def tags(services: ServicesDep, kind: Kind, revision: Number, body: Body) -> Response:
     """Change the tags of a revision."""
@@ -85,7 +89,9 @@ def tags(services: ServicesDep, kind: Kind, revision: Number, body: Body) -> Res
     return reply(None)
 
 
-@router.delete("/api/configs/history/{kind}/revision/{revision}", **rule("config:Write", errors=[404, 409]))
+@router.delete(
+    "/api/configs/history/{kind}/revision/{revision}", **rule("config:Write", reply=NoneType, errors=[404, 409])
+)
 def forget(services: ServicesDep, caller: CallerDep, kind: Kind, revision: Number) -> Response:
     """Take a revision out of the history."""
     configs.forget(services, caller, parse_type(kind), revision)
@@ -180,7 +186,7 @@ def post_one(services: ServicesDep, caller: CallerDep, kind: Kind, name: Name, b
     return _changed(services, caller, kind, name, body, frozenset({"BACKEND"}), configs.patch)
 
 
-@router.delete("/api/configs/{kind}/{name}", **_CHANGE)
+@router.delete("/api/configs/{kind}/{name}", **_REMOVE)
 def remove(services: ServicesDep, caller: CallerDep, kind: Kind, name: Name, body: Body) -> Response:
     """Take a config away."""
     kinds = _PUT - {"SERVICE", "WORKFLOW"} | {"BACKEND"}

@@ -44,9 +44,9 @@ def version() -> Response:
 
 
 @router.get("/api/plugins/configs", **rule("workflow:Read", reply=PluginsReply))
-def plugins() -> Response:
+def plugins(services: ServicesDep) -> Response:
     """Plugins: rsync."""
-    return reply(interactive.plugins())
+    return reply(interactive.plugins(services))
 
 
 @router.post(

@@ -147,7 +147,7 @@ def _named(where: str, names: Sequence[str], known: Mapping[str, Any], kind: str
     for name in names:
         if name not in known:
             raise UsageError(
-                f"{where}: there is no {kind} {name}", hint=f"There are: {', '.join(sorted(known)) or '-'}"
+                f"{where}: there is no {kind} {name}", hint=f"There are: {', '.join(sorted(known)) or 'none'}"
             )
 
 

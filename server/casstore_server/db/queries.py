@@ -207,6 +207,18 @@ def unfinished_counts(connection: Connection) -> dict[str, int]:
     return {status: int(count) for status, count in rows}
 
 
+def unfinished_of(connection: Connection, user: str) -> tuple[int, int]:
+    """How many workflows of a user are not finished, and how many tasks in them."""
+    table, task = schema.workflow, schema.task
+    names = [str(status) for status in WorkflowStatus if not status.finished]
+    own = (table.c.user == user, table.c.status.in_(names))
+    workflows = connection.execute(select(func.count()).select_from(table).where(*own)).scalar_one()
+    ended = [str(status) for status in TaskStatus if status.finished]
+    waiting = (task.c.status.not_in(ended), task.c.workflow_id.in_(select(table.c.id).where(*own)))
+    tasks = connection.execute(select(func.count()).select_from(task).where(*waiting)).scalar_one()
+    return int(workflows), int(tasks)
+
+
 def placed_tasks(connection: Connection) -> int:
     """How many tasks hold nodes."""
     query = select(func.count()).select_from(schema.task).where(schema.task.c.status.in_(_PLACED))

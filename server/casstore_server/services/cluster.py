@@ -210,7 +210,12 @@ def buckets(services: Services, caller: Caller, *, default_only: bool) -> Bucket
     if default not in there:
         default = config.default_bucket
     found = {
-        name: BucketReply(path=bucket.url, description=bucket.description, mode=bucket.mode)
+        name: BucketReply(
+            path=bucket.url,
+            description=bucket.description,
+            mode=bucket.mode,
+            default_cred=bucket.credential is not None,
+        )
         for name, bucket in there.items()
         if not default_only or name == default
     }

@@ -25,7 +25,6 @@ from casstore_server.services.sessions import Session, Use
 from casstore_server.services.workflows import check_task
 
 __all__ = [
-    "MAX_PORTS",
     "GoneError",
     "TooEarlyError",
     "forward",
@@ -36,7 +35,6 @@ __all__ = [
     "web",
 ]
 
-MAX_PORTS = 30
 _MAX_COMMAND = 32 * 1024
 
 
@@ -96,8 +94,9 @@ def forward(
     services: Services, caller: Caller, workflow_id: str, task: str, ports: Sequence[int], *, udp: bool
 ) -> list[RouterReply]:
     """Reach ports of a task, in their order."""
-    if not ports or len(ports) > MAX_PORTS:
-        raise UsageError(f"Between 1 and {MAX_PORTS} ports can be forwarded at a time, not {len(ports)}")
+    most = services.config.current().workflow.max_num_ports_per_task
+    if not ports or len(ports) > most:
+        raise UsageError(f"Between 1 and {most} ports can be forwarded at a time, not {len(ports)}")
     record = _load(services, caller, workflow_id)
     for port in ports:
         if not 0 < port < 65536:
@@ -110,6 +109,10 @@ def forward(
 
 def sync(services: Services, caller: Caller, workflow_id: str, task: str) -> RouterReply:
     """Speak to the rsync daemon of a task."""
+    if not services.config.current().workflow.plugins_config.rsync.enabled:
+        raise ConflictError(
+            "rsync is switched off on this server", hint="See: osmo config show WORKFLOW plugins_config"
+        )
     record = _load(services, caller, workflow_id)
     return _open(services, caller, record, "rsync", Request(attach="rsync", task=task))
 
@@ -129,17 +132,18 @@ def web(services: Services, caller: Caller, workflow_id: str, task: str, port: i
     return reply
 
 
-def plugins() -> PluginsReply:
+def plugins(services: Services) -> PluginsReply:
     """What OSMO's clients ask before they use rsync: which folders there are besides the workspace."""
     more = list(MODULES.items())[1:]
+    config = services.config.current().workflow.plugins_config.rsync
     return PluginsReply(
         rsync=RsyncPlugin(
-            enabled=True,
+            enabled=config.enabled,
             allowed_paths={name: RsyncModule(path=folder, writable=writable) for name, (folder, writable) in more},
-            client_upload_rate_limit=0,
-            daemon_debounce_delay=1.0,
-            daemon_poll_interval=30.0,
-            daemon_reconcile_interval=15.0,
+            client_upload_rate_limit=config.client_upload_rate_limit,
+            daemon_debounce_delay=config.daemon_debounce_delay,
+            daemon_poll_interval=config.daemon_poll_interval,
+            daemon_reconcile_interval=config.daemon_reconcile_interval,
         )
     )
 

@@ -38,6 +38,7 @@ from casstore_server.db.apps import Apps
 from casstore_server.identity.actions import Action
 from casstore_server.services import audit
 from casstore_server.services.context import Caller, Services
+from casstore_server.services.limits import check_limits
 from casstore_server.services.rights import readable, within
 from casstore_server.services.workflows import check_priorities
 
@@ -223,6 +224,7 @@ def _check(
     check_only: bool,
 ) -> list[str]:
     """Everything that depends on more than the text; returns warnings."""
+    check_limits(services, config, caller.user, spec, pool)
     validate_fit(spec, pool, rank)
     check_credentials(spec, caller.user, services.credentials)
     check_submission(
