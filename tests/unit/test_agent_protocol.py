@@ -13,11 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from casstore.errors import FormatError, NotFoundError
+from casstore.errors import FormatError, NotFoundError, ServiceError
 from casstore_orchestrator.agent import protocol
+from casstore_orchestrator.agent.fence import Cleaner
 from casstore_orchestrator.agent.folder import KEEP_CLOSED, RunFolder, Runs, Start
+from casstore_orchestrator.agent.journal import Past
 from casstore_orchestrator.agent.protocol import Frames, Kept, Noted, Order
 from casstore_orchestrator.events import Attempt, CloseGroup, TaskRunning
+from casstore_orchestrator.homes import Homes
 from casstore_orchestrator.pools import Resources, parse_pools, this_machine
 from casstore_orchestrator.ports import RunKey
 from casstore_orchestrator.spec import GroupSpec, TaskSpec, WorkflowSpec
@@ -124,6 +127,7 @@ def test_a_socket_below_a_long_path_is_reached(tmp_path: Path) -> None:
 HOLD = """
 import os, sys
 from pathlib import Path
+from casstore_orchestrator.agent.fence import Cleaner
 from casstore_orchestrator.agent.folder import RunFolder
 from casstore_orchestrator.ports import RunKey
 lock = RunFolder(Path(sys.argv[1]), RunKey("wf-1", "g", 1)).lock()
@@ -190,3 +194,16 @@ def test_what_to_run_is_written_once_and_read_back(tmp_path: Path) -> None:
     (folder.path / "start").write_bytes(b"{")
     with pytest.raises(FormatError):
         folder.start()
+
+
+def test_an_engine_that_is_down_is_told_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    answers = iter(["down", "down", "", "down"])
+
+    def sweep(_: RunKey) -> None:
+        if said := next(answers):
+            raise ServiceError(said)
+
+    cleaner = Cleaner(Homes(tmp_path), sweep=sweep)
+    for _ in range(4):
+        cleaner.clean(RUN, Past())
+    assert caplog.text.count("left behind: down") == 2

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from casstore_orchestrator.agent.journal import Past
 from casstore_orchestrator.folders import remove_tree
@@ -29,12 +29,13 @@ class Cleaner:
     homes: Homes
     mounts: VersionMounts | None = None
     sweep: Callable[[RunKey], None] = lambda _: None
+    told: set[str] = field(default_factory=set)
+    """Why sweeping failed since it last did not: an engine that is down is told of once, and not for each run."""
 
     def clean(self, run: RunKey, past: Past) -> None:
         """Remove mounts, homes and control groups. What can't be removed is told in the server's log."""
         folder = self.homes.mounts(run.workflow_id, run.group, run.placement)
-        with _told(run):
-            self.sweep(run)
+        self._sweep(run)
         with _told(run):
             if self.mounts is not None:
                 self.mounts.clear(folder)
@@ -47,6 +48,17 @@ class Cleaner:
         for task, retry_id in sorted(past.attempts):
             with _told(run):
                 remove_tree(self.homes.attempt(run.workflow_id, task, retry_id))
+
+
+    def _sweep(self, run: RunKey) -> None:
+        try:
+            self.sweep(run)
+        except Exception as error:  # noqa: BLE001 - as below
+            if str(error) not in self.told:
+                self.told.add(str(error))
+                _log.warning("something of %s, and of others that end now, may be left behind: %s", run, error)
+        else:
+            self.told.clear()
 
 
 @contextlib.contextmanager
