@@ -71,7 +71,7 @@ class Habits:
             self._keep(self._path)
 
     def _keep(self, path: str) -> None:
-        temporary = f"{path}.tmp-{os.getpid()}"
+        temporary = os.path.join(os.path.dirname(path), f".tmp-{os.getpid()}-{os.path.basename(path)}")
         with contextlib.suppress(OSError):
             os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
             with open(temporary, "wb") as file:
