@@ -6,6 +6,8 @@ zone; a token is valid until the day of ``expires_at`` begins.
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 
 __all__ = [
@@ -14,6 +16,8 @@ __all__ = [
     "LOGIN_PATH",
     "TOKENS_PATH",
     "TOKEN_DAYS",
+    "TOKEN_NAME",
+    "TOKEN_NAME_HINT",
     "USERS_PATH",
     "AccessTokenReply",
     "AccessTokenRoles",
@@ -39,6 +43,9 @@ USERS_PATH = "api/auth/user"
 TOKEN_DAYS = 31
 """How long a token is valid unless something else is asked for."""
 ADMIN_ROLE = "osmo-admin"
+TOKEN_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?", re.ASCII)
+"""What a token may be called."""
+TOKEN_NAME_HINT = "Letters, digits and . _ - only, 64 of them."  # noqa: S105  # no token
 
 
 class LoginReply(msgspec.Struct, kw_only=True):

@@ -32,7 +32,7 @@ from casstore.wire.protocol import (
 )
 from casstore_cli import web
 
-__all__ = ["BearerToken", "NotLetInError", "Client", "ConnectionLostError", "Stream", "Target", "quoted"]
+__all__ = ["BearerToken", "Client", "ConnectionLostError", "NotLetInError", "Stream", "Target", "quoted"]
 
 REPLY_TIMEOUT_S = 60.0
 """How long a reply that is not a stream may take."""

@@ -395,6 +395,16 @@ def test_a_refused_token_is_renewed_once(world: World, osmo: Osmo) -> None:
     assert stored()["token_login"]["refresh_token"] == "r2", "one that is not replaced is kept"
 
 
+def test_who_asks_too_often_tries_again_later(world: World, osmo: Osmo) -> None:
+    logged_in(world, jwt())
+    often = {"message": "ada asks too often", "error_code": "CREDENTIAL", "kind": "access", "hint": "Try in 3 s."}
+    world.replies["/api/profile/settings"] = [says(often, 429)]
+    said = osmo("profile", "list", code=75)
+    assert said == "Error message: ada asks too often\nError code: 429\nHint: Try in 3 s.\n"
+    world.replies["/api/profile/settings"] = [says(often | {"message": "who?"}, 401)]
+    assert "Error code: 401" in osmo("login", world.url, "--method", "dev", "--username", "a", code=2)
+
+
 def test_a_wrong_clock_is_told_and_does_no_harm(world: World, osmo: Osmo) -> None:
     """The server's clock is two hours behind ours: what it gives has always ended by our clock."""
     behind = time.time() - 7200

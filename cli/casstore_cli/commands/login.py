@@ -109,7 +109,7 @@ def login_command(
         tokens = oauth.by_password(_there(offer.token_endpoint), offer.device_client_id, user, secret)
     elif method == "code":
         offer = oauth.offer(url)
-        device = device_endpoint or _there(offer.device_endpoint)
+        device = device_endpoint or _there(offer.device_endpoint, "pkce" if offer.browser_endpoint else "token")
         tokens = oauth.by_device(device, _there(offer.token_endpoint), offer.device_client_id, tell=_tell)
     else:
         tokens = _by_browser(oauth.offer(url), browser_endpoint, callback_port)
@@ -147,13 +147,17 @@ def _by_browser(offer: LoginReply, endpoint: str | None, port: int) -> Tokens:
 
     client = offer.browser_client_id or offer.device_client_id
     return by_browser(
-        endpoint or _there(offer.browser_endpoint), _there(offer.token_endpoint), client, port=port, tell=_tell
+        endpoint or _there(offer.browser_endpoint, "code" if offer.device_endpoint else "token"),
+        _there(offer.token_endpoint),
+        client,
+        port=port,
+        tell=_tell,
     )
 
 
-def _there(endpoint: str | None) -> str:
+def _there(endpoint: str | None, other: str = "token") -> str:
     if not endpoint:
-        raise NotFoundError(_NO_PROVIDER, hint="Use --method token with a token of the server, or --method dev.")
+        raise NotFoundError(_NO_PROVIDER, hint=f"Use --method {other}.")
     return endpoint
 
 

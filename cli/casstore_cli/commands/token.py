@@ -10,7 +10,15 @@ from datetime import UTC, datetime
 import click
 import msgspec
 
-from casstore.wire.auth import TOKENS_PATH, USERS_PATH, AccessTokenReply, AccessTokenRoles
+from casstore.errors import UsageError
+from casstore.wire.auth import (
+    TOKEN_NAME,
+    TOKEN_NAME_HINT,
+    TOKENS_PATH,
+    USERS_PATH,
+    AccessTokenReply,
+    AccessTokenRoles,
+)
 from casstore_cli import login, output
 from casstore_cli.client import quoted
 from casstore_cli.lazy import LazyGroup
@@ -106,5 +114,7 @@ def _day(moment: str | None) -> str:
 
 
 def _path(user: str | None, name: str | None = None) -> str:
-    base = f"{USERS_PATH}/{quoted(user)}/access_token" if user else TOKENS_PATH
+    base = f"{USERS_PATH}/{quoted(login.check_user(user))}/access_token" if user else TOKENS_PATH
+    if name is not None and not TOKEN_NAME.fullmatch(name):
+        raise UsageError(f"'{name}' is not the name of a token", hint=TOKEN_NAME_HINT)
     return base if name is None else f"{base}/{quoted(name)}"

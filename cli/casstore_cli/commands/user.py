@@ -63,7 +63,7 @@ def create_user(user_id: str, roles: tuple[str, ...], format_type: str) -> None:
 @output.format_option("text", "json")
 def update_user(user_id: str, add_roles: tuple[str, ...], remove_roles: tuple[str, ...], format_type: str) -> None:
     """Give roles to the user USER_ID, or take them away."""
-    client, path, text = login.connect(), f"{USERS_PATH}/{quoted(user_id)}", format_type == "text"
+    client, path, text = login.connect(), _path(user_id), format_type == "text"
     for role in add_roles:
         client.post(f"{path}/roles", Assignment, body=NewRole(role_name=role))
         if text:
@@ -91,7 +91,7 @@ def delete_user(user_id: str, force: bool) -> None:
     if not force and not output.confirm(question):
         output.text("Cancelled")
         return
-    client.delete(f"{USERS_PATH}/{quoted(user_id)}", object)
+    client.delete(_path(user_id), object)
     output.text(f"User deleted: {output.escape(user_id)}")
 
 
@@ -100,7 +100,7 @@ def delete_user(user_id: str, force: bool) -> None:
 @output.format_option("text", "json")
 def get_user(user_id: str, format_type: str) -> None:
     """Show the user USER_ID and their roles."""
-    found = login.connect().get(f"{USERS_PATH}/{quoted(user_id)}", UserRoleReply)
+    found = login.connect().get(_path(user_id), UserRoleReply)
     if format_type == "json":
         output.document(msgspec.to_builtins(found), indent=2)
         return
@@ -110,6 +110,10 @@ def get_user(user_id: str, format_type: str) -> None:
     output.text("\nRoles:" if found.roles else "\nRoles: None")
     for role in found.roles:
         output.text(output.escape(f"  - {role.role_name} (assigned by {role.assigned_by} on {_day(role.assigned_at)})"))
+
+
+def _path(user: str) -> str:
+    return f"{USERS_PATH}/{quoted(login.check_user(user))}"
 
 
 def _users(client: Client, prefix: str | None, roles: list[str], count: int) -> UsersReply:

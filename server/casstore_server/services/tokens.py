@@ -12,7 +12,15 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 from casstore.errors import AccessError, NotFoundError, UsageError
-from casstore.wire.auth import TOKEN_DAYS, AccessTokenReply, AccessTokenRoles, UserRole, UserTokenReply
+from casstore.wire.auth import (
+    TOKEN_DAYS,
+    TOKEN_NAME,
+    TOKEN_NAME_HINT,
+    AccessTokenReply,
+    AccessTokenRoles,
+    UserRole,
+    UserTokenReply,
+)
 from casstore.wire.protocol import to_iso
 from casstore_server.db.identity import People, Token
 from casstore_server.identity.actions import EVERYTHING
@@ -24,7 +32,6 @@ __all__ = ["create", "create_own", "current", "delete", "listing", "roles"]
 
 MAX_DAYS = 366
 MAX_DESCRIPTION = 1000
-_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?", re.ASCII)
 _DAY = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 
 
@@ -124,10 +131,8 @@ def _remember(services: Services, people: People, caller: Caller) -> None:
 
 
 def _create(people: People, user: str, name: str, expires_at: float, description: str, roles: Sequence[str]) -> str:
-    if not _NAME.fullmatch(name):
-        raise UsageError(
-            f"'{name[:100]}' is not the name of a token", hint="Letters, digits and . _ - only, 64 of them."
-        )
+    if not TOKEN_NAME.fullmatch(name):
+        raise UsageError(f"'{name[:100]}' is not the name of a token", hint=TOKEN_NAME_HINT)
     if len(description) > MAX_DESCRIPTION:
         raise UsageError(f"The description is longer than {MAX_DESCRIPTION} characters")
     if not roles:
