@@ -462,6 +462,7 @@ def main() -> int:
     many = parts.add_parser("clients", help="many clients of two servers, one of which is killed at half time")
     many.add_argument("--clients", type=int, default=200)
     many.add_argument("--seconds", type=float, default=300)
+    many.add_argument("--writers", type=int, default=6, help="tasks that print all the time")
     many.add_argument("--no-kill", action="store_true")
     much = parts.add_parser("lines", help="many tasks that print lines at once, followed by one client")
     much.add_argument("--tasks", type=int, default=100)
@@ -469,7 +470,7 @@ def main() -> int:
     much.add_argument("--rate", type=int, default=10_000, help="lines a second of each task")
     given = parser.parse_args()
     if given.part == "clients":
-        report, problems = clients(Load(given.clients, given.seconds, kill=not given.no_kill))
+        report, problems = clients(Load(given.clients, given.seconds, given.writers, kill=not given.no_kill))
     else:
         report, problems = lines(given.tasks, given.lines, given.rate)
     print(report)
