@@ -145,10 +145,13 @@ def serve(settings: Settings) -> None:
 
 
 @contextlib.contextmanager
-def answering(app: ASGIApp, socket_path: Path, port: int | None = None) -> Iterator[int]:
+def answering(
+    app: ASGIApp, socket_path: Path, port: int | None = None, *, certificate: Certificate | None = None
+) -> Iterator[int]:
     """Answer requests from a thread for the length of the block; gives the port (0 without one)."""
     with _listening(socket_path, port) as sockets:
         server = _Server(_config(app))
+        server.certificate = certificate
         thread = threading.Thread(target=asyncio.run, args=(server.serve(sockets=sockets),), daemon=True)
         thread.start()
         try:
