@@ -307,3 +307,15 @@ def test_websockets_of_tasks_pages_are_carried(stock: Stock) -> None:
         assert ws.recv(timeout=PATIENCE) == "text"
         ws.send(b"\0" * 300_000)
         assert ws.recv(timeout=PATIENCE) == b"\0" * 300_000
+
+
+def test_the_page_of_somebody_who_was_shut_out_is_gone(stock: Stock) -> None:
+    for name in ("lead", "spare"):
+        made = stock.client.post("/api/auth/user", json={"id": name, "roles": ["osmo-admin"]})
+        assert made.status_code == 200, made.text
+    lead = Http(stock.port, {"x-osmo-user": "lead"})
+    found = lead.post(f"/api/workflow/{stock.flow}/webserver/one", params={"task_port": 9001}).json()
+    page = Http(stock.port, {"Host": f"{found['key']}.localhost:{stock.port}"})
+    assert page.get("/").status_code == 501, "what the task says of GET"
+    assert stock.client.ask("DELETE", "/api/auth/user/lead").status_code == 200
+    assert page.get("/").status_code == 404

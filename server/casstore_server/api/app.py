@@ -6,6 +6,7 @@ Decided here and only here: how these are put together.
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.types import ASGIApp
@@ -28,16 +29,17 @@ from casstore_server.api import (
     workflows,
 )
 from casstore_server.api.authenticate import Door, make_logins
+from casstore_server.api.documents import document
 from casstore_server.api.edge import Edge, handle_errors
 from casstore_server.api.gate import Gate, Wanted
 from casstore_server.api.observe import Observed
-from casstore_server.api.rules import check_rules
+from casstore_server.api.rules import all_routes, check_rules
 from casstore_server.api.webproxy import WebProxy
 from casstore_server.db.audit import AuditLog
 from casstore_server.services.audit import Trail
 from casstore_server.services.context import Services
 
-__all__ = ["assemble", "create_app"]
+__all__ = ["assemble", "create_app", "described"]
 
 
 def assemble() -> FastAPI:
@@ -62,6 +64,11 @@ def assemble() -> FastAPI:
     return app
 
 
+def described() -> dict[str, Any]:
+    """The OpenAPI document, without a server."""
+    return document(list(all_routes(assemble().routes)))
+
+
 def create_app(services: Services) -> ASGIApp:
     """The application over these services."""
     app = assemble()
@@ -71,9 +78,10 @@ def create_app(services: Services) -> ASGIApp:
     door = Door(services.settings.identity, services.settings.host)
     trail = Trail(AuditLog(services.database), services.settings.identity.audit_days)
     gate = Gate(app, lambda: _clients(services))
-    return Observed(WebProxy(audit.Audited(Edge(gate, door), trail), services), services.observers)
+    guarded = audit.Audited(Edge(gate, door), trail)
+    return Observed(WebProxy(guarded, services, app.state.logins), services.observers)
 
 
 def _clients(services: Services) -> Wanted:
-    found = services.config.current().service.cli_config
+    found = services.config.last_good().service.cli_config
     return Wanted(found.min_supported_version or "", found.latest_version or "", found.client_install_url or "")

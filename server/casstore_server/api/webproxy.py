@@ -1,7 +1,8 @@
 """Web pages of tasks under host names of their own: ``http://<key>.localhost:<port>/``.
 
 Decided here and only here: that the key in the name is what opens a page (a browser sends no user with it; nobody can
-guess it, and pages of one name can't reach another's), how long it is good, and which headers are changed on the way.
+guess it, and pages of one name can't reach another's), how long it is good, at most as long as whoever it was given to
+is let in, and which headers are changed on the way.
 Browsers resolve every name below ``localhost`` to this machine. A program in a task takes requests for ``localhost``
 with the port that it listens on, so that is what it gets.
 """
@@ -32,6 +33,7 @@ from casstore.wire.router import MAX_MESSAGE
 from casstore_orchestrator import frames
 from casstore_orchestrator.frames import MAX_DATA, Kind
 from casstore_server.api.bridge import Attached, close, close_with
+from casstore_server.identity.logins import Logins
 from casstore_server.services.context import Services
 from casstore_server.services.sessions import Session
 
@@ -45,9 +47,10 @@ _log = logging.getLogger(__name__)
 class WebProxy:
     """Answers for the names of tasks' pages; everything else goes on to the application."""
 
-    def __init__(self, app: ASGIApp, services: Services) -> None:
+    def __init__(self, app: ASGIApp, services: Services, logins: Logins) -> None:
         self._app = app
         self._services = services
+        self._logins = logins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -57,7 +60,7 @@ class WebProxy:
         if found is None:
             await self._app(scope, receive, send)
             return
-        session = await asyncio.to_thread(self._services.sessions.page, found[1].lower())
+        session = await asyncio.to_thread(self._page, found[1].lower())
         if session is None:
             text = "This page is not known, or was not used for a while: ask for another one."
             await PlainTextResponse(text, status_code=404)(scope, receive, send)
@@ -65,6 +68,11 @@ class WebProxy:
             await self._http(session, scope, receive, send)
         else:
             await self._websocket(session, WebSocket(scope, receive, send))
+
+    def _page(self, key: str) -> Session | None:
+        """What is behind a key, as long as whoever it was given to is let in."""
+        session = self._services.sessions.page(key)
+        return session if session is not None and self._logins.lets_in(session.user) else None
 
     async def _http(self, session: Session, scope: Scope, receive: Receive, send: Send) -> None:
         begun = False

@@ -128,6 +128,11 @@ class Logins:
             logout_endpoint=url("end_session_endpoint"),
         )
 
+    def lets_in(self, user: str) -> bool:
+        """Whether somebody who came in before still may: the owner, and whoever was not deleted."""
+        known = self._callers.user(user)
+        return user == self._owner or known is None or not known.disabled
+
     def granted(self, user: str) -> Grants:
         """What somebody may do of whom nothing is known but the name. Raises ``AccessError`` when they are disabled."""
         return self._grants(self._local(user))

@@ -19,6 +19,7 @@ from casstore_orchestrator.agent.attach import MODULES, Request
 from casstore_orchestrator.ports import RunKey
 from casstore_orchestrator.records import GroupRecord, TaskRecord, WorkflowRecord
 from casstore_orchestrator.status import TaskPhase, TaskStatus
+from casstore_server.identity.urls import is_loopback
 from casstore_server.services.context import Caller, Services
 from casstore_server.services.rights import changeable
 from casstore_server.services.sessions import Session, Use
@@ -121,14 +122,15 @@ def web(services: Services, caller: Caller, workflow_id: str, task: str, port: i
     """Reach a port of a task from a browser."""
     if not 0 < port < 65536:
         raise UsageError(f"{port} is not a port")
-    if not caller.links.base:
+    base = urlsplit(caller.links.base)
+    if not is_loopback(base.hostname):
         raise UsageError(
-            "This server has no address for browsers",
+            "This server has no address for browsers: the pages of tasks have names below localhost",
             hint=f"osmo workflow port-forward {workflow_id} {task} --port {port}",
         )
     record = _load(services, caller, workflow_id)
     reply = _open(services, caller, record, "webserver", Request(attach="tcp", task=task, port=port))
-    reply.url = f"http://{reply.key}.localhost:{urlsplit(caller.links.base).port or 80}/"
+    reply.url = f"{base.scheme}://{reply.key}.localhost:{base.port or 80}/"
     return reply
 
 
