@@ -137,7 +137,8 @@ class Load:
     clients: int = 200
     seconds: float = 300.0
     writers: int = 6
-    kill: bool = True
+    end: str = "KILL"
+    """The signal that ends one of the servers at half time; empty: none does."""
     think: float = 1.0
 
 
@@ -355,13 +356,13 @@ def _visited(load: Load, urls: list[str], servers: list[Running]) -> tuple[str, 
 
 
 def _observe(load: Load, servers: list[Running], begun: float) -> list[tuple[float, list[float | None]]]:
-    """Kill the first server at half time; what the servers held meanwhile."""
+    """End the first server at half time; what the servers held meanwhile."""
     samples: list[tuple[float, list[float | None]]] = []
     alive = [True, True]
     step = max(1.0, load.seconds / 12)
     while (now := time.monotonic() - begun) < load.seconds:
-        if load.kill and alive[0] and now >= load.seconds / 2:
-            os.kill(servers[0].pid, signal.SIGKILL)
+        if load.end and alive[0] and now >= load.seconds / 2:
+            os.kill(servers[0].pid, signal.Signals[f"SIG{load.end}"])
             alive[0] = False
         samples.append(
             (now, [resident_mib(server.pid) if up else None for server, up in zip(servers, alive, strict=True)])
@@ -399,7 +400,7 @@ def _report(load: Load, found: Found, memory: list[tuple[float, list[float | Non
         )
     held = ["| after s | server a, MiB | server b, MiB |", "|---:|---:|---:|"]
     held += [
-        f"| {at:.0f} | " + " | ".join("killed" if mib is None else f"{mib:.0f}" for mib in row) + " |"
+        f"| {at:.0f} | " + " | ".join("ended" if mib is None else f"{mib:.0f}" for mib in row) + " |"
         for at, row in memory
     ]
     told = (
@@ -459,18 +460,18 @@ def main() -> int:
     """Run what the command line asks for; 1 when something was lost or failed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serving")
     parts = parser.add_subparsers(dest="part", required=True)
-    many = parts.add_parser("clients", help="many clients of two servers, one of which is killed at half time")
+    many = parts.add_parser("clients", help="many clients of two servers, one of which ends at half time")
     many.add_argument("--clients", type=int, default=200)
     many.add_argument("--seconds", type=float, default=300)
     many.add_argument("--writers", type=int, default=6, help="tasks that print all the time")
-    many.add_argument("--no-kill", action="store_true")
+    many.add_argument("--end", choices=["KILL", "TERM", ""], default="KILL", help="the signal for one of the servers")
     much = parts.add_parser("lines", help="many tasks that print lines at once, followed by one client")
     much.add_argument("--tasks", type=int, default=100)
     much.add_argument("--lines", type=int, default=100_000, help="of each task")
     much.add_argument("--rate", type=int, default=10_000, help="lines a second of each task")
     given = parser.parse_args()
     if given.part == "clients":
-        report, problems = clients(Load(given.clients, given.seconds, given.writers, kill=not given.no_kill))
+        report, problems = clients(Load(given.clients, given.seconds, given.writers, given.end))
     else:
         report, problems = lines(given.tasks, given.lines, given.rate)
     print(report)
