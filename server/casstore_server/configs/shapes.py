@@ -262,7 +262,7 @@ _DROPPED: Final = frozenset({
     "parsed_group_templates", "last_heartbeat", "tolerations", "labels",
 })  # fmt: skip
 WITHOUT_EFFECT: Final[Mapping[str, frozenset[str]]] = {
-    "SERVICE": frozenset({"service_auth", "max_pod_restart_limit", "agent_queue_size"}),
+    "SERVICE": frozenset({"service_base_url", "service_auth", "max_pod_restart_limit", "agent_queue_size"}),
     "WORKFLOW": frozenset({
         "workflow_data", "workflow_log", "workflow_app", "backend_images", "workflow_alerts", "max_retry_per_task",
         "max_retry_per_job", "default_schedule_timeout", "force_cleanup_delay", "max_log_lines", "max_task_log_lines",

@@ -177,7 +177,7 @@ class ConfigRows:
             "revision": revision,
             "name": note.name,
             "author": note.author,
-            "created": time.time(),
+            "created": round(time.time(), 6),  # as exact as it is written in replies, so that it can be asked for
             "description": note.description,
             "data": text,
         }

@@ -323,7 +323,7 @@ def _several(kind: str, given: Any) -> dict[str, Any]:
     """Several configs of a type, from any of the shapes in which they are shown."""
     if isinstance(given, Mapping) and kind in _INNER and kind != DATASET:
         given = given.get(_INNER[kind], given)
-    if isinstance(given, list):
+    if isinstance(given, list) and kind in NAMED:
         if not all(isinstance(one, Mapping) and isinstance(one.get("name"), str) for one in given):
             raise UsageError(f"{kind}: each of the list must have a name")
         given = {one["name"]: {key: value for key, value in one.items() if key != "name"} for one in given}
