@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 from dataclasses import replace
@@ -11,9 +12,11 @@ from typing import Any
 
 import pytest
 
+from casstore.config import load_config
 from casstore.errors import AccessError
 from casstore.testing.http import Http, Reply
 from casstore.wire.auth import NewUser
+from casstore_cli import login, main
 from casstore_server.db.callers import PROVIDER, Callers
 from casstore_server.db.identity import People
 from casstore_server.identity.actions import grants_of, parse_role
@@ -290,6 +293,28 @@ def test_a_caller_of_some_pools_makes_no_token(server: Server) -> None:
     some = Caller("gil", grants=replace(grants_of(["osmo-user"]), pools=frozenset({"p"})))
     with pytest.raises(AccessError, match="some pools only"):
         service.create_own(server.services, some, "t", expires_at=None, description="", roles=[])
+
+
+def test_our_own_command_lists_users_page_by_page(
+    server: Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    login.save(load_config().paths, login.Login(f"http://127.0.0.1:{server.port}", "ada"))
+    monkeypatch.setattr("casstore_cli.commands.user._PAGE", 2)
+
+    def listed(*words: str) -> dict[str, Any]:
+        assert main.run(["user", "list", "-t", "json", *words]) == 0
+        found: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return found
+
+    assert listed() == {"total_results": 0, "start_index": 1, "items_per_page": 0, "users": []}
+    assert main.run(["user", "list"]) == 0
+    assert capsys.readouterr().out == "No users found\n"
+    for number in range(5):
+        made(server, f"u{number}", "osmo-user")
+    assert [user["id"] for user in listed()["users"]] == ["u4", "u3", "u2", "u1", "u0"]
+    some = listed("--count", "3", "--roles", "osmo-user", "osmo-viewer", "-p", "u")
+    assert [user["id"] for user in some["users"]] == ["u4", "u3", "u2"]
+    assert (some["total_results"], some["items_per_page"]) == (5, 3)
 
 
 def test_two_at_once_make_one_user_and_one_token(server: Server) -> None:

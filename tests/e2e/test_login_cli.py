@@ -134,6 +134,10 @@ def test_by_code(operator: Operator, people: Any, provider: IdentityProvider) ->
     assert ada.json("pool", "list")["node_sets"]
     assert ada.login["token_login"]["refresh_token"] != second["token_login"]["refresh_token"], "and again"
     assert "has no right user:Manage" in ada.refused("user", "create", "eve")
+    at_once = [ada.start("profile", "list", text=True) for _ in range(4)]
+    for process in at_once:  # this provider ends a login whose refresh token comes twice
+        said = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0, said
 
     code, said = ada.by_code(operator.url, "ada", deny=True)
     assert (code, "The login was denied" in said) == (2, True)

@@ -84,10 +84,8 @@ class People:
         with self._database.writing() as connection:
             again = update(identity_user).where(identity_user.c.name == name, identity_user.c.disabled == 1)
             values = {"created": user.created, "created_by": by, "disabled": 0}
-            if not connection.execute(again.values(values)).rowcount:
-                new = upsert(connection, identity_user).values(name=name, **values)
-                if not connection.execute(new.on_conflict_do_nothing(index_elements=["name"])).rowcount:
-                    raise ConflictError(f"There is a user {name} already", hint=f"See: osmo user get {name}")
+            if not connection.execute(again.values(values)).rowcount and not _new(connection, name, values):
+                raise ConflictError(f"There is a user {name} already", hint=f"See: osmo user get {name}")
             for role in sorted(set(roles)):
                 _give(connection, name, Given(role, by, user.created))
         return user
@@ -97,10 +95,8 @@ class People:
         those that are ``provided`` by others, each time. Whoever is deleted stays so.
         """
         now = time.time()
-        row = {"name": name, "created": now, "created_by": name, "disabled": 0}
         with self._database.writing() as connection:
-            new = upsert(connection, identity_user).values(row).on_conflict_do_nothing(index_elements=["name"])
-            if connection.execute(new).rowcount:
+            if _new(connection, name, {"created": now, "created_by": name, "disabled": 0}):
                 for role in sorted(own):
                     _give(connection, name, Given(role, name, now))
             else:
@@ -170,6 +166,12 @@ class People:
                 raise _no_token(user, name)
 
 
+def _new(connection: Connection, name: str, values: dict[str, Any]) -> bool:
+    """Make a row unless there is one; whether it was made."""
+    row = upsert(connection, identity_user).values(name=name, **values).on_conflict_do_nothing(index_elements=["name"])
+    return connection.execute(row.returning(identity_user.c.name)).first() is not None
+
+
 def _found(connection: Connection, name: str) -> User:
     row = connection.execute(
         select(identity_user).where(identity_user.c.name == name, identity_user.c.disabled == 0)
@@ -194,8 +196,8 @@ def _give(connection: Connection, name: str, given: Given) -> None:
 
 def _check_last_admin(connection: Connection, name: str) -> None:
     """Raise ``ConflictError`` if nobody else could undo what is about to be done; others wait until it is done."""
-    query = select(user_role.c.user).where(user_role.c.role == ADMIN_ROLE).with_for_update()
-    if list(connection.execute(query).scalars()) == [name]:
+    admins = select(user_role.c.user).where(user_role.c.role == ADMIN_ROLE).order_by(user_role.c.user)
+    if list(connection.execute(admins.with_for_update()).scalars()) == [name]:
         raise ConflictError(
             f"{name} is the last administrator", hint=f"Give the role {ADMIN_ROLE} to somebody else first."
         )
