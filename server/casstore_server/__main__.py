@@ -57,6 +57,11 @@ def _run(order: Order) -> None:
         _print({name: setting._asdict() | {"option": setting.option.variable, "value": setting.shown}
                 for name, setting in order.effective.items()})  # fmt: skip
         return
+    if order.action == "openapi":
+        from casstore_server.api.app import described  # noqa: PLC0415  # rarely needed, and heavy
+
+        _print(described())
+        return
     settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     if order.action == "serve":
         if settings.background:

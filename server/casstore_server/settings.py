@@ -22,7 +22,7 @@ from casstore_server.options import OPTIONS, Setting, resolve
 __all__ = ["ACTIONS", "Order", "Settings", "parse"]
 
 
-ACTIONS = ("serve", "config", "backup", "restore", "new-key", "rekey")
+ACTIONS = ("serve", "config", "openapi", "backup", "restore", "new-key", "rekey")
 """What the program can do."""
 
 

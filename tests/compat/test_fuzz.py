@@ -96,6 +96,12 @@ def test_no_request_makes_the_server_fail_or_say_what_it_does_not_document(fille
     run(filled, 3)
 
 
+@pytest.mark.nightly
+@pytest.mark.timeout(7200)
+def test_nor_do_very_many(filled: Server) -> None:
+    run(filled, 200)
+
+
 def run(server: Server, examples: int) -> None:
     schema = schemathesis.openapi.from_url(
         f"http://127.0.0.1:{server.port}/api/openapi.json", config=config(examples), headers={"x-osmo-user": "ada"}

@@ -110,6 +110,14 @@ def test_examples_are_what_they_are_examples_of() -> None:
     assert set(describing.EXAMPLES) <= used
 
 
+def test_links_lead_to_what_takes_them() -> None:
+    known = operations()
+    for operation, links in describing.LINKS.items():
+        assert operation in known
+        for target, (parameter, _) in links.items():
+            assert parameter in {one["name"] for one in known[target]["parameters"] if one["in"] == "path"}
+
+
 def test_every_word_is_about_something() -> None:
     names = {one["name"] for operation in operations().values() for one in operation.get("parameters", ())}
     assert set(describing.PARAMETERS) <= names

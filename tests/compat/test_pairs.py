@@ -38,6 +38,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode, urlsplit
@@ -332,6 +333,7 @@ REFUSED = {"/api/auth/jwt/refresh_token"}
 """Routes that answer nothing but a refusal."""
 
 
+@cache
 def asked() -> Counter[tuple[str, str, int]]:
     """How often each route is asked in all files, with a status."""
     found: Counter[tuple[str, str, int]] = Counter()

@@ -18,6 +18,7 @@ from casstore.config import Config, load_config
 from casstore.errors import ConflictError
 from casstore.wire.cluster import ServerReply
 from casstore_cli import background, output
+from casstore_cli.commands.audit import audit
 from casstore_cli.lazy import LazyGroup
 from casstore_cli.multi import Command
 
@@ -39,7 +40,7 @@ def _settings(function: _F) -> _F:
     """The settings that can be given on the command line."""
     for option in reversed(
         (
-            click.option("--host", help="Listen there instead of on 127.0.0.1; only addresses of this machine."),
+            click.option("--host", help="Listen there instead of on 127.0.0.1; others have to log in there."),
             click.option(
                 "--port", type=click.IntRange(0, 65535), help="Listen on this port too (0: any that is free)."
             ),
@@ -75,8 +76,8 @@ def start(foreground: bool, instance: str, **options: Any) -> None:
     """Start the server, and bring its database up to date.
 
     Settings that are not given here are taken from the environment and the configuration: osmo server config. With
-    --port everybody who can log in to this machine can run workflows as you: it is meant for machines that are yours
-    alone.
+    --port alone everybody who can log in to this machine can run workflows as you: it is meant for machines that are
+    yours alone. The setting dev_login, and a way to log in, keep others out.
     """
     config = load_config()
     place = background.find_place(config, instance)
@@ -171,6 +172,12 @@ def show_config(format_type: str) -> None:
     output.text(output.table(["Setting", "Value", "From"], cells))
 
 
+@cli.command("openapi", cls=Command)
+def show_openapi() -> None:
+    """Print the OpenAPI document of the server's routes. No server has to run."""
+    output.document(background.ask(load_config(), "openapi"), indent=2)
+
+
 def _folders(config: Config) -> dict[str, dict[str, str]]:
     place = background.find_place(config)
     paths = config.paths
@@ -196,6 +203,8 @@ def _shown(name: str, value: object) -> str:
     if value is None or value == "":
         words = {"database": "SQLite, in state_dir", "port": "none, the socket only"}
         return words.get(name, "secret.key, in state_dir" if name == "secret_key_file" else "")
+    if isinstance(value, list):
+        return ", ".join(f"{one[0]}={'+'.join(one[1])}" if isinstance(one, list) else str(one) for one in value)
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -253,6 +262,9 @@ def rekey(new: bool, discard: bool, format_type: str) -> None:
     lost = f", {done['lost']} given up" if done["lost"] else ""
     text = f"{done['secrets']} secrets are sealed with the key {done['key']} ({done['changed']} were not{lost})."
     _tell(done, format_type, text)
+
+
+cli.add_command(audit)
 
 
 def _tell(done: dict[str, Any], format_type: str, text: str) -> None:

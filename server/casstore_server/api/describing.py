@@ -20,6 +20,7 @@ __all__ = [
     "ABOUT",
     "ERRORS",
     "EXAMPLES",
+    "LINKS",
     "PARAMETERS",
     "SECURITY",
     "TAGS",
@@ -320,6 +321,23 @@ PARAMETERS: Final[Mapping[str, str]] = {
     "workflow_id": "The ID of a workflow, or its UUID.",
     "x-casstore-places": "Anything: the text then has marks, lines that begin with the byte 30, from where to go on.",
 }
+LINKS: Final[Mapping[str, Mapping[str, tuple[str, str]]]] = {
+    operation: dict.fromkeys(targets, (parameter, expression))
+    for operation, targets, parameter, expression in (
+        (
+            "workflows_submit",
+            ("workflows_query_workflow", "workflows_cancel", "workflows_tag", "workflows_spec", "following_logs"),
+            "workflow_id",
+            "$response.body#/name",
+        ),
+        ("workflows_restart", ("workflows_query_workflow", "workflows_cancel"), "workflow_id", "$response.body#/name"),
+        ("apps_create", ("apps_get", "apps_spec", "apps_update", "apps_delete"), "name", "$response.body#/name"),
+        ("auth_create_user", ("auth_get_user", "auth_give_role", "auth_delete_user"), "user", "$response.body#/id"),
+        ("auth_create_own_token", ("auth_own_token_roles", "auth_delete_own_token"), "name", "$request.path.name"),
+        ("credentials_put", ("credentials_delete",), "name", "$request.path.name"),
+    )
+}
+"""What can be asked next: by operation, other operations with the parameter that is known then, and from where."""
 _SPECIAL: Final[Mapping[tuple[str, str], str]] = {
     ("apps_list_apps", "name"): "Those whose name contains this.",
     ("datasets_list_datasets", "name"): "Those whose name contains this.",

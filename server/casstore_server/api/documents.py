@@ -138,6 +138,11 @@ def _responses(operation: _Operation, schemas: Schemas, *, asks: bool) -> Iterat
     told = operation.told
     done = _answer("As asked", told.reply, told.media, schemas)
     done["content"] |= {media: {"schema": schemas.of(kind)} for media, kind in told.also.items()}
+    if links := describing.LINKS.get(operation_id(operation.route)):
+        done["links"] = {
+            target: {"operationId": target, "parameters": {parameter: expression}}
+            for target, (parameter, expression) in links.items()
+        }
     yield "200", done
     statuses = EVERYWHERE | set(told.errors)
     statuses |= set() if action_of(operation.route) == "open" else _NAMED

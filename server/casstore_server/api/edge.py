@@ -211,11 +211,13 @@ async def _on_purpose(request: Request | WebSocket, exc: Exception) -> Response:
 
 
 def _answered(request: Request) -> list[str]:
-    """The methods that the path of a request has."""
+    """The methods that the path of a request has: those of the first template that it fits."""
     found: set[str] = set()
+    template = ""
     for route in all_routes(request.app.routes):
         if isinstance(route, APIRoute) and route.path_regex.match(request.url.path):
-            found |= route.methods or set()
+            template = template or route.path
+            found |= (route.methods or set()) if route.path == template else set()
     return sorted(found)
 
 

@@ -53,13 +53,19 @@ class Schemas:
             return dict(_PLAIN[kind])
         if isinstance(kind, type) and issubclass(kind, Enum):
             return {"type": "string", "enum": sorted(str(one.value) for one in kind)}
-        origin, arguments = get_origin(kind), get_args(kind)
+        return self._made(kind, get_origin(kind), get_args(kind))
+
+    def _made(self, kind: Any, origin: Any, arguments: tuple[Any, ...]) -> dict[str, Any]:
+        """The schema of a type that is made of others."""
         if origin in {Union, UnionType}:
             return _any_of([self.of(one) for one in arguments])
         if origin is Literal:
             return {"enum": list(arguments)}
         if origin is Annotated:
             return self.of(arguments[0]) | _limits(arguments[1:])
+        if origin is tuple and Ellipsis not in arguments:
+            places = [self.of(one) for one in arguments]
+            return {"type": "array", "prefixItems": places, "minItems": len(places), "maxItems": len(places)}
         if origin in {list, tuple}:
             return {"type": "array", "items": self.of(arguments[0])}
         if origin is dict:
