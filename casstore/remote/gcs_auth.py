@@ -29,7 +29,7 @@ import urllib3
 from casstore.errors import AccessError, TransientError, UsageError
 from casstore.remote.credentials import StorageCredential
 
-__all__ = ["HmacSigner", "Signer", "find_endpoint", "find_signer", "key_of", "signature_of"]
+__all__ = ["HmacSigner", "Signer", "find_endpoint", "find_signer", "key_of", "signature_of", "text_to_sign"]
 
 ENDPOINT: Final = "https://storage.googleapis.com"
 SCOPES: Final = ("https://www.googleapis.com/auth/devstorage.read_write",)
@@ -154,6 +154,23 @@ def signature_of(
     secret: str, method: str, path: str, query: Sequence[tuple[str, str]], headers: Mapping[str, str], scope: str
 ) -> str:
     """Return the signature of a request; ``headers`` are those that are signed, their names in small letters."""
+    text = text_to_sign(
+        ALGORITHM, method, path, query, headers, headers["x-goog-content-sha256"], headers["x-goog-date"], scope
+    )
+    return hmac.digest(key_of(secret, scope), text.encode(), "sha256").hex()
+
+
+def text_to_sign(
+    algorithm: str,
+    method: str,
+    path: str,
+    query: Sequence[tuple[str, str]],
+    headers: Mapping[str, str],
+    payload: str,
+    stamp: str,
+    scope: str,
+) -> str:
+    """Return what is signed of a request, by version 4 of Google's signatures: in its headers or in its query."""
     canonical = "\n".join(
         [
             method,
@@ -162,12 +179,10 @@ def signature_of(
             *(f"{name}:{' '.join(headers[name].split())}" for name in sorted(headers)),
             "",
             ";".join(sorted(headers)),
-            headers["x-goog-content-sha256"],
+            payload,
         ]
     )
-    digest = hashlib.sha256(canonical.encode()).hexdigest()
-    text = "\n".join([ALGORITHM, headers["x-goog-date"], scope, digest])
-    return hmac.digest(key_of(secret, scope), text.encode(), "sha256").hex()
+    return "\n".join([algorithm, stamp, scope, hashlib.sha256(canonical.encode()).hexdigest()])
 
 
 def key_of(secret: str, scope: str) -> bytes:

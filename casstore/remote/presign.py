@@ -3,17 +3,16 @@
 Decided here and only here: what is signed for each service. An address is for one key, one method and a few minutes; a
 put is for a number of bytes as well where the service can be told. Credentials that can't sign (a shared access
 signature of Azure's, a token without a key) give none: ``open_signer`` then returns None, and the bytes go through
-whoever has the credentials. Nothing is sent to a service but where Azure's own identity has to ask for a key.
+whoever has the credentials. Nothing is sent to a service, but for one question to Amazon's: where the bucket is.
 """
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import json
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 from urllib.parse import quote, urlencode, urlsplit
@@ -63,14 +62,30 @@ def open_signer(place: StorageUrl, credentials: CredentialSource | None = None) 
 
 
 class _S3:
+    """Version 4 of Amazon's signatures: what boto3 would choose by itself does not cover the length."""
+
     def __init__(self, place: StorageUrl, credential: StorageCredential | None) -> None:
         from casstore.remote.s3_connect import connect  # noqa: PLC0415 - a library that only this service needs
 
         endpoint = f"https://{place.endpoint}" if place.endpoint else None
-        self._client, _, self._errors = connect(place.bucket_url, endpoint, credential)
         self._bucket = place.bucket
         self._url = place.bucket_url
+        found = connect(self._url, endpoint, credential, signature="s3v4")
+        self._client, self._errors = found.client, found.errors
+        region = self._region() if found.on_aws else None
+        if region and region != self._client.meta.region_name:
+            # A request in the wrong one is led to the right one; an address can't be.
+            here = msgspec.structs.replace(credential or StorageCredential(), region=region)
+            self._client = connect(self._url, endpoint, here, signature="s3v4").client
         self.read("a", 60)  # says at once whether there is anything to sign with
+
+    def _region(self) -> str | None:
+        try:
+            said = self._client.head_bucket(Bucket=self._bucket)["ResponseMetadata"]["HTTPHeaders"]
+        except (*self._errors, KeyError):
+            return None
+        found = said.get("x-amz-bucket-region")
+        return str(found) if found else None
 
     def read(self, key: str, seconds: int) -> Address:
         return Address(self._sign("get_object", {"Key": key}, seconds))
@@ -144,25 +159,24 @@ class _Gcs:
         return Address(self._sign("PUT", key, seconds, headers), headers)
 
     def _sign(self, method: str, key: str, seconds: int, headers: Mapping[str, str]) -> str:
+        from casstore.remote.gcs_auth import text_to_sign  # noqa: PLC0415
+
         target = f"{self._base}/{quote(key, safe='/-._~')}"
         parts = urlsplit(target)
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         scope = f"{stamp[:8]}/{self._region}/storage/goog4_request"
         signed = {**headers, "host": parts.netloc}
-        names = ";".join(sorted(signed))
-        query: Sequence[tuple[str, str]] = sorted(
-            {
-                "X-Goog-Algorithm": self._algorithm,
-                "X-Goog-Credential": f"{self._who}/{scope}",
-                "X-Goog-Date": stamp,
-                "X-Goog-Expires": str(seconds),
-                "X-Goog-SignedHeaders": names,
-            }.items()
+        query = {
+            "X-Goog-Algorithm": self._algorithm,
+            "X-Goog-Credential": f"{self._who}/{scope}",
+            "X-Goog-Date": stamp,
+            "X-Goog-Expires": str(seconds),
+            "X-Goog-SignedHeaders": ";".join(sorted(signed)),
+        }
+        text = text_to_sign(
+            self._algorithm, method, parts.path, [*query.items()], signed, "UNSIGNED-PAYLOAD", stamp, scope
         )
         asked = urlencode(query, quote_via=quote, safe="-._~")
-        lines = [method, parts.path, asked, *(f"{name}:{signed[name]}" for name in sorted(signed)), "", names]
-        canonical = "\n".join([*lines, "UNSIGNED-PAYLOAD"])
-        text = "\n".join([self._algorithm, stamp, scope, hashlib.sha256(canonical.encode()).hexdigest()])
         with self._lock:
             signature = self._raw_sign(text.encode(), scope)
         return f"{target}?{asked}&X-Goog-Signature={signature.hex()}"

@@ -41,8 +41,11 @@ class Connection(NamedTuple):
     errors: tuple[type[Exception], ...]
 
 
-def connect(url: str, endpoint: str | None, credential: StorageCredential | None) -> Connection:
-    """Return a client for the bucket that is shown as ``url``. Nothing is sent yet.
+def connect(
+    url: str, endpoint: str | None, credential: StorageCredential | None, *, signature: str | None = None
+) -> Connection:
+    """Return a client for the bucket that is shown as ``url``. Nothing is sent yet. ``signature`` is boto3's name of a
+    way to sign; None leaves it to boto3.
 
     ``UsageError`` for settings that can't be right, ``AccessError`` for a profile that does not exist.
     """
@@ -86,6 +89,7 @@ def connect(url: str, endpoint: str | None, credential: StorageCredential | None
                 tcp_keepalive=True,
                 request_checksum_calculation="when_required",
                 response_checksum_validation="when_required",
+                signature_version=signature,
                 s3=_s3_settings(url, endpoint, on_aws, credential),
             )
             made = session.create_client("s3", region_name=region, endpoint_url=endpoint, config=config, **keys)

@@ -142,9 +142,8 @@ class Objects:
         if not self._proofs.knows(self._store, dataset_id, head.epoch, version):
             require_whole(self._store, version, bases_of(self._records, head))
             self._proofs.note(self._store, dataset_id, head.epoch, version)
-        tag = self._backend.put(key, [data], condition=condition)
-        self._changed(dataset_id)
-        return tag
+        # Its head is written next, and then everybody is told.
+        return self._backend.put(key, [data], condition=condition)
 
     def _put_head(self, key: str, dataset_id: str, data: bytes, condition: Condition) -> str:
         new = _decoded(key, data, "head", Head)

@@ -7,12 +7,11 @@ server. What changes the store is told to whoever keeps an index of datasets.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 
 from casstore.backend.base import Absent, Condition, Matches, Object
 from casstore.dataset import Bucket
-from casstore.errors import AccessError, CasstoreError, NotFoundError, PreconditionError, UsageError
+from casstore.errors import AccessError, NotFoundError, PreconditionError, UsageError
 from casstore.remote.presign import ObjectSigner
 from casstore.remote.urls import parse_url
 from casstore.repo import layout
@@ -35,14 +34,13 @@ from casstore_server.services.v1.guard import Rights
 from casstore_server.services.v1.objects import MAX_OBJECT, Objects, hash_in, readable
 from casstore_server.services.v1.packs import promote, publish, store_pack
 
-__all__ = ["LIFETIME_S", "Blob", "Transfer", "condition_of", "open_transfer", "rights_of", "tell_changed"]
+__all__ = ["LIFETIME_S", "Blob", "Transfer", "condition_of", "open_transfer", "rights_of"]
 
 LIFETIME_S = 900
 """Seconds for which an address works: a pack goes over a slow line in them."""
 _MARGIN_S = 60
 """Seconds less that clients are told."""
 _READ, _WRITE = "read", "write"
-_log = logging.getLogger(__name__)
 
 
 def rights_of(services: Services, caller: Caller, bucket: str) -> Rights:
@@ -186,20 +184,9 @@ def open_transfer(services: Services, caller: Caller, name: str) -> Transfer:
     """The bucket ``name`` for a caller. ``NotFoundError``."""
 
     def changed(dataset_id: str) -> None:
-        tell_changed(services, name, dataset_id)
+        services.index.changed(name, dataset_id)
 
     return Transfer(services, caller, name, changed)
-
-
-def tell_changed(services: Services, bucket: str, dataset_id: str) -> None:
-    """Tell whoever keeps an index of datasets. What goes wrong there costs nobody a commit."""
-    index = getattr(services, "index", None)
-    if index is None:
-        return
-    try:
-        index.changed(bucket, dataset_id)
-    except CasstoreError as error:
-        _log.warning("bucket %s: a change of dataset %s was not indexed: %s", bucket, dataset_id, error.message)
 
 
 def condition_of(if_match: str | None, if_none_match: str | None) -> Condition:

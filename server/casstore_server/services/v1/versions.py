@@ -38,7 +38,7 @@ from casstore.wire.v1 import (
 )
 from casstore_server.services.context import Caller, Services
 from casstore_server.services.v1.objects import bases_of
-from casstore_server.services.v1.transfer import rights_of, tell_changed
+from casstore_server.services.v1.transfer import rights_of
 from casstore_server.services.v1.trees import require_whole
 
 __all__ = ["Opened", "commit", "diff", "files", "lineage", "open_version", "path_of"]
@@ -320,7 +320,7 @@ def commit(services: Services, caller: Caller, bucket_name: str, name: str, body
         )
         hold.rely(require_whole(bucket.store, record, bases))
         done = made.finish(TreeResult(tree.id, tree.checksum, tree.totals), hold)
-        tell_changed(services, bucket_name, done.version.dataset_id)
+        services.index.changed(bucket_name, done.version.dataset_id)
         return CommitReply(version=named(done.version), created=done.created)
 
     return until_made(bucket.store, once, user=caller.user, dataset=name, progress=Silent())
