@@ -63,9 +63,9 @@ class Schemas:
             return {"enum": list(arguments)}
         if origin is Annotated:
             return self.of(arguments[0]) | _limits(arguments[1:])
-        if origin is tuple and Ellipsis not in arguments:
-            places = [self.of(one) for one in arguments]
-            return {"type": "array", "prefixItems": places, "minItems": len(places), "maxItems": len(places)}
+        if origin is tuple and Ellipsis not in arguments:  # not prefixItems: too few programs know it
+            places = {"minItems": len(arguments), "maxItems": len(arguments)}
+            return {"type": "array", "items": _any_of([self.of(one) for one in arguments])} | places
         if origin in {list, tuple}:
             return {"type": "array", "items": self.of(arguments[0])}
         if origin is dict:
