@@ -17,6 +17,7 @@ from casstore.errors import AccessError
 from casstore.testing.http import Http, Reply
 from casstore.wire.auth import NewUser
 from casstore_cli import login, main
+from casstore_server.api.authenticate import make_logins
 from casstore_server.db.callers import PROVIDER, Callers
 from casstore_server.db.identity import People
 from casstore_server.identity.actions import grants_of, parse_role
@@ -274,6 +275,17 @@ def test_the_token_of_somebody_who_was_not_created(server: Server) -> None:
     assert bob.get("/api/profile/settings").json()["roles"] == before
     assert with_token(server, token).get("/api/profile/settings").json()["roles"] == before
     assert server.get("/api/auth/user/bob")["created_by"] == "bob"
+
+
+def test_the_rights_of_the_owner_are_for_the_owner(server: Server) -> None:
+    """A provider may have another person of the same name: they are not who has the socket."""
+    token = server.client.post("/api/auth/access_token/t").json()
+    assert with_token(server, token).get("/api/profile/settings").json()["roles"] == ["osmo-admin"]
+    logins = make_logins(server.services)
+    assert logins.granted("ada").roles == ()
+    assert server.get("/api/auth/user/ada")["roles"][0]["assigned_by"] == "the server's socket"
+    assert server.client.post("/api/auth/user/ada/roles", json={"role_name": "osmo-admin"}).status_code == 200
+    assert logins.granted("ada").roles == ("osmo-admin",), "an administrator has said so"
 
 
 def test_roles_of_groups_last_as_long_as_the_group(server: Server) -> None:

@@ -89,23 +89,24 @@ def test_users_come_go_and_come_again(people: People, database: Database) -> Non
 
 
 def test_a_deleted_user_is_not_remembered(people: People) -> None:
-    people.remember("gil", own=["a"], provided=["p"])
+    people.remember("gil", own=["a"], others=["p"], by=PROVIDER)
     assert {one.role: one.by for one in people.get("gil")[1]} == {"a": "gil", "p": PROVIDER}
-    people.remember("gil", own=["b"], provided=["q"])
+    people.remember("gil", own=["b"], others=["q"], by=PROVIDER)
     assert [one.role for one in people.get("gil")[1]] == ["a", "p", "q"], "their own ones are given once"
     people.delete("gil")
     with pytest.raises(NotFoundError):
-        people.remember("gil", own=["a"], provided=["p"])
+        people.remember("gil", own=["a"], others=["p"], by=PROVIDER)
 
 
 def test_roles_from_elsewhere_are_lost_and_given_ones_are_not(people: People, database: Database) -> None:
-    people.remember("gil", own=[], provided=["p", "q"])
+    people.remember("gil", own=[], others=["p", "q", "s"], by=PROVIDER)
     people.give("gil", "r", by="ada")
+    people.give("gil", "s", by="ada")
     callers = Callers(database)
-    callers.lose("gil", {"p", "r"})
+    callers.lose("gil", {"p", "r", "s"})
     known = callers.user("gil")
     assert known is not None
-    assert (known.roles, known.provided) == ({"q", "r"}, {"q"})
+    assert (known.roles, known.provided, known.owned) == ({"q", "r", "s"}, {"q"}, set())
 
 
 def test_of_two_administrators_one_stays(people: People) -> None:
@@ -128,7 +129,7 @@ def test_what_two_make_at_once_is_there_once(people: People, database: Database)
     assert sum(isinstance(one, ConflictError) for one in made) == 3
     made = together(*[lambda: people.add_token(token("eve", "t", "a"), f"{threading.get_ident()}")] * 4)
     assert sum(isinstance(one, ConflictError) for one in made) == 3
-    together(*[lambda: people.remember("gil", own=["a"], provided=["b"])] * 4)
+    together(*[lambda: people.remember("gil", own=["a"], others=["b"], by=PROVIDER)] * 4)
     together(*[lambda: people.give("eve", "b", by="x")] * 4)
     with database.reading() as connection:
         assert connection.execute(select(func.count()).select_from(schema.user_role)).scalar_one() == 4

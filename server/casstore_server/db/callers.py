@@ -17,22 +17,29 @@ from sqlalchemy import Connection, Row, delete, select, update
 from casstore_server.db.schema import access_token, identity_user, user_role
 from casstore_server.db.store import Database
 
-__all__ = ["PROVIDER", "Callers", "KnownToken", "KnownUser"]
+__all__ = ["OWNER", "PROVIDER", "Callers", "KnownToken", "KnownUser"]
 
 PROVIDER = ":provider"
 """By whom roles were given that somebody has from a group of the identity provider, or from a gateway. They are written
 down for tokens, which nobody asks the provider about; no user can be called so.
 """
+OWNER = ":owner"
+"""By whom the roles of the server's owner were given, who has them by the unix socket. They are for the owner's tokens:
+whoever the identity provider calls by the same name does not have them.
+"""
 _USED_EVERY = 60.0
 
 
 class KnownUser(NamedTuple):
-    """A user that this server was told of; ``provided`` are those of the roles that come from elsewhere."""
+    """A user that this server was told of; ``provided`` and ``owned`` are those of the roles by ``PROVIDER`` and
+    ``OWNER``.
+    """
 
     name: str
     disabled: bool
     roles: frozenset[str]
     provided: frozenset[str] = frozenset()
+    owned: frozenset[str] = frozenset()
 
 
 class KnownToken(NamedTuple):
@@ -88,5 +95,5 @@ class Callers:
 def _user(connection: Connection, name: str, disabled: int) -> KnownUser:
     table = user_role
     found = connection.execute(select(table.c.role, table.c.assigned_by).where(table.c.user == name)).all()
-    provided = frozenset(row.role for row in found if row.assigned_by == PROVIDER)
-    return KnownUser(name, bool(disabled), frozenset(row.role for row in found), provided)
+    provided, owned = (frozenset(row.role for row in found if row.assigned_by == by) for by in (PROVIDER, OWNER))
+    return KnownUser(name, bool(disabled), frozenset(row.role for row in found), provided, owned)

@@ -17,7 +17,7 @@ from sqlalchemy.exc import IntegrityError
 
 from casstore.errors import ConflictError, NotFoundError
 from casstore.wire.auth import ADMIN_ROLE
-from casstore_server.db.callers import PROVIDER
+from casstore_server.db.callers import OWNER, PROVIDER
 from casstore_server.db.schema import access_token, identity_user, profile, user_role
 from casstore_server.db.store import Database
 from casstore_server.db.transactions import upsert
@@ -90,9 +90,9 @@ class People:
                 _give(connection, name, Given(role, by, user.created))
         return user
 
-    def remember(self, name: str, *, own: Collection[str], provided: Collection[str]) -> None:
+    def remember(self, name: str, *, own: Collection[str], others: Collection[str], by: str) -> None:
         """Write down somebody who came in without being known, with the roles that they have of their ``own``; and
-        those that are ``provided`` by others, each time. Whoever is deleted stays so.
+        ``others``, which they have by ``PROVIDER`` or ``OWNER``, each time. Whoever is deleted stays so.
         """
         now = time.time()
         with self._database.writing() as connection:
@@ -101,8 +101,8 @@ class People:
                     _give(connection, name, Given(role, name, now))
             else:
                 _found(connection, name)
-            for role in sorted(provided):
-                _give(connection, name, Given(role, PROVIDER, now))
+            for role in sorted(others):
+                _give(connection, name, Given(role, by, now))
 
     def delete(self, name: str) -> None:
         """Delete a user with tokens, roles and settings. ``ConflictError`` for the last administrator."""
@@ -115,9 +115,12 @@ class People:
             connection.execute(update(identity_user).where(identity_user.c.name == name).values(disabled=1))
 
     def give(self, name: str, role: str, *, by: str) -> Given:
-        """Give a user a role; one that they have stays as it is."""
+        """Give a user a role; one that they have stays as it is, unless it was theirs only for a while."""
         with self._database.writing() as connection:
             _found(connection, name)
+            passing = user_role.c.assigned_by.in_((PROVIDER, OWNER))
+            which = (user_role.c.user == name) & (user_role.c.role == role) & passing
+            connection.execute(delete(user_role).where(which))
             _give(connection, name, Given(role, by, time.time()))
             return next(given for given in _roles(connection, name) if given.role == role)
 

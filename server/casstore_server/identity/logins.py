@@ -231,7 +231,7 @@ class Logins:
         lost = frozenset() if provided is None else known.provided - provided
         if lost:
             self._callers.lose(name, lost)
-        return known.roles - lost
+        return known.roles - known.owned - lost
 
     def _grants(self, roles: Iterable[str]) -> Grants:
         return grants_of(roles, self._roles())

@@ -22,6 +22,7 @@ from casstore.wire.auth import (
     UserTokenReply,
 )
 from casstore.wire.protocol import to_iso
+from casstore_server.db.callers import OWNER, PROVIDER
 from casstore_server.db.identity import People, Token
 from casstore_server.identity.actions import EVERYTHING
 from casstore_server.identity.tokens import digest, new_token
@@ -122,12 +123,15 @@ def _used(people: People, caller: Caller) -> Token | None:
 
 
 def _remember(services: Services, people: People, caller: Caller) -> None:
-    """Write down the roles that the caller has, for a token's are always some of its user's. The owner has them for
-    good, and so has everybody what they have by default; others last as long as whoever says so goes on saying it.
+    """Write down the roles that the caller has, for a token's are always some of its user's. What somebody has by
+    default is theirs for good; others last as long as whoever says so goes on saying it; the owner's are for tokens.
     """
     roles = set(caller.grants.roles)
-    own = roles if caller.grants is EVERYTHING else roles & set(services.settings.identity.default_roles)
-    people.remember(caller.user, own=own, provided=roles - own)
+    if caller.grants is EVERYTHING:
+        people.remember(caller.user, own=(), others=roles, by=OWNER)
+    else:
+        own = roles & set(services.settings.identity.default_roles)
+        people.remember(caller.user, own=own, others=roles - own, by=PROVIDER)
 
 
 def _create(people: People, user: str, name: str, expires_at: float, description: str, roles: Sequence[str]) -> str:

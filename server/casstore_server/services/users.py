@@ -20,12 +20,14 @@ from casstore.wire.auth import (
     UsersReply,
 )
 from casstore.wire.protocol import to_iso
+from casstore_server.db.callers import OWNER, PROVIDER
 from casstore_server.db.identity import Given, People, User
 from casstore_server.identity.actions import BUILT_IN, Grants, Role, Scope, grants_of
 from casstore_server.services.context import Caller, Services
 
 __all__ = ["check_roles", "create", "delete", "get", "give", "known", "page", "roles", "take"]
 
+_GIVERS = {PROVIDER: "the identity provider", OWNER: "the server's socket"}
 MAX_PAGE = 1000
 """The most users in one reply."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,127}", re.ASCII)
@@ -125,4 +127,6 @@ def _reply(user: User) -> UserReply:
 
 
 def _role(given: Given) -> UserRole:
-    return UserRole(role_name=given.role, assigned_by=given.by, assigned_at=to_iso(given.at) or "")
+    return UserRole(
+        role_name=given.role, assigned_by=_GIVERS.get(given.by, given.by), assigned_at=to_iso(given.at) or ""
+    )
