@@ -5,7 +5,8 @@ Every file is a conversation with a server of its own, over its port, by the rul
 what those say of the client, and by nothing of ours. The keys of a file:
 
     about       what it is for
-    row         the rows of those tables that it covers; ``ours`` for what only our clients ask
+    row         the rows of those tables that it covers: see ``ROWS``
+    storage     ``s3`` for a server with a bucket ``lab`` in S3, ``${place}/lab``
     talk        pairs of requests and replies, in their order; before any of them, ``do`` says what else happens then
 
 of a pair:
@@ -313,7 +314,9 @@ def test_the_server_answers_as_the_client_needs_it(
         Store.open(backend, create=True)
         client, key = buckets.open(f"{url}/store.json")
         client.put(key, [backend.get("store.json").data])
-        hold(Conversation(server, buckets, monkeypatch), found)
+        conversation = Conversation(server, buckets, monkeypatch)
+        conversation.kept["place"] = f"s3://{name}/stores"
+        hold(conversation, found)
 
 
 def hold(conversation: Conversation, found: dict[str, Any]) -> None:
@@ -325,6 +328,39 @@ def hold(conversation: Conversation, found: dict[str, Any]) -> None:
 
 
 # --- that nothing is left out
+
+ROWS = {
+    "osmo-wire-6.2.md §3": """
+        version · profile list · profile set · default pool · pool list · resource list · resource info · bucket list
+        credential set · credential list · credential delete · workflow submit F · workflow submit WF-ID
+        workflow validate · workflow restart · workflow list · workflow query ID · workflow logs · workflow events
+        workflow spec · workflow cancel · workflow tag · workflow exec · workflow port-forward · workflow rsync
+        task list · app create · app update · app info · app spec · app list · app delete · app rename · app submit
+        token set · token list · token delete · token roles · user list · user create · user update · user delete
+        user get · config
+    """,
+    "osmo-datasets-6.2.md §5": """
+        GET bucket · list_dataset · GET location · query · POST dataset · GET dataset · info · DELETE dataset
+        attribute · collect · recollect · migrate · bucket admin
+    """,
+    "osmo-spec.md §5": """
+        login · GET auth/keys · POST auth/jwt/access_token · POST auth/jwt/refresh_token · health · GET users
+        backend list · client gate · errors
+    """,
+}
+
+
+@pytest.mark.parametrize("table", ROWS)
+def test_every_row_of_the_reference_has_its_pairs(table: str) -> None:
+    rows = {row.strip() for row in re.split("[·\n]", ROWS[table]) if row.strip()}
+    covered: set[str] = set()
+    for path in FILES:
+        found = read(path)
+        statuses = {pair["reply"] for pair in found["talk"] if "reply" in pair}
+        if any(status < 400 for status in statuses) and any(status >= 400 for status in statuses):
+            covered |= set([found["row"]] if isinstance(found["row"], str) else found["row"])
+    assert rows - covered == set(), "no file has a pair that is answered and one that is refused"
+
 
 ROUTES = [route for route in all_routes(assemble().routes) if isinstance(route, APIRoute)]
 OURS = re.compile(r"/api/v1/.*|/api/docs|/api/openapi\.json|/metrics|/ready")
