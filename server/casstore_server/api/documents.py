@@ -205,6 +205,11 @@ _HEADERS: Final[dict[str, Any]] = {
     },
 }
 
+_MORE_HEADERS: Final[dict[int, dict[str, Any]]] = {
+    401: {"WWW-Authenticate": {"description": "How to say who asks.", "schema": {"type": "string"}}},
+    429: {"Retry-After": {"description": "Seconds after which to ask again.", "schema": {"type": "integer"}}},
+}
+
 
 def _errors(operations: Iterable[_Operation]) -> frozenset[int]:
     named = {status for operation in operations for status in operation.told.errors if status >= 400}
@@ -217,7 +222,8 @@ def _response_name(status: int) -> str:
 
 def _error(status: int, schemas: Schemas) -> dict[str, Any]:
     said = {"schema": schemas.of(ErrorBody), "example": describing.error_example(status)}
-    headers = {name: {"$ref": f"#/components/headers/{name}"} for name in _HEADERS}
+    headers: dict[str, Any] = {name: {"$ref": f"#/components/headers/{name}"} for name in _HEADERS}
+    headers |= _MORE_HEADERS.get(status, {})
     return {"description": describing.ERRORS[status], "headers": headers, "content": {JSON: said}}
 
 
