@@ -114,7 +114,7 @@ def list_users(
     return reply(users.page(services, start_index=start_index, count=count, prefix=id_prefix, roles=roles))
 
 
-@router.post("/api/auth/user", **rule("user:Manage", reply=UserReply, body=NewUser, errors=(409,)))
+@router.post("/api/auth/user", **rule("user:Manage", reply=UserReply, body=NewUser, errors=(404, 409)))
 def create_user(services: ServicesDep, caller: CallerDep, body: Body) -> Response:
     """Make a user."""
     return reply(users.create(services, caller, decode(body, NewUser)))
