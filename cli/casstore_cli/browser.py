@@ -57,7 +57,7 @@ def by_browser(
         opened = _open(url)
         tell(f"{'If your browser does not open, visit' if opened else 'Visit'} {url}")
         ends = time.monotonic() + wait
-        while visit.tokens is None and visit.error is None:
+        while not visit.over.is_set():
             if time.monotonic() > ends:
                 raise AccessError("Nobody logged in with the browser in time", hint="Log in again.")
             server.handle_request()
@@ -78,8 +78,11 @@ class _Visit:
         self._nonce = secrets.token_urlsafe(32)
         self._verifier = secrets.token_urlsafe(64)
         self.redirect_uri = ""
+        self._lock = threading.Lock()
         self.tokens: Tokens | None = None
         self.error: CasstoreError | None = None
+        self.over = threading.Event()
+        """Set once the last page is shown."""
 
     def url(self, endpoint: str) -> str:
         """Where the browser begins."""
@@ -101,14 +104,21 @@ class _Visit:
             found = {key: values[0] for key, values in parse_qs(query, max_num_fields=20).items() if len(values) == 1}
         except ValueError:
             found = {}
-        if not hmac.compare_digest(found.get("state", "").encode(), self._state.encode()):
-            return 400, "This is no answer to a login", "Start again with: osmo login"
-        try:
-            self.tokens = self._redeem(found)
-        except CasstoreError as exc:
-            self.error = exc
-            return 200, "You are not logged in", "The command that you started says why. You can close this page."
+        ours = hmac.compare_digest(found.get("state", "").encode(), self._state.encode())
+        with self._lock:
+            if not ours or self.ended:
+                return 400, "This is no answer to a login", "Start again with: osmo login"
+            try:
+                self.tokens = self._redeem(found)
+            except CasstoreError as exc:
+                self.error = exc
+                return 200, "You are not logged in", "The command that you started says why. You can close this page."
         return 200, "You are logged in", "You can close this page and go back to the command."
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is known how it ended."""
+        return self.tokens is not None or self.error is not None
 
     def _redeem(self, found: dict[str, str]) -> Tokens:
         if "error" in found or "code" not in found:
@@ -135,18 +145,24 @@ def _listen(port: int, visit: _Visit) -> http.server.HTTPServer:
             path, _, query = self.path.partition("?")
             status, title, text = visit.come_back(query) if path == _PATH else (404, "There is nothing here", "")
             page = _PAGE.format(title=title, text=text).encode()
-            self.send_response_only(status)
-            for name, value in _HEADERS.items():
-                self.send_header(name, value)
-            self.send_header("Content-Length", str(len(page)))
-            self.end_headers()
-            self.wfile.write(page)
+            try:
+                self.send_response_only(status)
+                for name, value in _HEADERS.items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", str(len(page)))
+                self.end_headers()
+                self.wfile.write(page)
+            finally:
+                if visit.ended:
+                    visit.over.set()
 
         def log_message(self, *_: Any) -> None:
             """Nothing: the code is in the URL."""
 
-    class Server(http.server.HTTPServer):
+    class Server(http.server.ThreadingHTTPServer):  # browsers open connections ahead, and say nothing on them
         timeout = _TURN_S
+        daemon_threads = True
+        block_on_close = False
 
         def handle_error(self, *_: Any) -> None:
             """A browser that hangs up is no matter."""

@@ -288,6 +288,10 @@ def visit(line: str, answer: Callable[[dict[str, str]], str], pages: list[tuple[
     sent = {key: values[0] for key, values in parse_qs(urlsplit(url).query).items()}
 
     def go() -> None:
+        with socket.create_connection(("127.0.0.1", urlsplit(sent["redirect_uri"]).port or 0)):  # and says nothing
+            come_back()
+
+    def come_back() -> None:
         for path in ("/favicon.ico", "/callback?code=x&state=wrong", f"/callback?{answer(sent)}"):
             at = urlsplit(sent["redirect_uri"])
             line = http.client.HTTPConnection(at.hostname or "", at.port, timeout=30)
