@@ -80,9 +80,10 @@ class _S3:
         self.read("a", 60)  # says at once whether there is anything to sign with
 
     def _region(self) -> str | None:
+        errors: tuple[type[Exception], ...] = (*self._errors, KeyError)
         try:
             said = self._client.head_bucket(Bucket=self._bucket)["ResponseMetadata"]["HTTPHeaders"]
-        except (*self._errors, KeyError):
+        except errors:
             return None
         found = said.get("x-amz-bucket-region")
         return str(found) if found else None
