@@ -213,8 +213,10 @@ def applied(connection: Connection, bucket: int, reading: Reading, round_: int, 
         dataset = tables.dataset
         connection.execute(delete(dataset).where(dataset.c.bucket == bucket, dataset.c.name == reading.name))
         return True
-    _write(connection, bucket, reading, reading.head)
-    return True
+    if _write(connection, bucket, reading, reading.head):
+        return True
+    forget(connection, bucket, reading.name)
+    return False
 
 
 def _taken(connection: Connection, bucket: int, reading: Reading, round_: int) -> bool:
@@ -238,7 +240,8 @@ def _taken(connection: Connection, bucket: int, reading: Reading, round_: int) -
     return connection.execute(changed).rowcount == 1
 
 
-def _write(connection: Connection, bucket: int, reading: Reading, head: Head) -> None:
+def _write(connection: Connection, bucket: int, reading: Reading, head: Head) -> bool:
+    """Write a dataset down; False when versions are gone that were known when it was read, as a rename can do that."""
     table = tables.dataset
     named = (table.c.bucket == bucket, table.c.name == head.name)
     connection.execute(delete(table).where(*named, table.c.key != head.id))
@@ -264,8 +267,9 @@ def _write(connection: Connection, bucket: int, reading: Reading, head: Head) ->
     _replace(connection, tables.dataset_tag, row_id, ({"tag": tag, "number": n} for tag, n in head.tags.items()))
     members = ({"member": one.dataset_id, "bucket": bucket, "number": one.version} for one in head.members)
     _replace(connection, tables.collection_member, row_id, members)
-    stored += _write_versions(connection, bucket, row_id, reading, head)
-    _sum_up(connection, row_id, head, stored)
+    added, whole = _write_versions(connection, bucket, row_id, reading, head)
+    _sum_up(connection, row_id, head, stored + added)
+    return whole
 
 
 def _renamed(connection: Connection, bucket: int, row_id: int, old: str, new: str) -> None:
@@ -289,8 +293,10 @@ def _replace(connection: Connection, table: Table, row_id: int, rows: Iterable[d
 # ---- versions
 
 
-def _write_versions(connection: Connection, bucket: int, row_id: int, reading: Reading, head: Head) -> int:
-    """Have the versions that a reading found; by how much the bytes that they store have changed."""
+def _write_versions(connection: Connection, bucket: int, row_id: int, reading: Reading, head: Head) -> tuple[int, bool]:
+    """Have the versions that a reading found: by how much the bytes that they store have changed, and whether all of
+    them are known.
+    """
     table = tables.version
     mine: ColumnElement[bool] = table.c.dataset == row_id
     there = set(reading.there)
@@ -309,7 +315,8 @@ def _write_versions(connection: Connection, bucket: int, row_id: int, reading: R
         trees = {int(row.id): metadata[row.number] for row in found}
         _write_attributes(connection, bucket, tables.version_metadata, "version", trees)
     added: int = sum(row["stored"] for row in made)
-    return added - sum(before[number] for number in gone)
+    whole = there <= before.keys() | reading.versions.keys()
+    return added - sum(before[number] for number in gone), whole
 
 
 def _metadata(head: Head, record: VersionRecord) -> dict[str, Any]:

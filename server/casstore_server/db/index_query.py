@@ -27,6 +27,7 @@ from sqlalchemy import (
     and_,
     false,
     func,
+    literal,
     not_,
     or_,
     select,
@@ -85,7 +86,7 @@ def run(connection: Connection, parsed: Parsed, bucket: int, most: int) -> list[
         conditions = [level.in_order(part) for part in parts]
     else:
         conditions = [level.id.in_(source), *(level.condition(part) for part in parts)]
-    query = level.rows.where(_joined(conditions, and_))
+    query = level.rows(by_id=source is not None).where(_joined(conditions, and_))
     if parsed.order_by is not None:
         column = level.order(parsed.order_by)
         query = query.order_by(column.desc() if parsed.descending else column)
@@ -135,13 +136,16 @@ class _Level(ABC):
     """What a query selects from."""
 
     id: ColumnElement[int]
-    rows: Select[Any]
     base: Sequence[ColumnElement[Any]]
     """The order of the answer, within the one that was asked for."""
 
     def __init__(self, bucket: int, order_by: str | None) -> None:
         self.bucket = bucket
         self.order_by = order_by
+
+    @abstractmethod
+    def rows(self, *, by_id: bool) -> Select[Any]:
+        """All rows; with ``by_id`` no index but that of their ids is good for it."""
 
     @abstractmethod
     def order(self, field: str) -> ColumnElement[Any]:
@@ -230,8 +234,12 @@ class _Datasets(_Level):
         super().__init__(bucket, order_by)
         table = self._table = tables.dataset
         self.id = table.c.id
-        self.rows = select(table).where(table.c.bucket == bucket, table.c.last_created.is_not(None))
         self.base = (table.c.name,)
+
+    def rows(self, *, by_id: bool) -> Select[Any]:
+        table = self._table
+        bucket = table.c.bucket + 0 if by_id else table.c.bucket
+        return select(table).where(bucket == self.bucket, table.c.last_created.is_not(None))
 
     def order(self, field: str) -> ColumnElement[Any]:
         return self._table.c[{"name": "name", "created_date": "created", "user": "created_by"}[field]]
@@ -267,9 +275,13 @@ class _Versions(_Level):
         table = self._table = tables.version
         self.id = table.c.id
         self._here = (table.c.bucket == bucket, table.c.ready == 1)
-        self.rows = select(table).where(*self._here)
         self.base = (table.c.name, table.c.number)
         self._shown = False
+
+    def rows(self, *, by_id: bool) -> Select[Any]:
+        if not by_id:
+            return select(self._table).where(*self._here)
+        return select(self._table).where(self._table.c.bucket + 0 == self.bucket, self._table.c.ready + 0 == 1)
 
     def order(self, field: str) -> ColumnElement[Any]:
         return self._table.c[{"name": "name", "created_date": "created", "user": "created_by"}[field]]
@@ -418,7 +430,8 @@ def _contains(here: bytes, part: str, bucket: int) -> _Fits:
         has(table.c.text, attributes.text_bytes(part)),
     )
     item = here + attributes.ITEM + attributes.scalar(part)
-    return lambda column: or_(column == item, column.in_(texts))
+    keys = union_all(texts, select(literal(item, table.c.key.type)))
+    return lambda column: column.in_(keys)
 
 
 def _one_of(keys: Sequence[bytes]) -> _Fits:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, false, func, or_, select, true
+from sqlalchemy import ColumnElement, Connection, Row, Select, false, func, or_, select, true, tuple_
 
 from casstore_orchestrator.status import Priority, TaskStatus, WorkflowStatus
 from casstore_server.db import schema
@@ -31,6 +31,9 @@ __all__ = [
     "workflows",
 ]
 
+_FEW = 2_000
+_CLOCKS_S = 3600.0
+_AT_ONCE = 300
 _PLACED = (str(TaskStatus.INITIALIZING), str(TaskStatus.RUNNING))
 
 
@@ -90,18 +93,31 @@ def workflows(
 ) -> list[Row[Any]]:
     """A page of workflows with the columns that a list shows."""
     table = schema.workflow
-    order = (table.c.submit_time, table.c.id)
+    order = [column.asc() if oldest_first else column.desc() for column in (table.c.submit_time, table.c.id)]
+    # Which they are is found in an index alone: rows have whole records in them.
+    ids = connection.execute(_chosen(wanted).order_by(*order).limit(limit).offset(offset)).scalars().all()
+    if not ids:
+        return []
     apps = table.outerjoin(schema.app, schema.app.c.uuid == table.c.app_uuid)
-    query = select(*_WORKFLOW_COLUMNS).select_from(apps).where(*_common(wanted))
+    query = select(*_WORKFLOW_COLUMNS).select_from(apps).where(table.c.id.in_(ids))
+    return list(connection.execute(query.order_by(*order)))
+
+
+def _chosen(wanted: WorkflowFilter) -> Select[Any]:
+    """The ids of workflows."""
+    table = schema.workflow
+    query = select(table.c.id).where(*_common(wanted))
     if wanted.app is not None:
         name, version = wanted.app
-        query = query.where(schema.app.c.name == name)
+        query = query.where(table.c.app_uuid.in_(select(schema.app.c.uuid).where(schema.app.c.name == name)))
         if version is not None:
             query = query.where(table.c.app_version == version)
     if wanted.name:
         query = query.where(table.c.id.contains(wanted.name, autoescape=True))
     if wanted.statuses:
-        query = query.where(table.c.status.in_(wanted.statuses))
+        # The index of the states has the order of lists in each of them, and not in several.
+        status = table.c.status if len(wanted.statuses) == 1 else table.c.status.concat("")
+        query = query.where(status.in_(wanted.statuses))
     if wanted.tags:
         tagged = select(schema.tag.c.workflow_id).where(schema.tag.c.tag.in_(wanted.tags))
         query = query.where(table.c.id.in_(tagged))
@@ -109,8 +125,7 @@ def workflows(
         query = query.where(table.c.submit_time >= wanted.submitted_after)
     if wanted.submitted_before is not None:
         query = query.where(table.c.submit_time < wanted.submitted_before)
-    query = query.order_by(*(order if oldest_first else (column.desc() for column in order)))
-    return list(connection.execute(query.limit(limit).offset(offset)))
+    return query
 
 
 def tags_of(connection: Connection, workflow_ids: Sequence[str]) -> dict[str, list[str]]:
@@ -135,16 +150,19 @@ def tags_in_use(connection: Connection, within: Scope) -> list[str]:
 def tasks(connection: Connection, wanted: TaskFilter, *, limit: int, offset: int, oldest_first: bool) -> list[Row[Any]]:
     """A page of attempts of tasks, by the time their workflow was submitted."""
     task, workflow = schema.task, schema.workflow
-    order = (workflow.c.submit_time, task.c.workflow_id, task.c.position)
-    query = _task_query(
-        wanted,
-        workflow.c.user,
-        workflow.c.uuid,
-        workflow.c.pool,
-        workflow.c.priority,
-        *task.c,
-    ).order_by(*(order if oldest_first else (column.desc() for column in order)))
-    return list(connection.execute(query.limit(limit).offset(offset)))
+    order = [
+        column.asc() if oldest_first else column.desc()
+        for column in (workflow.c.submit_time, workflow.c.id, task.c.position)
+    ]
+    key = (task.c.workflow_id, task.c.name, task.c.retry_id)
+    chosen = _task_query(connection, wanted, *key).order_by(*order).limit(limit).offset(offset)
+    found = [tuple(row) for row in connection.execute(chosen)]
+    rows: list[Row[Any]] = []
+    shown = (workflow.c.user, workflow.c.uuid, workflow.c.pool, workflow.c.priority, *task.c)
+    for at in range(0, len(found), _AT_ONCE):
+        query = select(*shown).select_from(task.join(workflow)).where(tuple_(*key).in_(found[at : at + _AT_ONCE]))
+        rows += connection.execute(query.order_by(*order))
+    return rows
 
 
 def task_sums(connection: Connection, wanted: TaskFilter, *, by_workflow: bool) -> list[Row[Any]]:
@@ -154,23 +172,34 @@ def task_sums(connection: Connection, wanted: TaskFilter, *, by_workflow: bool) 
     if by_workflow:
         keys.append(task.c.workflow_id)
     sums = [func.sum(task.c[name]).label(name) for name in ("cpu", "memory", "storage", "gpu")]
-    return list(connection.execute(_task_query(wanted, *keys, *sums).group_by(*keys).order_by(*keys)))
+    return list(connection.execute(_task_query(connection, wanted, *keys, *sums).group_by(*keys).order_by(*keys)))
 
 
-def _task_query(wanted: TaskFilter, *columns: Any) -> Select[Any]:
+def _task_query(connection: Connection, wanted: TaskFilter, *columns: Any) -> Select[Any]:
+    """Columns of tasks and their workflows. Where few tasks have the states or nodes that are wanted, these are looked
+    at; otherwise the workflows in the order of the list, with the tasks of each.
+    """
     task, workflow = schema.task, schema.workflow
-    query = select(*columns).select_from(task.join(workflow)).where(*_common(wanted))
-    if wanted.statuses:
-        query = query.where(task.c.status.in_(wanted.statuses))
-    if wanted.nodes:
-        query = query.where(task.c.node.in_(wanted.nodes))
+    query = select(*columns).select_from(workflow.join(task)).where(*_common(wanted))
+    for column, values in ((task.c.status, wanted.statuses), (task.c.node, wanted.nodes)):
+        if values:
+            few = wanted.workflow_id is None and _few(connection, column.in_(values))
+            query = query.where((column if few else column.concat("")).in_(values))
     if wanted.workflow_id:
         query = query.where(or_(workflow.c.id == wanted.workflow_id, workflow.c.uuid == wanted.workflow_id))
     if wanted.started_after is not None:
         query = query.where(task.c.start_time >= wanted.started_after)
     if wanted.started_before is not None:
         query = query.where(task.c.start_time < wanted.started_before)
+        # None starts before its workflow is submitted, but for clocks that differ.
+        query = query.where(workflow.c.submit_time < wanted.started_before + _CLOCKS_S)
     return query
+
+
+def _few(connection: Connection, fits: ColumnElement[bool]) -> bool:
+    """Whether it is better to sort the tasks that fit than to look for them in the order of a list."""
+    some = select(schema.task.c.status).where(fits).limit(_FEW + 1).subquery()
+    return int(connection.execute(select(func.count()).select_from(some)).scalar_one()) <= _FEW
 
 
 def _common(wanted: WorkflowFilter | TaskFilter) -> list[ColumnElement[bool]]:

@@ -52,10 +52,13 @@ __all__ = [
     "workflow",
 ]
 
-HEAD = "0008"
+HEAD = "0009"
 """The newest migration."""
 
 metadata = MetaData()
+
+_LISTED = ("submit_time", "id", "status", "user", "pool", "priority", "app_uuid", "app_version")
+"""What lists of workflows filter and sort by: a page is found in one index, without the rows."""
 
 workflow = Table(
     "workflow",
@@ -80,9 +83,9 @@ workflow = Table(
     Column("app_version", Integer),
     UniqueConstraint("name", "number", name="workflow_name_number"),
     Index("workflow_by_app", "app_uuid", "submit_time"),
-    Index("workflow_by_time", "submit_time"),
-    Index("workflow_by_status", "status", "submit_time"),
-    Index("workflow_by_user", "user", "submit_time"),
+    Index("workflow_by_time", *_LISTED),
+    Index("workflow_by_status", "status", *(name for name in _LISTED if name != "status")),
+    Index("workflow_by_user", "user", *(name for name in _LISTED if name != "user")),
     Index("workflow_by_live", "live", "pool", "submit_time"),
 )
 """``live`` is 1 while a scheduler has something to do for the workflow."""
@@ -119,6 +122,8 @@ task = Table(
     Column("storage", Float, nullable=False),
     Column("gpu", Integer, nullable=False),
     Index("task_by_status", "status"),
+    Index("task_by_node", "node"),
+    Index("task_listed", "workflow_id", "position", "status", "node", "start_time", "name", "retry_id"),
 )
 """One row for each attempt: what lists of tasks filter by. ``memory`` and ``storage`` are bytes."""
 

@@ -171,18 +171,24 @@ class Index:
         """
         followed = self._follower(self._declared(bucket))
         followed.asked = time.monotonic()
-        warning = ""
         try:
             opened = self._stores.open(bucket, "")
+        except CasstoreError as error:
+            return self._without(bucket, followed, error)
+        try:
             refresh(self._database, opened, self._id_of(followed, opened), [name], whole=whole)
-        except (IntegrityError, NotFoundError):
+        except IntegrityError:
             raise
         except CasstoreError as error:
-            self._recall(followed)
-            if followed.id is None:
-                raise
-            warning = _away(bucket, error, followed.looked_at)
-        return Fresh(bucket, followed.id or 0, followed.url, warning)
+            return self._without(bucket, followed, error)
+        return Fresh(bucket, followed.id or 0, followed.url)
+
+    def _without(self, bucket: str, followed: _Followed, error: CasstoreError) -> Fresh:
+        """A bucket that can't be reached, if anything is known of it; otherwise ``error`` is raised."""
+        self._recall(followed)
+        if followed.id is None:
+            raise error
+        return Fresh(bucket, followed.id, followed.url, _away(bucket, error, followed.looked_at))
 
     # ---- looks
 

@@ -38,10 +38,13 @@ Stop = Callable[[], bool]
 
 @dataclass(slots=True)
 class Looked:
-    """How far a look has come: names that there are, that are done, versions that were read, what could not be."""
+    """How far a look has come: names that there are, that are done (``before`` it, too), versions that were read, what
+    could not be.
+    """
 
     names: int = 0
     done: int = 0
+    before: int = 0
     versions: int = 0
     problems: dict[str, str] = field(default_factory=dict)
 
@@ -85,7 +88,7 @@ def look(
     if gone:
         with database.writing() as connection:
             index.forget_unseen(connection, bucket_id, gone)
-    state = Looked(len(names), len(names) - len(wanted))
+    state = Looked(len(names), len(names) - len(wanted), len(names) - len(wanted))
     for at in range(0, len(wanted), PORTION):
         _write(database, bucket, bucket_id, wanted[at : at + PORTION], state, round_=round_, stop=stop)
         state.done += len(wanted[at : at + PORTION])
@@ -134,6 +137,7 @@ def _write(
         found = read(bucket, waiting, states_of, whole=whole or round_ is not None or not first)
         again: list[str] = []
         new = [one for one in found if round_ is not None or _is_new(one)]
+        new.sort(key=lambda one: one.reading.head is None)  # a dataset is moved to its new name with all that is known
         done += [one for one in found if one not in new]
         for one, written in zip(new, _apply(database, bucket_id, new, round_), strict=True):
             if written and not one.partial:
