@@ -7,7 +7,7 @@ read them.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -18,7 +18,8 @@ class SubmitRequest(msgspec.Struct, kw_only=True):
     ``file`` is the text of the specification. ``uploaded_templated_spec`` is the original when ``file`` was
     rendered by an earlier dry run. ``rendered`` (ours) says that ``file`` is the outcome of a dry run and is
     not rendered again, so that braces inside of it are left alone. ``env_vars`` (ours) adds to those of the
-    query, which can't be long.
+    query, which can't be long. ``uuid`` (ours), 32 hexadecimal digits that nobody used before, becomes the
+    workflow's: with it the same submission can be sent again when nobody knows whether it was carried out.
     """
 
     file: str
@@ -27,6 +28,7 @@ class SubmitRequest(msgspec.Struct, kw_only=True):
     uploaded_templated_spec: str | None = None
     rendered: bool = False
     env_vars: list[str] = []
+    uuid: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")] | None = None
 
 
 class SubmitReply(msgspec.Struct, kw_only=True):

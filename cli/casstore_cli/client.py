@@ -32,7 +32,16 @@ from casstore.wire.protocol import (
 )
 from casstore_cli import web
 
-__all__ = ["BearerToken", "Client", "ConnectionLostError", "NotLetInError", "Stream", "Target", "quoted"]
+__all__ = [
+    "BearerToken",
+    "Client",
+    "ConnectionLostError",
+    "NotLetInError",
+    "ReplyLostError",
+    "Stream",
+    "Target",
+    "quoted",
+]
 
 REPLY_TIMEOUT_S = 60.0
 """How long a reply that is not a stream may take."""
@@ -50,6 +59,8 @@ _MAX_URL = 48_000
 _OWN_HINT = (
     "Try again; if that does not help, end it with 'osmo server stop --force', and the next command starts another."
 )
+
+_DONE_HINT = "It may have done what it was asked for: look before you ask again."
 
 Value = str | int | bool | None | Sequence[str]
 T = TypeVar("T")
@@ -102,6 +113,10 @@ class Target(NamedTuple):
 
 class ConnectionLostError(ServiceError):
     """The server can't be reached, or went away."""
+
+
+class ReplyLostError(ConnectionLostError):
+    """The server went away after it was asked and before it answered: it may have done what it was asked for."""
 
 
 class Stream(NamedTuple):
@@ -237,7 +252,11 @@ class Client:
         self, method: str, url: str, data: bytes | None, headers: dict[str, str], timeout: float | None
     ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
         connection = self._connection(timeout)
+        sent = False
         try:
+            if connection.sock is None:
+                connection.connect()
+            sent = True
             connection.request(method, url, body=data, headers=headers)
             return connection, connection.getresponse()
         except TimeoutError as exc:
@@ -245,6 +264,11 @@ class Client:
             raise ConnectionLostError(f"The server at {self.target.display} did not answer in time") from exc
         except (OSError, http.client.HTTPException) as exc:
             connection.close()
+            if sent:
+                raise ReplyLostError(
+                    f"The server at {self.target.display} was asked and gave no answer: {web.explain(exc)}",
+                    hint=None if method == "GET" else _DONE_HINT,
+                ) from exc
             raise ConnectionLostError(
                 f"Cannot connect to the server at {self.target.display}: {web.explain(exc)}",
                 hint=_OWN_HINT if self.target.url is None else "Check the URL: osmo login URL.",

@@ -197,8 +197,8 @@ def test_logs_stream_until_the_end(server: Server) -> None:
 
     thread = threading.Thread(target=follow)
     thread.start()
-    task.log.line("one", b"first")
-    task.log.line("one", "zwölf {{x}}".encode())
+    task.log.write("one", b"first")
+    task.log.write("one", "zwölf {{x}}".encode())
     server.finish("hello-1")
     thread.join(30)
     assert not thread.is_alive()
@@ -244,6 +244,24 @@ def test_a_rendered_file_is_not_rendered_again(server: Server) -> None:
     assert reply.status_code == 200, reply.text
     assert server.gang("hello-1").tasks["one"].launch.argv[-1] == "{{ not_a_variable }}"
     assert server.client.get("/api/workflow/hello-1/spec", params={"use_template": "1"}).text == "the original"
+
+
+def test_a_submission_with_a_uuid_is_carried_out_once(server: Server) -> None:
+    body = {"file": HELLO, "uuid": "5" * 32}
+    route = "/api/pool/default/workflow"
+    first = server.client.post(route, json=body).json()["name"]
+    for again in (route, f"/api/v1{route.removeprefix('/api')}"):
+        assert server.client.post(again, json=body).json()["name"] == first
+    assert server.get(f"/api/workflow/{'5' * 32}")["name"] == first
+    assert len(server.get("/api/workflow", name="hello")["workflows"]) == 1
+    other = Http(server.port, {"x-osmo-user": "somebody-else"}).post(route, json=body)
+    assert (other.status_code, first in other.text) == (409, False)
+    made = server.client.post("/api/v1/pool/default/workflow", json=body | {"uuid": "6" * 32}).json()["name"]
+    assert made != first
+    checked = server.client.post(route, params={"validation_only": True}, json=body | {"uuid": "7" * 32})
+    assert checked.json()["logs"] == "Workflow validation succeeded."
+    for bad in ({"file": HELLO}, body | {"uuid": "no"}, body | {"uuid": "A" * 32}, body | {"uuid": 7}):
+        assert server.client.post("/api/v1/pool/default/workflow", json=bad).status_code == 400
 
 
 def test_cancel_tag_resubmit_and_restart(server: Server) -> None:

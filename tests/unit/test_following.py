@@ -12,8 +12,10 @@ import pytest
 from casstore.errors import NotFoundError, ServiceError
 from casstore.wire.following import Marked, mark
 from casstore.wire.protocol import to_exception
+from casstore.wire.workflow import SubmitReply, SubmitRequest
 from casstore_cli import patience
-from casstore_cli.client import Client, ConnectionLostError, Stream, Target
+from casstore_cli.client import Client, ConnectionLostError, ReplyLostError, Stream, Target
+from casstore_cli.commands.workflow.submit import _post_once
 from casstore_cli.following import follow
 from casstore_cli.paging import PAGE, collect
 from casstore_orchestrator.logs import LogStore, Piece
@@ -236,6 +238,40 @@ def test_a_server_of_our_own_that_was_killed_is_started_again(monkeypatch: pytes
     answers = iter([ServiceError("away"), 7])
     assert patience.persistently(client, ask, hint="") == 7
     assert started == ["it"]
+
+
+# Submissions.
+
+
+class Taker(Client):
+    """A server that loses the reply to the first submission."""
+
+    def __init__(self, second: Any) -> None:
+        super().__init__(Target("u", url="http://127.0.0.1:9"))
+        self.replies = iter([ReplyLostError("It went away"), second])
+        self.asked: list[tuple[str, SubmitRequest]] = []
+
+    def post(self, path: str, reply: Any, query: Any = None, body: Any = None) -> Any:
+        self.asked.append((path, body))
+        found = next(self.replies)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+
+def test_a_submission_whose_answer_is_lost_is_asked_for_again() -> None:
+    taker = Taker(SubmitReply(name="x-1"))
+    assert _post_once(taker, "api/pool/p/workflow", {}, SubmitRequest(file="text")).name == "x-1"
+    assert [path for path, _ in taker.asked] == ["api/pool/p/workflow", "api/v1/pool/p/workflow"]
+    first, second = (body for _, body in taker.asked)
+    assert first == second
+    assert first.uuid is not None
+
+
+def test_another_server_is_not_asked_twice() -> None:
+    with pytest.raises(ReplyLostError, match="It went away") as raised:
+        _post_once(Taker(NotFoundError("no such route")), "api/pool/p/workflow", {}, SubmitRequest(file="text"))
+    assert raised.value.hint == "Look whether it was submitted: osmo workflow list"
 
 
 # Lists.

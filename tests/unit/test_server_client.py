@@ -128,8 +128,8 @@ def test_a_body_is_json_and_warnings_are_told(canned: Canned, path: Path) -> Non
         (_reply(b"not json"), ServiceError, "can't be understood"),
         (_reply(b"[1]"), ServiceError, "can't be understood"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nshort", ServiceError, "broke off"),
-        (b"SSH-2.0-OpenSSH\r\n", ServiceError, "Cannot connect"),
-        (b"", ServiceError, "Cannot connect"),
+        (b"SSH-2.0-OpenSSH\r\n", ServiceError, "gave no answer"),
+        (b"", ServiceError, "gave no answer"),
     ],
 )
 def test_failures_become_errors(

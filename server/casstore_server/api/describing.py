@@ -105,6 +105,7 @@ _PREFIXES: Final = (
     ("/api/tag", "workflows"),
     ("/api/users", "workflows"),
     ("/api/v1/server", "server"),
+    ("/api/v1/pool", "workflows"),
     ("/api/v1/workflow", "workflows"),
     ("/api/v1", "v1"),
 )

@@ -92,6 +92,36 @@ def submit(  # FastAPI passes parameters by name
 
 
 @router.post(
+    "/v1/pool/{pool}/workflow",
+    **rule("workflow:Create", reply=SubmitReply, body=SubmitRequest, errors=[409, *STORAGE]),
+)
+def submit_once(  # FastAPI passes parameters by name
+    services: ServicesDep,
+    caller: CallerDep,
+    pool: str,
+    body: Body,
+    priority: str | None = None,
+    env_vars: Annotated[list[str], Query()] = [],  # noqa: B006  # FastAPI copies defaults
+    cache: bool = False,
+    app_uuid: Annotated[str | None, Query(max_length=64)] = None,
+    app_version: Annotated[int | None, Query(ge=1, le=10**9)] = None,
+) -> Response:
+    """Submit a specification with a UUID, unless that was done: for who never heard the answer."""
+    request = decode(body, SubmitRequest)
+    done = submission.submit_once(
+        services,
+        caller,
+        pool,
+        request,
+        priority=priority,
+        environment=[*env_vars, *request.env_vars],
+        reuse=cache,
+        app=None if app_uuid is None else AppUse(app_uuid, app_version or 1),
+    )
+    return reply(done.reply, warnings=done.warnings)
+
+
+@router.post(
     "/pool/{pool}/workflow/{workflow_id}/restart", **rule("workflow:Create", reply=SubmitReply, errors=[409, *STORAGE])
 )
 def restart(services: ServicesDep, caller: CallerDep, pool: str, workflow_id: WorkflowId) -> Response:

@@ -106,6 +106,8 @@ class Database:
             ).scalar_one()
             made = msgspec.structs.replace(record, id=f"{record.name}-{number}", number=number)
             new = begin(made)
+            if connection.execute(select(schema.workflow.c.id).where(schema.workflow.c.uuid == new.uuid)).first():
+                raise ConflictError("There is a workflow with this UUID already")
             connection.execute(
                 insert(schema.workflow).values(
                     **_columns(new),

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -80,6 +81,8 @@ def submit(
 
     ``app``: where the text came from. Raises ``SpecError``, ``UsageError`` or ``NotFoundError`` with what is wrong.
     """
+    if not check_only and (done := _done_before(services, caller, request)) is not None:
+        return done
     if app is not None:
         caller.require("app:Read")
         Apps(services.database).check(app.uuid, app.version)
@@ -103,9 +106,42 @@ def submit(
         return Done(SubmitReply(name=spec.name, spec=text, logs="Workflow validation succeeded."), warnings)
     template = request.uploaded_templated_spec or (request.file if loaded.templated else None)
     record = _record(
-        spec, pool, caller, rank, spec_text=loaded.rendered, template_text=template, warnings=loaded.warnings
+        spec,
+        pool,
+        caller,
+        rank,
+        spec_text=loaded.rendered,
+        template_text=template,
+        warnings=loaded.warnings,
+        own=request.uuid,
     )
-    return _run(services, caller, replace(record, reuse=reuse, app=app), warnings)
+    try:
+        return _run(services, caller, replace(record, reuse=reuse, app=app), warnings)
+    except ConflictError:  # the same request, at the same time
+        if (done := _done_before(services, caller, request)) is None:
+            raise
+        return done
+
+
+def submit_once(services: Services, caller: Caller, pool_name: str, request: SubmitRequest, **options: Any) -> Done:
+    """As ``submit``, for what may have been submitted already: by its UUID, which it must have."""
+    if request.uuid is None:
+        raise UsageError("A submission that is sent again needs its uuid")
+    return submit(services, caller, pool_name, request, check_only=False, **options)
+
+
+def _done_before(services: Services, caller: Caller, request: SubmitRequest) -> Done | None:
+    """The answer to a submission that was carried out already."""
+    if request.uuid is None:
+        return None
+    try:
+        made = services.database.load(request.uuid)
+    except NotFoundError:
+        return None
+    if made.user != caller.user:
+        raise ConflictError("There is a workflow with this UUID already")
+    audit.unchanged()
+    return Done(SubmitReply(name=made.id, overview=caller.links.overview(made.id)), list(made.warnings))
 
 
 def resubmit(
@@ -184,10 +220,11 @@ def _record(
     spec_text: str,
     template_text: str | None,
     warnings: Sequence[str],
+    own: str | None = None,
 ) -> WorkflowRecord:
     return new_workflow(
         spec,
-        uuid=uuid.uuid4().hex,
+        uuid=own or uuid.uuid4().hex,
         user=caller.user,
         pool=pool,
         priority=priority,

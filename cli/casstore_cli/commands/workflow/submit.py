@@ -11,6 +11,7 @@ import dataclasses
 import os
 import re
 import sys
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
@@ -19,12 +20,12 @@ import click
 import msgspec
 
 from casstore.config import Config, load_config
-from casstore.errors import CancelledError, SourceError, UsageError
+from casstore.errors import CancelledError, NotFoundError, SourceError, UsageError
 from casstore.wire.cluster import ProfileReply
 from casstore.wire.protocol import MAX_REQUEST_BYTES
 from casstore.wire.workflow import SubmitReply, SubmitRequest, WorkflowReply
 from casstore_cli import output
-from casstore_cli.client import Client, ConnectionLostError, Value, quoted
+from casstore_cli.client import Client, ConnectionLostError, ReplyLostError, Value, quoted
 from casstore_cli.commands.workflow.localfiles import Document, mentions_localpath
 from casstore_cli.following import follow
 from casstore_cli.login import connect
@@ -149,7 +150,21 @@ def submit_source(
             request = _final(source, document, render=render)
     else:
         request = source.request()
-    return _sent(client, client.post(route, SubmitReply, query, request), as_json, options["follow"])
+    return _sent(client, _post_once(client, route, query, request), as_json, options["follow"])
+
+
+def _post_once(client: Client, route: str, query: Mapping[str, Value], request: SubmitRequest) -> SubmitReply:
+    """Submit it, once, whatever becomes of the server meanwhile; only a server of ours can be asked again."""
+    request = msgspec.structs.replace(request, uuid=uuid.uuid4().hex)
+    look = "Look whether it was submitted: osmo workflow list"
+    try:
+        return client.post(route, SubmitReply, query, request)
+    except ReplyLostError as lost:
+        again = route.replace("api/", "api/v1/", 1)
+        try:
+            return persistently(client, lambda: client.post(again, SubmitReply, query, request), hint=look)
+        except NotFoundError:
+            raise ReplyLostError(lost.message, hint=look) from lost
 
 
 def _submit_again(config: Config, workflow_id: str, options: Mapping[str, Any]) -> int:
