@@ -65,8 +65,9 @@ class Bearer:
         again = f"Log in again: osmo login {self._login.url}"
         with logins.change(self._paths) as write:
             now = logins.read(self._paths)
-            if now is None or now.tokens is None or now.url != self._login.url:
-                raise AccessError(f"You are not logged in to {self._login.url} any more", hint=again)
+            if now is None or now.tokens is None or (now.url, now.user) != (self._login.url, self._login.user):
+                who = f" as {self._login.user}" if self._login.user else ""
+                raise AccessError(f"You are not logged in to {self._login.url}{who} any more", hint=again)
             before, self._tokens = self._tokens, now.tokens  # a refresh token is good once: only the last one counts
             if now.tokens.id_token != before.id_token:  # another command was first
                 self._until = _NEVER

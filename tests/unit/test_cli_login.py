@@ -481,12 +481,29 @@ def test_who_logged_out_meanwhile_is_not_logged_in_again(world: World) -> None:
     assert world.forms() == []
 
 
+def test_a_command_does_not_go_on_as_somebody_else(world: World) -> None:
+    """A mount, say, that lasts longer than a login."""
+    bearer = logged_in(world, jwt(1, start=0))
+    login.save(find_paths(), Login(world.url, "bob", Tokens(jwt(2), "r9", f"{world.url}/token", "cli")))
+    with pytest.raises(AccessError, match="as ada any more"):
+        bearer.token()
+    found = login.read(find_paths())
+    assert found is not None
+    assert found.user == "bob"
+
+
 def test_a_login_that_can_not_be_kept_is_not_renewed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     bearer = logged_in(world, jwt(1, start=0))
     monkeypatch.setattr("casstore_cli.config._private", _refuse)
     with pytest.raises(UsageError, match="can't write"):
         bearer.token()
     assert world.forms() == [], "its refresh token would be lost"
+
+
+def test_whether_a_login_can_be_kept_is_seen_first(world: World, osmo: Osmo, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("casstore_cli.config._private", _refuse)
+    assert "can't write" in osmo("login", world.url, "--method", "code", code=2)
+    assert world.server.asked == []
 
 
 def _refuse(path: str, flags: int) -> int:

@@ -89,6 +89,8 @@ def login_command(
             raise UsageError("Which server?", hint="osmo login URL")
         url = old.url
     url = login.check_url(url)
+    with login.change(config.paths):
+        pass  # that it can be kept is tried before anybody goes to a browser
     output.text(f"Logging in to {output.escape(url)}")
     _flush()
     method = method or _method(url, password or password_file, token or token_file)
