@@ -15,8 +15,8 @@ AUDIT_PATH = "api/v1/audit"
 class AuditEntry(msgspec.Struct, kw_only=True):
     """Somebody changed something (``outcome`` is ``done``, or ``failed`` when it may be half done), or was ``refused``.
 
-    ``user`` is empty where nobody said who they are; ``action`` is the right that it takes, ``resource`` what it was
-    about, as a path.
+    ``user`` is empty where nobody said who they are; ``action`` is the right that it takes, or ``login``,
+    ``resource`` what it was about, as a path.
     """
 
     id: int

@@ -15,6 +15,7 @@ _IN_URL = re.compile(r"(\b[A-Za-z][A-Za-z0-9+.-]{0,31}://[^\s:/@]*:)[^\s\"'<>]+@
 _NAMED = re.compile(
     r"""(?ix) ( (?: password | passwd | secret | token | api[_-]?key | access[_-]?key(?:_?id)? | signature | credential
         | authorization | cookie | \bsig ) ["']? \s* [=:] \s* ["']? )
+        (?! (?-i: Own | Manage ) \b )  # what follows is a right, such as token:Own
         (?: (?:bearer|basic) \s+ )? [^\s"'&,;)}\]]+""",
 )
 

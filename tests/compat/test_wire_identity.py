@@ -233,7 +233,7 @@ def test_changes_and_refusals_are_written_down(site: Site) -> None:
         ("lena", "ci", "credential:Own", "/api/credentials/mine", "done"),
         ("lena", "ci", "user:Read", "/api/auth/user", "refused"),
         ("", None, "workflow:Read", "/api/workflow", "refused"),
-        ("lena", "ci", "open", "/api/auth/jwt/access_token", "done"),
+        ("lena", "ci", "login", "/api/auth/jwt/access_token", "done"),
     ]
     first = site.entries(action="workflow:Create")[0]
     assert first["request_id"] == "r-1"

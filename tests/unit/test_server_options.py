@@ -84,6 +84,7 @@ def test_the_database_is_in_nothing_that_is_passed_on(tmp_path: Path, monkeypatc
         ("{'secret_access_key': 'hush', 'user': 'ada'}", "{'secret_access_key': '***', 'user': 'ada'}"),
         ("GET /x?X-Amz-Signature=hush&part=3", "GET /x?X-Amz-Signature=***&part=3"),
         ("password=hush, port=3", "password=***, port=3"),
+        ("done token:Own /api by ada, token:Ownhush", "done token:Own /api by ada, token:***"),
         ("listening on http://127.0.0.1:8000: everybody", "listening on http://127.0.0.1:8000: everybody"),
         ("a task of workflow hello-1 ended: 3", "a task of workflow hello-1 ended: 3"),
     ],

@@ -134,7 +134,7 @@ def _entry(scope: Scope, status: int, outcome: str, notes: dict[str, str]) -> Ne
         at=time.time(),
         user=caller.user if caller is not None else detail.pop("user", ""),
         token=caller.token if caller is not None else detail.pop("token", None),
-        action=_action(scope),
+        action="login" if template == _LOGIN else _action(scope),
         resource=resource,
         outcome=outcome,
         address=_address(scope),
