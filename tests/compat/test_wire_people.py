@@ -111,6 +111,19 @@ def test_roles_come_and_go(server: Server) -> None:
     refused(server.client.get("/api/auth/user/nobody"), 404, "There is no user nobody")
 
 
+def test_the_audit_log_says_which_roles(server: Server) -> None:
+    made(server, "eve", "osmo-user", "osmo-viewer")
+    server.client.post("/api/auth/user/eve/roles", json={"role_name": "osmo-admin"})
+    as_user(server, "eve").post("/api/auth/access_token/t", {"roles": ["osmo-viewer"], "expires_at": day(2)})
+    found = [one["detail"] for one in server.get("/api/v1/audit")["entries"]][::-1]
+    assert [(one["subject"], one["roles"]) for one in found] == [
+        ("eve", "osmo-user, osmo-viewer"),
+        ("eve", "osmo-admin"),
+        ("eve", "osmo-viewer"),
+    ]
+    assert found[2]["expires_at"].startswith(day(2))
+
+
 def test_there_always_is_an_administrator(server: Server) -> None:
     carol = made(server, "carol", "osmo-admin")
     refused(carol.ask("DELETE", "/api/auth/user/carol"), 409, "carol is the last administrator")

@@ -26,6 +26,7 @@ from casstore_server.db.callers import OWNER, PROVIDER
 from casstore_server.db.identity import People, Token
 from casstore_server.identity.actions import EVERYTHING
 from casstore_server.identity.tokens import digest, new_token
+from casstore_server.services import audit
 from casstore_server.services.context import Caller, Services
 from casstore_server.services.users import check_roles
 
@@ -141,6 +142,7 @@ def _create(people: People, user: str, name: str, expires_at: float, description
         raise UsageError(f"The description is longer than {MAX_DESCRIPTION} characters")
     if not roles:
         raise UsageError(f"{user} has no role that a token could have", hint="An administrator gives roles.")
+    audit.note(subject=user, roles=", ".join(sorted(set(roles))), expires_at=to_iso(expires_at) or "")
     made = new_token()
     kept = Token(user, name, description, time.time(), expires_at, None, tuple(sorted(set(roles))))
     people.add_token(kept, digest(made))

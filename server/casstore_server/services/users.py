@@ -23,6 +23,7 @@ from casstore.wire.protocol import to_iso
 from casstore_server.db.callers import OWNER, PROVIDER
 from casstore_server.db.identity import Given, People, User
 from casstore_server.identity.actions import BUILT_IN, Grants, Role, Scope, grants_of
+from casstore_server.services import audit
 from casstore_server.services.context import Caller, Services
 
 __all__ = ["check_roles", "create", "delete", "get", "give", "known", "page", "roles", "take"]
@@ -47,6 +48,7 @@ def create(services: Services, caller: Caller, wanted: NewUser) -> UserReply:
     if not _NAME.fullmatch(wanted.id):
         raise UsageError(f"'{wanted.id[:100]}' is not a user name", hint="Letters, digits and . _ @ + - only.")
     wished = sorted(set(wanted.roles or ()))
+    audit.note(subject=wanted.id, roles=", ".join(wished))
     check_roles(services, caller, wished)
     return _reply(People(services.database).create(wanted.id, by=caller.user, roles=wished))
 
@@ -74,6 +76,7 @@ def delete(services: Services, caller: Caller, name: str) -> None:
 
 def give(services: Services, caller: Caller, name: str, role: str) -> Assignment:
     """Give a user a role."""
+    audit.note(subject=name, roles=role)
     check_roles(services, caller, [role])
     given = People(services.database).give(name, role, by=caller.user)
     return Assignment(user_id=name, role_name=role, assigned_by=given.by, assigned_at=to_iso(given.at) or "")
@@ -81,6 +84,7 @@ def give(services: Services, caller: Caller, name: str, role: str) -> Assignment
 
 def take(services: Services, caller: Caller, name: str, role: str) -> None:
     """Take a role from a user, and from their tokens."""
+    audit.note(subject=name, roles=role)
     check_roles(services, caller, [role], must_exist=False)
     People(services.database).take(name, role)
 
