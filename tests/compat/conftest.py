@@ -21,9 +21,8 @@ from casstore_server.config import Watched
 from casstore_server.configs.stored import StoredConfigs
 from casstore_server.credentials import UserCredentials
 from casstore_server.db.configs import ConfigRows
-from casstore_server.db.engine import open_database
+from casstore_server.db.location import open_state
 from casstore_server.db.sessions import SessionRows
-from casstore_server.db.store import Database
 from casstore_server.db.vault import SealedVault
 from casstore_server.run import answering
 from casstore_server.secrets import Key, SecretBox
@@ -92,7 +91,8 @@ class Server:
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
+def server(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Server]:
+    """A server; its state is in PostgreSQL for whoever asks for that with ``indirect``."""
     config_file = tmp_path / "config.yaml"
     settings = Settings(
         socket_path=tmp_path / "s",
@@ -103,7 +103,8 @@ def server(tmp_path: Path) -> Iterator[Server]:
         user="ada",
     )
     settings.workflows.mkdir()
-    database = Database(open_database(settings.database))
+    url = request.getfixturevalue("postgres")() if getattr(request, "param", "") == "postgres" else ""
+    database = open_state(settings, url)
     executor, data = FakeExecutor(), FakeData()
     box = SecretBox(lambda: [KEY])
     rows = ConfigRows(database, box)

@@ -103,6 +103,7 @@ def test_no_request_makes_the_server_fail_or_say_what_it_does_not_document(fille
 
 @pytest.mark.nightly
 @pytest.mark.timeout(7200)
+@pytest.mark.parametrize("server", ["sqlite", "postgres"], indirect=True)
 def test_nor_do_very_many(filled: Server) -> None:
     run(filled, 200, random.randrange(2**32))
 

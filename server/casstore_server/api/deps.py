@@ -1,11 +1,12 @@
 """What routes are given.
 
-Decided here and only here: the spelling of parameters that several routes share.
+Decided here and only here: the spelling of parameters that several routes share, and that no text of a body has a NUL,
+which PostgreSQL stores nowhere.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from fastapi import Depends, Path, Query, Request
@@ -38,11 +39,20 @@ async def _body(request: Request) -> bytes:
 def decode(body: bytes, kind: type[T]) -> T:
     """The body as ``kind``. Raises ``UsageError`` naming the field that is wrong."""
     try:
+        if b"\\u0000" in body and _has_nul(from_json(body, Any)):
+            raise UsageError("The body of the request has a text with a NUL character", hint="No text may have one.")
         return from_json(body, kind)
     except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
         raise UsageError(f"The body of the request can't be understood: {exc}") from exc
     except RecursionError:
         raise UsageError("The body of the request can't be understood: it is nested too deeply") from None
+
+
+def _has_nul(value: Any) -> bool:
+    """Whether a text of it has a character that databases don't take."""
+    if isinstance(value, dict):
+        return any(_has_nul(key) or _has_nul(one) for key, one in value.items())
+    return any(map(_has_nul, value)) if isinstance(value, list) else isinstance(value, str) and "\0" in value
 
 
 ServicesDep = Annotated[Services, Depends(_services)]

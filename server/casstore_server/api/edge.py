@@ -1,9 +1,9 @@
 """What happens to every request before a route sees it, and to every reply after.
 
-Decided here and only here: double slashes are collapsed (OSMO's client sends them), how large a body may be, and that
-every error leaves as ``{message, error_code, workflow_id}``. Who the caller is is found out once a route is (see
-``api.rules``). Neither a token nor a name is anything that a browser sends by itself, so that no page of another site
-can ask as somebody.
+Decided here and only here: double slashes are collapsed (OSMO's client sends them), that no address has a NUL, which
+PostgreSQL stores nowhere, how large a body may be, and that every error leaves as ``{message, error_code,
+workflow_id}``. Who the caller is is found out once a route is (see ``api.rules``). Neither a token nor a name is anything
+that a browser sends by itself, so that no page of another site can ask as somebody.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from casstore import __version__
-from casstore.errors import AccessError, CasstoreError
+from casstore.errors import AccessError, CasstoreError, UsageError
 from casstore.wire.protocol import (
     MAX_REQUEST_BYTES,
     SERVICE_VERSION_HEADER,
@@ -84,6 +84,8 @@ class Edge:
             most = _most(scope["path"])
             if not length.isdigit() or int(length) > most:
                 raise _TooLarge
+            if "\0" in scope["path"] or b"%00" in scope["query_string"]:
+                raise UsageError("The address of the request has a NUL character", hint="No name has one.")
             if scope["type"] == "websocket":
                 _check_origin(headers)
             scope.setdefault("state", {}).update(asking=self._door.asking(scope), caller=None)
