@@ -117,7 +117,8 @@ class Joined:
 
         settings = self._settings
         machine = this_machine(settings.state_dir)
-        return Watched(settings.config_file, settings.data_dir, machine, StoredConfigs(rows))
+        stored = StoredConfigs(rows, patience=self._patience)
+        return Watched(settings.config_file, settings.data_dir, machine, stored)
 
     def _vault(self) -> SealedVault:
         from casstore_server.db.vault import SealedVault  # noqa: PLC0415  # as above
