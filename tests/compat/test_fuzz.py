@@ -35,12 +35,12 @@ KNOWN: dict[str, list[Any]] = {
 """Names of what there is, so that not everything ends with 404."""
 
 
-def config(examples: int, seed: int) -> SchemathesisConfig:
+def config(examples: int, seed: int, user: str) -> SchemathesisConfig:
     bound = {name: {"dictionary": name, "probability": 0.4} for name in KNOWN}
     return SchemathesisConfig.from_dict(
         {
             "seed": seed,
-            "headers": {"x-osmo-user": "ada"},
+            "headers": {"x-osmo-user": user},
             "continue-on-failure": True,
             "dictionaries": {name: {"values": values} for name, values in KNOWN.items()},
             "parameters": {f"{place}.{name}": value for name, value in bound.items() for place in ("path", "query")},
@@ -103,15 +103,23 @@ def test_no_request_makes_the_server_fail_or_say_what_it_does_not_document(fille
 
 @pytest.mark.nightly
 @pytest.mark.timeout(7200)
+def test_nor_do_those_of_somebody_without_rights(filled: Server) -> None:
+    http = Http(filled.port, {"x-osmo-user": "ada"})
+    assert http.post("/api/auth/user", json={"id": "eve", "roles": ["osmo-viewer"]}).status_code == 200
+    run(filled, 20, random.randrange(2**32), user="eve")
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(7200)
 @pytest.mark.parametrize("server", ["sqlite", "postgres"], indirect=True)
 def test_nor_do_very_many(filled: Server) -> None:
     run(filled, 200, random.randrange(2**32))
 
 
-def run(server: Server, examples: int, seed: int = 1) -> None:
+def run(server: Server, examples: int, seed: int = 1, user: str = "ada") -> None:
     schema = schemathesis.openapi.from_url(
         f"http://127.0.0.1:{server.port}/api/openapi.json",
-        config=config(examples, seed),
+        config=config(examples, seed, user),
         headers={"x-osmo-user": "ada"},
     )
     problems: dict[str, str] = {}

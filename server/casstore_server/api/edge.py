@@ -2,8 +2,8 @@
 
 Decided here and only here: double slashes are collapsed (OSMO's client sends them), that no address has a NUL, which
 PostgreSQL stores nowhere, how large a body may be, and that every error leaves as ``{message, error_code,
-workflow_id}``. Who the caller is is found out once a route is (see ``api.rules``). Neither a token nor a name is anything
-that a browser sends by itself, so that no page of another site can ask as somebody.
+workflow_id}``. Who the caller is is found out once a route is (see ``api.rules``). Neither a token nor a name is
+anything that a browser sends by itself, so that no page of another site can ask as somebody.
 """
 
 from __future__ import annotations
