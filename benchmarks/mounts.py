@@ -80,10 +80,10 @@ def large(folder: Path, rounds: int, scale: float, only: Sequence[str]) -> str:
     mounters = results.chosen([Folder(source), ours, other, Rclone(work / "rclone", str(source))])
     steps: dict[str, tuple[str, ...]] = {
         "the first time": ("sequential",),
-        "cached: 4 KiB here and there": ("scattered", "4096", BLOCKS),
-        "cached: 128 KiB here and there": ("scattered", "131072", BLOCKS),
         "cached: sequential": ("sequential",),
         "cached: sequential, again": ("sequential",),
+        "cached: 128 KiB here and there": ("scattered", "131072", BLOCKS),
+        "cached: 4 KiB here and there": ("scattered", "4096", BLOCKS),
     }
     for number in range(rounds):
         with ended(mounters):

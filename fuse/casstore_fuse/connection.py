@@ -306,7 +306,7 @@ class Connection:
                 self._reply(unique, abi.open_out(OpenFlag.PASSTHROUGH | OpenFlag.NOFLUSH, backing, counted))
                 return
         if self._contents.files is not None and InitFlag.DIRECT_IO_ALLOW_MMAP in self.flags:
-            if self._habits.direct(size):
+            if self._habits.direct(size) and self._contents.is_at_hand(node, size, content):
                 self._state.count("direct")
                 self._reply(unique, abi.open_out(OpenFlag.DIRECT_IO | OpenFlag.NOFLUSH, handle=counted | _DIRECT))
                 return

@@ -148,6 +148,14 @@ class Contents:
             return False
         return wholes.look(node, content_id(size, content), size)
 
+    def is_at_hand(self, node: int, size: int, content: Content) -> bool:
+        """Whether whoever reads a file again is answered from the cache on the disk, whatever the kernel remembers: it
+        is whole there, or is put together there while it is read.
+        """
+        if self._wholes is None:
+            return False
+        return self._far or self.find(node, size, content) or self._wholes.holds(node)
+
     def cached(self, layout: Layout, offset: int, size: int) -> list[memoryview] | None:
         """Return a range of a file, cut at its end, if all of it is in memory; else None."""
         return self._ranges.cached(layout, offset, size)

@@ -58,6 +58,10 @@ class Wholes:
         """Whether it was looked for already."""
         return node in self._open or node in self._absent
 
+    def holds(self, node: int) -> bool:
+        """Whether a file is held open, whole or on its way."""
+        return node in self._open
+
     def look(self, node: int, identity: bytes, size: int) -> bool:
         """Look for a file; whether it is there."""
         descriptor = self._files.open(identity, size)

@@ -134,6 +134,7 @@ def past_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
         abi, "parse_init", lambda body: parse(body)._replace(flags=parse(body).flags & ~InitFlag.PASSTHROUGH)
     )
     monkeypatch.setattr(Habits, "direct", lambda *_: True)
+    monkeypatch.setattr(Contents, "is_at_hand", lambda *_: True)
 
 
 @pytest.fixture(params=["open", "no-open", "passthrough", "direct", "library"])
@@ -241,24 +242,34 @@ def test_what_was_read_as_a_whole_is_read_by_the_kernel(mounted: Mounted, source
 def test_readers_of_large_pieces_bypass_the_kernel_s_cache(
     bucket: Bucket, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    past = Habits.direct
+    before = Habits.direct, Contents.is_at_hand
     past_the_cache(monkeypatch)
-    monkeypatch.setattr(Habits, "direct", past)
+    monkeypatch.setattr(Habits, "direct", before[0])
+    monkeypatch.setattr(Contents, "is_at_hand", before[1])
     path = tmp_path / "mnt"
     path.mkdir()
     found = Mounted(bucket, path, files=FileCache(Space(str(tmp_path / "cache"), 1 << 30)))
     try:
         data = (source / "large").read_bytes()
+        tree = bucket.tree(bucket.resolve("ds"))
+        row = next(entry for entry in tree.entries() if entry.path == b"large")
+        wanted = (path / "large").stat().st_ino, len(data), row.content
         assert (path / "large").stat().st_blksize == 128 << 10
         assert (path / "run").stat().st_blksize == 4096
 
         def read(size: int) -> tuple[int, int]:
-            before = found.state.get("direct"), found.state.get("reads")
+            seen = found.state.get("direct"), found.state.get("reads")
             with open(path / "large", "rb", buffering=0) as file:
                 assert b"".join(iter(lambda: file.read(size), b"")) == data
-            return found.state.get("direct") - before[0], found.state.get("reads") - before[1]
+            return found.state.get("direct") - seen[0], found.state.get("reads") - seen[1]
 
-        assert read(1 << 20)[0] == 0
+        found.contents._far = False  # as if of a store on the disk, whose files are put into the cache later
+        assert read(1 << 20)[0] == 0, "nothing is known of the readers"
+        while not found.contents.is_at_hand(*wanted):
+            direct, _ = read(1 << 20)
+            assert not direct or found.contents.is_at_hand(*wanted), (
+                "what is not in the cache is best kept by the kernel"
+            )
         assert found.connection is not None
         if InitFlag.DIRECT_IO_ALLOW_MMAP not in found.connection.flags:
             pytest.skip("this kernel maps no files that are read past its cache")
