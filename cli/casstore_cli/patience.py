@@ -61,14 +61,16 @@ def _wait(where: str, begun: float, seconds: float) -> None:
     """Sleep; on a terminal, with a line that counts."""
     end = time.monotonic() + seconds
     shows = sys.stderr.isatty()
-    while (left := end - time.monotonic()) > 0:
+    try:
+        while (left := end - time.monotonic()) > 0:
+            if shows:
+                sys.stderr.write(f"\rwaiting for {output.escape(where)}: {time.monotonic() - begun:.0f} s\x1b[K")
+                sys.stderr.flush()
+            time.sleep(min(left, _STEP_S))
+    finally:
         if shows:
-            sys.stderr.write(f"\rwaiting for {output.escape(where)}: {time.monotonic() - begun:.0f} s\x1b[K")
+            sys.stderr.write("\r\x1b[K")
             sys.stderr.flush()
-        time.sleep(min(left, _STEP_S))
-    if shows:
-        sys.stderr.write("\r\x1b[K")
-        sys.stderr.flush()
 
 
 def _start_again(client: Client) -> None:
