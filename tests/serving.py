@@ -17,7 +17,6 @@ from fastapi import FastAPI
 
 from casstore.backend.served import Http, ServedBackend
 from casstore.dataset import Bucket
-from casstore.errors import AccessError
 from casstore.remote.credentials import CredentialSource
 from casstore.repo.store import Store
 from casstore.wire.protocol import USER_HEADER
@@ -28,6 +27,7 @@ from casstore_server.api.edge import Edge, handle_errors
 from casstore_server.config import Watched
 from casstore_server.identity.actions import EVERYTHING, Grants, Policy
 from casstore_server.identity.caller import Caller
+from casstore_server.identity.failures import LoginError
 from casstore_server.identity.settings import IdentitySettings
 from casstore_server.run import answering
 from casstore_server.services.v1.plane import Plane
@@ -55,7 +55,7 @@ class Serving:
     def who(self, asking: Any) -> Caller:
         name = asking.headers.get(USER_HEADER, "")
         if not name:
-            raise AccessError("No user")
+            raise LoginError("No user")
         return Caller(name, grants=self.grants.get(name, EVERYTHING))
 
     def anybody(self, asking: Any) -> None:

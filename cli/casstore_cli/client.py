@@ -234,7 +234,7 @@ class Client:
             )
         headers = self.headers() | (more or {})
         connection, response = self._send(method, url, data, headers, timeout)
-        if response.status == http.HTTPStatus.UNAUTHORIZED and self._renewed(headers):
+        if response.status == http.HTTPStatus.UNAUTHORIZED and self.renewed(headers):
             response.close()
             connection.close()
             connection, response = self._send(method, url, data, self.headers() | (more or {}), timeout)
@@ -274,7 +274,7 @@ class Client:
                 hint=_OWN_HINT if self.target.url is None else "Check the URL: osmo login URL.",
             ) from exc
 
-    def _renewed(self, headers: Mapping[str, str]) -> bool:
+    def renewed(self, headers: Mapping[str, str]) -> bool:
         """Whether there is another token than the one that was refused."""
         bearer = self.target.bearer
         return bearer is not None and bearer.renew(headers["Authorization"].removeprefix("Bearer "))

@@ -69,7 +69,7 @@ def open_served(bucket: BucketConfig, config: Config) -> tuple[Store, BucketInfo
     client = _client(config)
     base = bucket.url.removesuffix(f"/{bucket.name}")
     info = client.get(f"api/v1/bucket/{bucket.name}", BucketInfo)
-    backend = ServedBackend(Http(base, client.headers), bucket.name)
+    backend = ServedBackend(Http(base, client.headers, renewed=client.renewed), bucket.name)
     try:
         return Store.open(backend), info
     except BaseException:

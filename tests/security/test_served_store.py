@@ -13,8 +13,10 @@ import pytest
 
 from casstore import hashing
 from casstore.backend.base import Absent, Backend, Matches
+from casstore.backend.served import Http
 from casstore.compression import RAW, REFERENCE
 from casstore.dataset import Bucket
+from casstore.dataset.garbage import Garbage
 from casstore.errors import (
     AccessError,
     CasstoreError,
@@ -32,6 +34,7 @@ from casstore.repo import layout
 from casstore.repo.leases import Lease, LeaseRecord
 from casstore.repo.packs import PackBuilder
 from casstore.repo.records import NameRecord, Records
+from casstore.wire.protocol import USER_HEADER
 from casstore.wire.v1 import PackWish, UrlsBody, UrlsReply
 from tests.serving import Serving, may, serving
 
@@ -516,3 +519,24 @@ def test_a_new_dataset_belongs_to_who_makes_it(server: Serving) -> None:
         with pytest.raises(AccessError, match="says that"):
             stranger.upload("x", [source(server.folder, "x", b"x")])
         assert not list(bucket.store.backend.list("names/"))
+
+
+def test_what_was_put_and_never_told_of_is_collected(server: Serving) -> None:
+    inner = server.store("team").backend
+    key = layout.incoming_key(layout.new_id())
+    inner.put(key, [b"left"])
+    bucket = Bucket(server.store("team"), name="team", user="root")
+    for later, left in ((3600, True), (2 * 86400, False)):
+        with Garbage(bucket, clock=lambda later=later: time.time() + later) as garbage:  # type: ignore[misc]
+            garbage.run(garbage.plan())
+        assert any(inner.list("incoming/")) is left
+
+
+def test_a_login_that_ends_is_renewed_once(server: Serving) -> None:
+    uploaded(server)
+    names = ["", "reader"]
+    http = Http(server.url, lambda: {USER_HEADER: names[0]}, renewed=lambda _: names.pop(0) == "" and bool(names))
+    assert http.server("GET", "/api/v1/bucket/team").status == 200
+    names[:] = ["", ""]
+    assert http.server("GET", "/api/v1/bucket/team").status == 401
+    http.close()

@@ -9,6 +9,7 @@ a server needs no other.
 
 from __future__ import annotations
 
+import http
 import http.client
 import random
 import socket
@@ -73,8 +74,9 @@ class _Unix(http.client.HTTPConnection):
 class Http:
     """Kept connections to a server and to wherever data is. Thread-safe.
 
-    ``base`` is the server's URL; with ``unix``, the path of its socket, only what follows the host counts. ``sleep``
-    and ``clock`` are replaced by tests.
+    ``base`` is the server's URL; with ``unix``, the path of its socket, only what follows the host counts. ``renewed``
+    is asked whether there is another login than the one in headers that were refused. ``sleep`` and ``clock`` are
+    replaced by tests.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class Http:
         base: str,
         headers: Headers,
         *,
+        renewed: Callable[[Mapping[str, str]], bool] = lambda _: False,
         unix: str | None = None,
         patience: float = PATIENCE_S,
         clock: Callable[[], float] = time.monotonic,
@@ -92,6 +95,7 @@ class Http:
             raise UsageError(f"'{base}' is not the URL of a server", hint="Use http:// or https://.")
         self.base = base.rstrip("/")
         self._headers = headers
+        self._renewed = renewed
         self._unix = unix
         self._patience = patience
         self._clock = clock
@@ -112,8 +116,12 @@ class Http:
         limit: int = SMALL,
     ) -> Reply:
         """Ask the server; ``path`` begins with a slash. Any status but those that pass comes back."""
-        said = {**self._headers(), **(headers or {})}
-        return self._again(method, self.base + path, said, () if body is None else (body,), limit)
+        content = () if body is None else (body,)
+        who = self._headers()
+        found = self._again(method, self.base + path, {**who, **(headers or {})}, content, limit)
+        if found.status == http.HTTPStatus.UNAUTHORIZED and self._renewed(who):
+            found = self._again(method, self.base + path, {**self._headers(), **(headers or {})}, content, limit)
+        return found
 
     def data(
         self, method: str, url: str, *, headers: Mapping[str, str], body: Sequence[Buffer] = (), limit: int

@@ -115,9 +115,15 @@ def urls(services: ServicesDep, caller: CallerDep, bucket: BucketName, body: Bod
 
 
 @router.post("/packs", **rule("dataset:Write", body=PackBody, reply=Written, errors=(404, 409)))
-def take_pack(services: ServicesDep, caller: CallerDep, bucket: BucketName, body: Body) -> Response:
+async def take_pack(services: ServicesDep, caller: CallerDep, bucket: BucketName, body: Body) -> Response:
     """Check what was put at an address, and make it a pack of the store."""
-    return reply(open_transfer(services, caller, bucket).take_pack(decode(body, PackBody)))
+    said = decode(body, PackBody)
+
+    def take() -> Written:
+        return open_transfer(services, caller, bucket).take_pack(said)
+
+    async with services.plane.bodies:  # who waits holds none of the threads that answer the others
+        return reply(await run_in_threadpool(take))
 
 
 @router.post("/index", **rule("dataset:Write", reply=NoneType, body=IndexBody, errors=(404, 409)))

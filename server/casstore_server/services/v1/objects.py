@@ -70,11 +70,17 @@ class Objects:
 
     def get(self, key: str, limit: int = MAX_OBJECT) -> Object:
         """Return an object that is not data. ``FormatError`` for one of more than ``limit`` bytes."""
-        return self._backend.get(readable(key), limit=min(limit, MAX_OBJECT))
+        try:
+            return self._backend.get(readable(key), limit=min(limit, MAX_OBJECT))
+        except NotFoundError:
+            raise NotFoundError(f"{key} does not exist") from None  # where the bucket is, is not said
 
     def stat(self, key: str) -> ObjectReply:
         """Return size and time of an object."""
-        found = self._backend.stat(readable(key))
+        try:
+            found = self._backend.stat(readable(key))
+        except NotFoundError:
+            raise NotFoundError(f"{key} does not exist") from None
         return ObjectReply(found.key, found.size, found.mtime)
 
     def listed(self, prefix: str, after: str, count: int) -> ObjectsReply:

@@ -10,7 +10,6 @@ elsewhere are refused: whoever reads the version later would fetch them with the
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Sequence
 
 from casstore.backend.base import Absent, Backend
@@ -34,10 +33,6 @@ from casstore.repo.trash import dying
 from casstore.wire.v1 import MAX_BLOB
 
 __all__ = ["check_pack", "promote", "publish", "store_pack"]
-
-_AT_ONCE = threading.BoundedSemaphore(8)
-"""Packs in memory: each has up to ``MAX_BLOB`` bytes."""
-
 
 def check_pack(pack_id: bytes, data: bytes) -> Footer:
     """Return the table of contents of a pack every bit of which is right. ``IntegrityError`` otherwise; ``UsageError``
@@ -67,18 +62,17 @@ def promote(store: Store, pack_id: bytes, incoming_id: str, *, fresh: bool) -> s
     ``PreconditionError`` when ``fresh`` and the pack is there.
     """
     backend, key = store.backend, layout.incoming_key(incoming_id)
-    with _AT_ONCE:
-        try:
-            data = backend.get(key, limit=MAX_BLOB).data
-        except NotFoundError:
-            # Its reply was lost, and it is asked for again: there is nothing else that removes it while it is wanted.
-            backend.stat(layout.pack_key(pack_id))
-            return pack_id.hex()
-        try:
-            return store_pack(store, pack_id, data, fresh=fresh)
-        finally:
-            with contextlib.suppress(CasstoreError):  # it is collected with the leftovers
-                backend.delete([key])
+    try:
+        data = backend.get(key, limit=MAX_BLOB).data
+    except NotFoundError:
+        # Its reply was lost, and it is asked for again: there is nothing else that removes it while it is wanted.
+        backend.stat(layout.pack_key(pack_id))
+        return pack_id.hex()
+    try:
+        return store_pack(store, pack_id, data, fresh=fresh)
+    finally:
+        with contextlib.suppress(CasstoreError):  # it is collected with the leftovers
+            backend.delete([key])
 
 
 def store_pack(store: Store, pack_id: bytes, data: bytes, *, fresh: bool) -> str:

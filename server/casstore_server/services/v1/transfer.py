@@ -173,7 +173,10 @@ class Blob:
         """Bytes of the object. ``AccessError`` when this is no address to read at."""
         if self._what != _READ:
             raise AccessError("this address is for writing")
-        return self._store.backend.stat(self._key).size
+        try:
+            return self._store.backend.stat(self._key).size
+        except NotFoundError:
+            raise NotFoundError(f"{self._key} does not exist") from None
 
     def read(self, offset: int, length: int) -> bytes:
         """Bytes of the object."""
