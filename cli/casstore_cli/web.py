@@ -1,11 +1,13 @@
 """Connections to a URL: to a server of workflows, and to the identity provider that it trusts.
 
 Decided here and only here: that what is secret travels over https or stays on this machine, how failures of a
-connection are told in one line, and how long an identity provider may take. Nothing is redirected anywhere.
+connection are told in one line, which proxy is used, and how long an identity provider may take. Nothing is redirected
+anywhere.
 """
 
 from __future__ import annotations
 
+import base64
 import http.client
 import os
 import re
@@ -13,7 +15,7 @@ import socket
 import ssl
 import time
 from typing import NamedTuple
-from urllib.parse import SplitResult, urlencode, urlsplit
+from urllib.parse import SplitResult, unquote, urlencode, urlsplit
 
 import msgspec
 
@@ -25,6 +27,7 @@ __all__ = ["Answer", "ask", "check_private", "clock_off", "connection", "explain
 TIMEOUT_S = 60.0
 _MAX_REPLY_BYTES = 1 << 20
 _CLOCK_S = 90.0
+_PROXY_PORT = 3128
 _LOOPBACK = re.compile(r"127(?:\.\d{1,3}){3}|::1|(?:.+\.)?localhost", re.ASCII | re.IGNORECASE)
 
 
@@ -66,10 +69,23 @@ def check_private(url: str, what: str) -> None:
 
 
 def connection(url: str, timeout: float | None) -> http.client.HTTPConnection:
-    """A connection, not opened yet, to the host of ``url``, whose certificate is checked."""
+    """A connection, not opened yet, to the host of ``url``, whose certificate is checked; through the proxy that the
+    environment names. ``UsageError`` when that is none.
+    """
     parts = urlsplit(url)
-    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    return kind(parts.hostname or "", parts.port, timeout=timeout)
+    host = parts.hostname or ""
+    if parts.scheme != "https":
+        return http.client.HTTPConnection(host, parts.port, timeout=timeout)
+    proxy = _proxy(host)
+    if proxy is None:
+        return http.client.HTTPSConnection(host, parts.port, timeout=timeout)
+    through = http.client.HTTPSConnection(proxy.hostname or "", proxy.port or _PROXY_PORT, timeout=timeout)
+    headers = {}
+    if proxy.username is not None:
+        login = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
+        headers["Proxy-Authorization"] = f"Basic {base64.b64encode(login.encode()).decode('ascii')}"
+    through.set_tunnel(host, parts.port or http.client.HTTPS_PORT, headers)
+    return through
 
 
 def ask(url: str, what: str, *, form: dict[str, str] | None = None, body: object = None) -> Answer:
@@ -110,6 +126,25 @@ def explain(exc: Exception) -> str:
     if isinstance(exc, OSError) and exc.errno:
         return os.strerror(exc.errno)
     return " ".join(str(exc).split()) or type(exc).__name__
+
+
+def _proxy(host: str) -> SplitResult | None:
+    """What ``https_proxy`` and ``no_proxy`` say of a host. Nobody's proxy reaches this machine."""
+    named = os.environ.get("https_proxy") or os.environ.get("HTTPS_PROXY")
+    if not named or is_loopback(host):
+        return None
+    from urllib.request import proxy_bypass
+
+    if proxy_bypass(host):
+        return None
+    try:
+        found = urlsplit(named if "://" in named else f"http://{named}")
+        found.port  # noqa: B018  # raises for one that is none
+    except ValueError:
+        found = urlsplit("")
+    if found.scheme != "http" or not found.hostname:
+        raise UsageError("The variable HTTPS_PROXY is not the URL of a proxy", hint="Such as http://proxy:3128")
+    return found
 
 
 def clock_off(date: str | None) -> str:

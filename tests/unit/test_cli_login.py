@@ -92,6 +92,8 @@ Osmo = Callable[..., str]
 
 @pytest.fixture
 def osmo(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Osmo:
+    for name in ("HTTPS_PROXY", "https_proxy", "NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
     for name in ("BROWSER", "DISPLAY", "WAYLAND_DISPLAY", "OSMO_LOGIN_TOKEN", "OSMO_LOGIN_PASSWORD"):
         monkeypatch.delenv(name, raising=False)
 
@@ -544,14 +546,14 @@ def test_a_server_that_can_not_be_reached(osmo: Osmo, tmp_path: Path) -> None:
 
 
 @contextlib.contextmanager
-def tls_server(folder: Path) -> Iterator[tuple[str, Path]]:
+def tls_server(folder: Path, host: str = "localhost") -> Iterator[tuple[str, Path]]:
     """A server of its own authority: its URL, and the file with its certificate."""
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, host)])
     now = datetime.now(UTC)
     certificate = (
         x509.CertificateBuilder(name, name, key.public_key(), 1, now - timedelta(days=1), now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False)
         .sign(key, hashes.SHA256())
     )
     file, private = folder / "certificate.pem", folder / "key.pem"
@@ -608,6 +610,69 @@ def test_a_certificate_that_nobody_vouches_for(osmo: Osmo, tmp_path: Path, monke
         assert "Welcome Ada" in osmo("login", url, "--token", SECRET)
     with World() as world:
         assert "does not speak TLS" in osmo("login", world.url.replace("http", "https"), "--token", SECRET, code=10)
+
+
+class Proxy:
+    """Joins connections of clients to one server, whichever they ask for; ``asked`` has the first lines and headers."""
+
+    def __init__(self, port: int) -> None:
+        self.asked: list[str] = []
+        self._sockets: list[socket.socket] = []
+        self._port = port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.at = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self._threads = [threading.Thread(target=self._serve)]
+        self._threads[0].start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            head = b""
+            while not head.endswith(b"\r\n\r\n"):
+                head += client.recv(1)
+            self.asked.append(head.decode())
+            server = socket.create_connection(("127.0.0.1", self._port))
+            self._sockets += [client, server]
+            client.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+            for one, other in ((client, server), (server, client)):
+                self._threads.append(threading.Thread(target=self._pipe, args=(one, other)))
+                self._threads[-1].start()
+
+    @staticmethod
+    def _pipe(one: socket.socket, other: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := one.recv(65536):
+                other.sendall(data)
+        with contextlib.suppress(OSError):
+            other.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for thread in self._threads:
+            thread.join()
+        for one in self._sockets:
+            one.close()
+
+
+def test_a_server_behind_a_proxy(osmo: Osmo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tls_server(tmp_path, "osmo.example.com") as (url, certificate):
+        proxy = Proxy(urlsplit(url).port or 0)
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        monkeypatch.setenv("HTTPS_PROXY", f"http://me:p%40ss@{proxy.at}")
+        assert "Welcome Ada" in osmo("login", "https://osmo.example.com", "--token", SECRET)
+        assert {tuple(asked.split()[:2]) for asked in proxy.asked} == {("CONNECT", "osmo.example.com:443")}
+        assert f"Basic {base64.b64encode(b'me:p@ss').decode()}" in proxy.asked[0]
+        proxy.close()
+    monkeypatch.setenv("HTTPS_PROXY", "socks://x")
+    assert "HTTPS_PROXY is not the URL of a proxy" in osmo(
+        "login", "https://osmo.example.com", "--token", SECRET, code=2
+    )
+    monkeypatch.setenv("NO_PROXY", ".invalid")
+    assert "its name is not known" in osmo("login", "https://a.invalid", "--token", SECRET, code=10)
 
 
 def test_a_server_that_is_elsewhere(world: World, osmo: Osmo) -> None:
