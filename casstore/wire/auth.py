@@ -74,13 +74,14 @@ class Jwt(msgspec.Struct, kw_only=True):
 
 
 class AccessTokenReply(msgspec.Struct, kw_only=True):
-    """A personal token, without what it is."""
+    """A personal token, without what it is. ``last_used``, to the minute, is ours."""
 
     user_name: str
     token_name: str
     expires_at: str
     description: str = ""
     roles: list[str] = []
+    last_used: str | None = None
 
 
 class UserRole(msgspec.Struct, kw_only=True):

@@ -191,6 +191,7 @@ def test_a_token_is_shown_once_and_kept_as_a_digest(server: Server, tmp_path: Pa
             "expires_at": f"{day(31)}T00:00:00.000000",
             "description": "nightly",
             "roles": ["osmo-admin"],
+            "last_used": None,
         }
     ]
     roles = server.get("/api/auth/access_token/my-token/roles")
@@ -207,6 +208,7 @@ def test_a_token_is_shown_once_and_kept_as_a_digest(server: Server, tmp_path: Pa
     profile = with_token(server, jwt).get("/api/profile/settings").json()
     assert profile["token"] == {"name": "my-token", "expires_at": f"{day(31)}T00:00:00.000000"}
     assert profile["profile"]["username"] == "ada"
+    assert ISO.fullmatch(server.get("/api/auth/access_token")[0]["last_used"])
     assert server.get("/api/profile/settings")["token"] is None
     refused(server.client.post("/api/auth/access_token/my-token"), 409, "has a token my-token already")
     assert server.client.ask("DELETE", "/api/auth/access_token/my-token").json() is None

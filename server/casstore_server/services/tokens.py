@@ -90,6 +90,7 @@ def listing(services: Services, user: str, *, other: bool = False) -> list[Acces
             expires_at=to_iso(token.expires_at) or "",
             description=token.description,
             roles=list(token.roles),
+            last_used=to_iso(token.last_used),
         )
         for token in people.tokens(user)
     ]
