@@ -134,7 +134,9 @@ class QuotaReply(msgspec.Struct, kw_only=True):
 
 
 class NodeReply(msgspec.Struct, kw_only=True):
-    """One node. Fields of amounts have the keys ``storage``, ``cpu``, ``memory`` and ``gpu``."""
+    """One node. Fields of amounts have the keys ``storage``, ``cpu``, ``memory`` and ``gpu``; ``config_fields`` of each
+    platform have ``host_network`` and ``privileged`` (whether tasks may), ``allowed_mounts`` and ``default_mounts``.
+    """
 
     hostname: str
     exposed_fields: dict[str, Any]

@@ -245,7 +245,7 @@ def list_tasks(  # FastAPI passes parameters by name
     summary: bool = False,
     aggregate_by_workflow: bool = False,
 ) -> Response:
-    """A page of tasks, or with ``summary`` what they ask for in sum."""
+    """A page of tasks, or with ``summary`` or ``aggregate_by_workflow`` what they ask for in sum."""
     del all_pools
     wanted = TaskFilter(
         users=() if all_users else users or (caller.user,),
@@ -257,7 +257,7 @@ def list_tasks(  # FastAPI passes parameters by name
         started_after=None if started_after is None else from_iso(started_after),
         started_before=None if started_before is None else from_iso(started_before),
     )
-    if summary:
+    if summary or aggregate_by_workflow:
         return reply(workflows.sum_tasks(services, caller, wanted, by_workflow=aggregate_by_workflow))
     return reply(
         workflows.list_tasks(services, caller, wanted, limit=limit, offset=offset, oldest_first=order.upper() == "ASC")

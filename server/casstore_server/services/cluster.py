@@ -336,8 +336,8 @@ def _amounts(amount: Resources) -> dict[str, str]:
 def _node(pool: Pool, node: Node, used: Mapping[str, Resources], *, shared: bool) -> NodeReply:
     capacity, platform = _amounts(node.capacity), pool.platforms[node.platform]
     config = {
-        "host_network_allowed": platform.host_network_allowed,
-        "privileged_allowed": platform.privileged_allowed,
+        "host_network": platform.host_network_allowed,
+        "privileged": platform.privileged_allowed,
         "allowed_mounts": list(platform.allowed_mounts),
         "default_mounts": list(platform.default_mounts),
     }
