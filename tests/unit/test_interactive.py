@@ -25,6 +25,7 @@ from casstore_server.db import schema
 from casstore_server.db.engine import open_database, open_postgres
 from casstore_server.db.sessions import SessionRows
 from casstore_server.db.store import Database
+from casstore_server.identity.caller import Caller
 from casstore_server.secrets import SecretBox, new_key
 from casstore_server.services import sessions
 from casstore_server.services.interactive import GoneError, TooEarlyError, check_enterable
@@ -200,7 +201,7 @@ def test_why_a_task_can_not_be_entered(
     services: Any = SimpleNamespace(scheduler=SimpleNamespace(why_pending=lambda _: "no GPU is free"))
     record: Any = SimpleNamespace(id="flow-1")
     with pytest.raises(kind, match=told) as raised:
-        check_enterable(services, record, group, task)
+        check_enterable(services, Caller("ada"), record, group, task)
     assert raised.value.http_status == {TooEarlyError: 425, GoneError: 410}[kind]
 
 

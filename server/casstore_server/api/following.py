@@ -7,6 +7,7 @@ where another reply was cut short.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Annotated
 
@@ -19,6 +20,7 @@ from casstore_server.api.rules import rule
 from casstore_server.api.streaming import stream
 from casstore_server.services import streams
 from casstore_server.services.context import Caller, Services
+from casstore_server.services.reasons import visible_text
 from casstore_server.services.streams import Stop, Wish
 
 router = APIRouter(prefix="/api")
@@ -125,5 +127,6 @@ def _from(body: bytes, task: str | None, retry_id: int | None) -> Wish:
 
 def _reply(services: Services, caller: Caller, workflow_id: str, text: _Text, wish: Wish) -> Response:
     record = streams.check(services, caller, workflow_id, wish)
+    wish = replace(wish, shown=partial(visible_text, services, caller))
     headers = {PLACES_HEADER: "marked"} if wish.marked else {}
     return stream(lambda stop: text(services, record.id, wish, stop), services.ending, headers=headers)

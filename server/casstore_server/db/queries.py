@@ -21,6 +21,7 @@ __all__ = [
     "WorkflowFilter",
     "gpus_of_guaranteed",
     "placed_tasks",
+    "pools_of",
     "tags_in_use",
     "tags_of",
     "task_sums",
@@ -137,6 +138,13 @@ def tags_of(connection: Connection, workflow_ids: Sequence[str]) -> dict[str, li
     for row in rows:
         found.setdefault(row.workflow_id, []).append(row.tag)
     return found
+
+
+def pools_of(connection: Connection, workflow_ids: Sequence[str]) -> dict[str, str]:
+    """The pools of those of these workflows that there are."""
+    table = schema.workflow
+    rows = connection.execute(select(table.c.id, table.c.pool).where(table.c.id.in_(workflow_ids)))
+    return {row.id: row.pool for row in rows}
 
 
 def tags_in_use(connection: Connection, within: Scope) -> list[str]:

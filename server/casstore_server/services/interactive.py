@@ -21,6 +21,7 @@ from casstore_orchestrator.records import GroupRecord, TaskRecord, WorkflowRecor
 from casstore_orchestrator.status import TaskPhase, TaskStatus
 from casstore_server.identity.urls import is_loopback
 from casstore_server.services.context import Caller, Services
+from casstore_server.services.reasons import visible_text
 from casstore_server.services.rights import changeable
 from casstore_server.services.sessions import Session, Use
 from casstore_server.services.workflows import check_task
@@ -171,7 +172,7 @@ def _open(services: Services, caller: Caller, record: WorkflowRecord, use: Use, 
     group, task = next(
         (group, task) for group in record.groups for task in group.current() if task.name == request.task
     )
-    check_enterable(services, record, group, task)
+    check_enterable(services, caller, record, group, task)
     if services.agents is None:
         raise ServiceError("This server can't reach running tasks")
     run = RunKey(record.id, group.name, group.placements)
@@ -181,7 +182,9 @@ def _open(services: Services, caller: Caller, record: WorkflowRecord, use: Use, 
     return RouterReply(router_address=base.replace("http", "ws", 1) if base else "", key=key)
 
 
-def check_enterable(services: Services, record: WorkflowRecord, group: GroupRecord, task: TaskRecord) -> None:
+def check_enterable(
+    services: Services, caller: Caller, record: WorkflowRecord, group: GroupRecord, task: TaskRecord
+) -> None:
     """Raise ``GoneError`` or ``TooEarlyError`` with the reason why a task can't be entered now."""
     what = f"Task {task.name} of {record.id}"
     if task.status.finished or task.phase is TaskPhase.OUTPUTS:
@@ -196,5 +199,5 @@ def check_enterable(services: Services, record: WorkflowRecord, group: GroupReco
         raise TooEarlyError(
             f"{what} can't be entered yet: it waits for the other tasks of group {group.name}", hint=hint
         )
-    why = services.scheduler.why_pending(record.id)
+    why = visible_text(services, caller, services.scheduler.why_pending(record.id))
     raise TooEarlyError(f"{what} does not run yet: {task.status}" + (f" ({why})" if why else ""), hint=hint)

@@ -32,7 +32,8 @@ _EVENTS = "events"
 @dataclass(frozen=True, slots=True)
 class Wish:
     """What of a text is wanted: of one task, of one attempt, only the last lines of what is there, only what comes
-    behind ``places``. ``marked``: with marks (see ``wire.following``).
+    behind ``places``. ``marked``: with marks (see ``wire.following``). ``shown`` is what whoever asks may see of a
+    message of an event.
     """
 
     task: str | None = None
@@ -40,6 +41,7 @@ class Wish:
     last: int | None = None
     places: Mapping[str, int] | None = None
     marked: bool = False
+    shown: Callable[[str], str] = str
 
 
 def check(services: Services, caller: Caller, workflow_id: str, wish: Wish) -> WorkflowRecord:
@@ -83,7 +85,7 @@ def event_text(services: Services, workflow_id: str, wish: Wish, stop: Stop) -> 
         finished = services.database.standings.of(workflow_id).finished
         rows = services.database.events(workflow_id, after=seen)
         chosen = (row for _, row in rows if wish.task in {None, row.task} and wish.retry_id in {None, row.retry_id})
-        lines = (_line(row) for row in chosen)
+        lines = (_line(row, wish.shown) for row in chosen)
         text = b"".join(lines if last is None else deque(lines, maxlen=last))
         last = None
         if rows or time.monotonic() - gave >= QUIET_S:
@@ -94,9 +96,9 @@ def event_text(services: Services, workflow_id: str, wish: Wish, stop: Stop) -> 
         time.sleep(_POLL_S)
 
 
-def _line(row: EventRow) -> bytes:
+def _line(row: EventRow, shown: Callable[[str], str]) -> bytes:
     moment = datetime.fromtimestamp(row.at, UTC)
     name = "" if not row.task else f"[{row.task}] " if not row.retry_id else f"[{row.task} retry-{row.retry_id}] "
-    message = " ".join(row.message.split())
+    message = shown(" ".join(row.message.split()))
     line = f"{moment:%Y/%m/%d %H:%M:%S} {name}{row.reason}" + (f": {message}" if message else "") + "\n"
     return line.encode("utf-8", "surrogateescape")

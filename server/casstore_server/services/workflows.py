@@ -30,6 +30,7 @@ from casstore_server.db import queries
 from casstore_server.db.queries import TaskFilter, WorkflowFilter
 from casstore_server.services import replies
 from casstore_server.services.context import Caller, Services
+from casstore_server.services.reasons import visible, visible_text
 from casstore_server.services.rights import changeable, readable
 
 __all__ = [
@@ -97,8 +98,9 @@ def query(services: Services, caller: Caller, workflow_id: str, *, groups: bool,
     record = readable(services, caller, workflow_id)
     found = replies.workflow_reply(record, caller.links, time.time(), groups=groups, all_attempts=all_attempts)
     if not record.status.finished:
-        found.pending_reason = services.scheduler.why_pending(record.id) or None
-        found.pending = [msgspec.to_builtins(why) for why in services.scheduler.pending(record).values()]
+        found.pending_reason = visible_text(services, caller, services.scheduler.why_pending(record.id)) or None
+        reasons = services.scheduler.pending(record).values()
+        found.pending = [msgspec.to_builtins(visible(services, caller, why)) for why in reasons]
     return found
 
 
@@ -178,11 +180,11 @@ def list_tasks(
     with services.database.reading() as connection:
         rows = queries.tasks(connection, wanted, limit=min(limit, MAX_PAGE), offset=offset, oldest_first=oldest_first)
     found = [replies.task_summary(row, caller.links, now) for row in rows]
-    _say_why(services, found)
+    _say_why(services, caller, found)
     return TaskList(tasks=found)
 
 
-def _say_why(services: Services, tasks: Sequence[TaskSummary]) -> None:
+def _say_why(services: Services, caller: Caller, tasks: Sequence[TaskSummary]) -> None:
     """Add to the tasks that wait for nodes what they wait for."""
     by_workflow: dict[str, list[TaskSummary]] = {}
     for task in tasks:
@@ -194,7 +196,8 @@ def _say_why(services: Services, tasks: Sequence[TaskSummary]) -> None:
         for task in waiting if reasons else ():
             why = reasons.get(record.group_of(task.task_name).name)
             if why is not None:
-                task.pending_reason, task.pending = why.line, msgspec.to_builtins(why)
+                shown = visible(services, caller, why)
+                task.pending_reason, task.pending = shown.line, msgspec.to_builtins(shown)
 
 
 def sum_tasks(services: Services, caller: Caller, wanted: TaskFilter, *, by_workflow: bool) -> SummaryList:
