@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from casstore.config import BucketConfig, Config, load_config
-from casstore.errors import UsageError
+from casstore.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from casstore.repo.store import Store
     from casstore.wire.v1 import BucketInfo
     from casstore_cli.client import Client
 
-__all__ = ["is_served", "open_served", "visible"]
+__all__ = ["find", "is_served", "open_served", "require_local", "visible"]
 
 
 def visible(config: Config | None = None) -> Config:
@@ -44,6 +44,16 @@ def visible(config: Config | None = None) -> Config:
     default = reply.default if reply.default in served else config.default_bucket
     user = found.user or config.user
     return msgspec.structs.replace(config, buckets={**config.buckets, **served}, default_bucket=default, user=user)
+
+
+def find(config: Config, name: str | None) -> BucketConfig:
+    """The bucket called ``name``, or the default one. ``NotFoundError``, which says where it was looked for."""
+    if name is None or name in config.buckets or not any(map(is_served, config.buckets.values())):
+        return config.bucket(name)
+    raise NotFoundError(
+        f"there is no bucket {name!r}, neither on the server nor in {config.paths.config_file}",
+        hint=f"There are: {', '.join(sorted(config.buckets))}",
+    )
 
 
 def is_served(bucket: BucketConfig) -> bool:

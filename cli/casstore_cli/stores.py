@@ -34,7 +34,7 @@ def open_bucket(name: str | None = None, *, write: bool = False, config: Config 
     from casstore_cli import remote
 
     config = config or remote.visible()
-    found = config.bucket(name)
+    found = remote.find(config, name)
     if write and found.mode == "read-only":
         raise UsageError(f"bucket {found.name!r} is read-only", hint=f"it is declared so in {config.paths.config_file}")
     if remote.is_served(found):
@@ -61,7 +61,7 @@ def is_writable(name: str) -> bool:
     """Whether a bucket may be written to, by its declaration."""
     from casstore_cli import remote
 
-    return remote.visible().bucket(name).mode != "read-only"
+    return remote.find(remote.visible(), name).mode != "read-only"
 
 
 @contextlib.contextmanager
