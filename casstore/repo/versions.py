@@ -162,7 +162,10 @@ def commit(
             raise DeletedError(head.name) if attempt else no_dataset(head.name)
         if validate is not None:
             validate(head)
-        version = _put(records, head, build)
+        try:
+            version = _put(records, head, build)
+        except NotFoundError:  # a server looks whether the dataset is there before it writes
+            raise DeletedError(head.name) from None
         try:
             update(dataset_id, lambda now, v=version: _settled(records, now, v, also))  # type: ignore[misc]
         except _VoidError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -29,11 +30,12 @@ from casstore.errors import (
 from casstore.format import record
 from casstore.format.pack import HEADER_SIZE, PackKind
 from casstore.format.reference import Pointer, encode_pointer
-from casstore.model import Head, Retention, VersionState, VersionStatus
+from casstore.model import Head, Retention, VersionRecord, VersionState, VersionStatus
 from casstore.repo import layout
 from casstore.repo.leases import Lease, LeaseRecord
 from casstore.repo.packs import PackBuilder
 from casstore.repo.records import NameRecord, Records
+from casstore.repo.versions import DeletedError
 from casstore.wire.protocol import USER_HEADER
 from casstore.wire.v1 import PackWish, UrlsBody, UrlsReply
 from tests.serving import Serving, may, serving
@@ -421,10 +423,10 @@ def test_names_are_not_stolen(server: Serving) -> None:
         _, etag = records.read("names/d", "name", NameRecord)
         mine, _ = records.read("names/mine", "name", NameRecord)
         for new in (NameRecord(name="d", id=mine.id, write_id="0"), NameRecord(name="d", id=None, write_id="0")):
-            with pytest.raises(AccessError):
+            with pytest.raises(PreconditionError):
                 backend.put("names/d", [record.encode("name", new)], condition=Matches(etag))
         nothing = NameRecord(name="new", id="A" * 22, write_id="0")
-        with pytest.raises(AccessError, match="not there"):
+        with pytest.raises(PreconditionError, match="not there"):
             backend.put("names/new", [record.encode("name", nothing)], condition=Absent())
         with pytest.raises(UsageError):
             backend.put("names/new", [record.encode("name", nothing)], condition=None)
@@ -540,3 +542,31 @@ def test_a_login_that_ends_is_renewed_once(server: Serving) -> None:
     names[:] = ["", ""]
     assert http.server("GET", "/api/v1/bucket/team").status == 401
     http.close()
+
+
+def test_racing_clients_all_commit(server: Serving) -> None:
+    """Who was slower takes the next number, through a server as without one."""
+    folders = [source(server.folder, f"race{number}", b"%d" % number * 1000) for number in range(8)]
+
+    def upload(number: int) -> int:
+        user = ("ann", "writer")[number % 2]
+        with server.bucket(user, "team") as bucket:
+            return bucket.upload("race", [folders[number]]).version.number
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        assert sorted(pool.map(upload, range(8))) == list(range(1, 9))
+
+
+def test_a_dataset_that_is_deleted_amid_an_upload_is_told(server: Serving) -> None:
+    uploaded(server)
+    with server.bucket("writer", "team") as bucket:
+        head = bucket.refs.find("d")
+        made = bucket.refs.read_version(head.id, 1)
+
+        def build(number: int, write_id: str) -> VersionRecord:
+            with server.bucket("ann", "team") as other:
+                other.delete("d", all_versions=True, force=True)
+            return msgspec.structs.replace(made, number=number, write_id=write_id, created_by="writer")
+
+        with pytest.raises(DeletedError):
+            bucket.refs.commit_version(head.id, build)

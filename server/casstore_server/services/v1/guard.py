@@ -3,12 +3,13 @@
 Decided here and only here: the rules, as functions of what was there, what is to be there, and the rights. A client
 runs the store's own code and could as well run another: whatever it sends is compared with what was there, and only
 what that code could have done to this state passes. Each function returns what is wrong, or None. Whether what a record
-points to exists is for the caller to find out: these functions look at nothing.
+points to exists is for the caller to find out: these functions look at nothing. What an honest client runs into when
+somebody else was faster must be told apart from what it never does: the former is a condition that does not hold.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
+from collections.abc import Callable, Collection, Container
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -42,21 +43,17 @@ def version_problem(version: VersionRecord, head: Head, rights: Rights, now: flo
     """Why this record may not become a version of the dataset; ``now`` in seconds since the epoch."""
     if not rights.write:
         return _NEEDS_WRITE
-    if head.deleted:
-        return "its dataset was deleted"
     if version.created_by != rights.user:
         return f"it says that {version.created_by[:100]!r} makes it"
     if _is_ahead(version.created_at, now):
         return "it says that it is from the future"
-    if version.number <= head.last_version:
-        return f"version {version.number} was there already"
     if version.epoch > head.epoch:
         return "its epoch has not begun"
     return None
 
 
 def head_problem(
-    old: Head | None, new: Head, rights: Rights, now: float, *, is_void: Callable[[int], bool], numbers: Container[int]
+    old: Head | None, new: Head, rights: Rights, now: float, *, is_void: Callable[[int], bool], numbers: Collection[int]
 ) -> str | None:
     """Why a head may not become this. ``numbers`` are those that have a version record, ``is_void`` whether nobody
     reads the record of such a number.
@@ -74,7 +71,7 @@ def head_problem(
         return f"there is no version {new.last_version}"
     if old.retention != new.retention and not rights.delete:
         return f"a rule of retention deletes versions: {_NEEDS_DELETE}"
-    if new.deleted and not rights.delete and (old.last_version or old.created_by != rights.user):
+    if new.deleted and not rights.delete and (old.last_version or numbers or old.created_by != rights.user):
         return _NEEDS_DELETE
     return _states_problem(old, new, rights, is_void, numbers) or _tags_problem(old, new, numbers)
 
@@ -131,12 +128,8 @@ def _tags_problem(old: Head, new: Head, numbers: Container[int]) -> str | None:
     return None
 
 
-def name_problem(
-    old: NameRecord | None, new: NameRecord, rights: Rights, *, live: Callable[[str], Head | None]
-) -> str | None:
-    """Why a name may not come to mean this. ``live`` returns the head of a dataset that is there."""
-    if not rights.write:
-        return _NEEDS_WRITE
+def name_problem(old: NameRecord | None, new: NameRecord, *, live: Callable[[str], Head | None]) -> str | None:
+    """Why a name can't come to mean this now. ``live`` returns the head of a dataset that is there."""
     holder = None if old is None or old.id is None else live(old.id)
     if new.id is None:
         return f"{new.name!r} is in use" if holder is not None and holder.name == new.name else None

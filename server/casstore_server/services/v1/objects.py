@@ -138,11 +138,12 @@ class Objects:
         if version.number != number or (unsound := sound_version(version)):
             said = unsound if version.number == number else f"it says that it is version {version.number}"
             raise UsageError(f"{key} can't be right: {said}")
-        try:
-            head, _ = self._records.head(dataset_id)
-        except NotFoundError:
-            raise PreconditionError(f"{key}: its dataset is gone") from None
+        head = self._live(dataset_id)
+        if head is None:
+            raise NotFoundError(f"{key}: its dataset is gone")
         self._refuse(key, version_problem(version, head, self._rights, time.time()))
+        if number <= head.last_version:
+            raise PreconditionError(f"{key}: version {number} was there already")
         if number > head.last_version + 1 and not self._is_there(layout.version_key(dataset_id, number - 1)):
             raise PreconditionError(f"{key}: there is no version {number - 1}")
         if not self._proofs.knows(self._store, dataset_id, head.epoch, version):
@@ -188,7 +189,10 @@ class Objects:
                 raise PreconditionError(f"{key} was changed meanwhile")
         else:
             _require_condition(key, condition, matches=False)
-        self._refuse(key, name_problem(old, new, self._rights, live=self._live))
+        self._require_write(key)
+        problem = name_problem(old, new, live=self._live)
+        if problem is not None:
+            raise PreconditionError(f"{key} can't be written: {problem}")
         return self._backend.put(key, [data], condition=condition)
 
     def _put_lease(self, key: str, data: bytes, condition: Condition) -> str:

@@ -34,6 +34,7 @@ from casstore.wire.v1 import MAX_BLOB
 
 __all__ = ["check_pack", "promote", "publish", "store_pack"]
 
+
 def check_pack(pack_id: bytes, data: bytes) -> Footer:
     """Return the table of contents of a pack every bit of which is right. ``IntegrityError`` otherwise; ``UsageError``
     for one that refers to objects elsewhere.

@@ -17,7 +17,7 @@ from casstore.dataset.catalog import Catalog, require_dataset
 from casstore.dataset.commit import Commit, until_made
 from casstore.dataset.ref import parse_ref
 from casstore.dataset.summary import Version
-from casstore.errors import AccessError, CasstoreError, NotFoundError, UsageError
+from casstore.errors import AccessError, CasstoreError, ConflictError, NotFoundError, UsageError
 from casstore.format.manifest import MAX_PATH
 from casstore.model import DatasetType, Entry, Kind, Totals, VersionRecord
 from casstore.repo.hold import Hold
@@ -98,6 +98,8 @@ def files(
 
     ``NotFoundError`` when there is no such folder. A page costs the parts of the tree that it is in.
     """
+    if prefix and recursive:
+        raise UsageError("prefix and recursive exclude each other")
     tree = opened.tree
     if path:
         top = tree.lookup(path)
@@ -129,10 +131,8 @@ def _page(tree: Tree, path: bytes, prefix: bytes, after: bytes, *, recursive: bo
             return
         if entry.path == after:
             continue
-        if prefix and not entry.name.startswith(prefix):
-            if not recursive:
-                return  # names are in order
-            continue
+        if not entry.name.startswith(prefix):
+            return  # names are in order
         yield entry
 
 
@@ -180,7 +180,10 @@ def diff(services: Services, caller: Caller, bucket_name: str, old: str, new: st
     """Compare two versions, ``NAME[:TAG]`` each, of any datasets of the bucket."""
     bucket = services.stores.open(bucket_name, caller.user)
     before, after = (_resolved(bucket, bucket_name, text) for text in (old, new))
-    found = bucket.diff(before, after)
+    key = ("diff", bucket.store.id, before.manifest, after.manifest)
+    found = services.jobs.ask(key, lambda _: bucket.diff(before, after))
+    if found is None:
+        raise ConflictError(f"{before} and {after} are being compared, which takes a while", hint="Ask again.")
     return DiffReply(
         old=named(before),
         new=named(after),
@@ -221,6 +224,14 @@ def lineage(services: Services, caller: Caller, bucket_name: str, name: str, tag
     """What a version was made from, and which versions of the bucket were made from it."""
     bucket = services.stores.open(bucket_name, caller.user)
     version = bucket.resolve(name, tag)
+    found = services.jobs.ask(("lineage", bucket.store.id, str(version)), lambda _: _lineage(bucket, version))
+    if found is None:
+        raise ConflictError(f"The lineage of {version} is being looked for, which takes a while", hint="Ask again.")
+    return found
+
+
+def _lineage(bucket: Bucket, version: Version) -> LineageReply:
+    bucket_name = bucket.name
     said = version.record.provenance
     catalog = Catalog(bucket.refs, bucket.name)
     used: list[Version] = []
