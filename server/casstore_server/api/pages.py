@@ -29,6 +29,8 @@ table { border-collapse: collapse; width: 100% }
 td, th { text-align: left; vertical-align: top; padding: .2rem .8rem .2rem 0; border-bottom: 1px solid #8884 }
 summary { cursor: pointer; padding: .3rem 0 }
 summary b { display: inline-block; width: 4.5rem }
+ul { margin: .5rem 0; padding-left: 1.2rem }
+nav a { margin-right: 1rem }
 details > :not(summary) { margin-left: 1rem }
 """
 _CODE = re.compile(r"`([^`]*)`")
@@ -61,7 +63,9 @@ def _page(found: Mapping[str, Any]) -> Iterator[str]:
     yield f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
     yield f"<style>{_STYLE}</style></head><body><h1>{title}</h1>"
     yield from _markdown(found["info"]["description"])
-    yield '<p>The same for programs: <a href="/api/openapi.json">openapi.json</a></p>'
+    yield '<p>The same for programs: <a href="/api/openapi.json">openapi.json</a></p><nav>'
+    yield from (f'<a href="#{html.escape(tag["name"])}">{html.escape(tag["name"])}</a>' for tag in found["tags"])
+    yield "</nav>"
     for tag in found["tags"]:
         yield f'<h2 id="{html.escape(tag["name"])}">{html.escape(tag["name"])}</h2><p>{_inline(tag["description"])}</p>'
         for path, item in found["paths"].items():
@@ -84,19 +88,53 @@ def _operation(found: Mapping[str, Any], path: str, method: str, operation: Mapp
         yield "<table><tr><th>Parameter</th><th>In</th><th>Form</th><th></th></tr>"
         for one in operation["parameters"]:
             yield f"<tr><td><code>{html.escape(one['name'])}</code></td><td>{one['in']}</td>"
-            yield f"<td><code>{_json(one['schema'], 0)}</code></td><td>{_inline(one['description'])}</td></tr>"
+            yield f"<td>{_form(one['schema'])}</td><td>{_inline(one['description'])}</td></tr>"
         yield "</table>"
     for media, said in operation.get("requestBody", {}).get("content", {}).items():
         yield f"<p>Body, <code>{html.escape(media)}</code>: {_shape(said)}</p>"
-    yield "<table><tr><th>Status</th><th></th><th>Reply</th></tr>"
+        if "example" in said:
+            yield f"<pre>{_json(said['example'])}</pre>"
+    errors = []
     for status, answer in operation["responses"].items():
-        if "$ref" in answer:
-            answer = found["components"]["responses"][answer["$ref"].rpartition("/")[2]]  # noqa: PLW2901
-        shapes = ", ".join(
+        if answer.get("$ref", "").startswith("#/components/responses/"):
+            errors.append((status, found["components"]["responses"][answer["$ref"].rpartition("/")[2]]["description"]))
+            continue
+        shapes = " or ".join(
             f"<code>{html.escape(media)}</code> {_shape(said)}" for media, said in answer.get("content", {}).items()
         )
-        yield f"<tr><td>{status}</td><td>{_inline(answer['description'])}</td><td>{shapes}</td></tr>"
-    yield "</table></details>"
+        yield f"<p>{status}: {_inline(answer['description'])}{f', {shapes}' if shapes else ''}</p>"
+    listed = ", ".join(f'<abbr title="{html.escape(description)}">{status}</abbr>' for status, description in errors)
+    yield f'<p>Errors, each with an <a href="#ErrorBody">ErrorBody</a>: {listed}</p></details>'
+
+
+_WORDS = {"string": "text", "integer": "whole number", "number": "number", "boolean": "true or false", "null": "null"}
+_LIMITS = {
+    "minimum": "from {}",
+    "maximum": "to {}",
+    "minLength": "at least {} characters",
+    "maxLength": "at most {} characters",
+    "maxItems": "at most {}",
+    "pattern": "like <code>{}</code>",
+    "default": "<code>{}</code> without it",
+}
+
+
+def _form(schema: Mapping[str, Any]) -> str:
+    """What a parameter may be, in words."""
+    if "anyOf" in schema:
+        return " or ".join(map(_form, schema["anyOf"]))
+    if "enum" in schema:
+        kind = " or ".join(f"<code>{_json(one, 0)}</code>" for one in schema["enum"])
+    else:
+        kind = (
+            f"list of {_form(schema['items'])}" if "items" in schema else _WORDS.get(schema.get("type", ""), "anything")
+        )
+    limits = [
+        text.format(html.escape(schema[name]) if isinstance(schema[name], str) else _json(schema[name], 0))
+        for name, text in _LIMITS.items()
+        if name in schema
+    ]
+    return ", ".join([kind, *limits])
 
 
 def _shape(said: Mapping[str, Any]) -> str:
@@ -118,10 +156,11 @@ def _inline(text: str) -> str:
 
 def _markdown(text: str) -> Iterator[str]:
     """As much of Markdown as the document has: paragraphs, headings and lists."""
-    for block in re.split(r"\n{2,}|\n(?=\* )", text.strip()):
+    for block in re.split(r"\n{2,}", text.strip()):
         if block.startswith("## "):
             yield f"<h2>{_inline(block[3:])}</h2>"
         elif block.startswith("* "):
-            yield f"<ul><li>{_inline(block[2:])}</li></ul>"
+            items = re.split(r"^\* ", block, flags=re.MULTILINE)[1:]
+            yield f"<ul>{''.join(f'<li>{_inline(item)}</li>' for item in items)}</ul>"
         else:
             yield f"<p>{_inline(block)}</p>"
