@@ -23,6 +23,8 @@ READY = b"ready\n"
 ERROR_PREFIX = "ERROR: "
 HINT_PREFIX = "HINT: "
 """How the last lines in the log of a server begin that could not start."""
+PROGRESS_PREFIX = "PROGRESS: "
+"""How a line begins by which the server's program says in JSON how far it is with what takes long."""
 
 MAX_SOCKET_PATH = 107
 """Bytes in the path of a unix socket (``sun_path`` without its terminator)."""

@@ -19,14 +19,23 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from casstore import __version__
 from casstore.config import Config, Paths
-from casstore.errors import CasstoreError, ServiceError, UsageError
+from casstore.errors import CancelledError, CasstoreError, ServiceError, UsageError
 from casstore.wire.cluster import ServerReply, TasksEnded
-from casstore.wire.local import ERROR_PREFIX, HINT_PREFIX, LOG_FILE, MAX_SOCKET_PATH, PID_FILE, READY, START_LOCK_FILE
+from casstore.wire.local import (
+    ERROR_PREFIX,
+    HINT_PREFIX,
+    LOG_FILE,
+    MAX_SOCKET_PATH,
+    PID_FILE,
+    PROGRESS_PREFIX,
+    READY,
+    START_LOCK_FILE,
+)
 from casstore_cli import output
 from casstore_cli.client import Client, Target
 
@@ -176,12 +185,42 @@ def ask(config: Config, action: str, options: Options = _GIVEN_NONE, *, flags: S
     raise _refused(done.returncode, done.stderr)
 
 
+def follow(
+    config: Config, action: str, told: Callable[[dict[str, Any]], None], *, flags: Sequence[str] = ()
+) -> dict[str, Any]:
+    """As ``ask``, for what takes long: ``told`` is called with each thing that it says on its way.
+
+    An interrupt ends it in good order, and is raised as what it says then.
+    """
+    check_installed()
+    line = [*command_line(config, _GIVEN_NONE), f"--action={action}", *flags]
+    other = b""
+    with subprocess.Popen(line, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        while True:
+            try:
+                said = process.stderr.readline() if process.stderr else b""
+                if not said:
+                    break
+                if said.startswith(PROGRESS_PREFIX.encode()):
+                    told(json.loads(said.removeprefix(PROGRESS_PREFIX.encode())))
+                else:
+                    other += said
+            except KeyboardInterrupt:
+                process.send_signal(signal.SIGINT)
+        done = process.stdout.read() if process.stdout else b""
+    if process.returncode == 0:
+        found: dict[str, Any] = json.loads(done)
+        return found
+    raise _refused(process.returncode, other)
+
+
 def _refused(code: int, output: bytes) -> CasstoreError:
     """What a program of the server's that ended with an error has said."""
     said = output.decode("utf-8", "replace").strip().splitlines()
     told = [line.removeprefix(ERROR_PREFIX) for line in said if line.startswith(ERROR_PREFIX)]
     hints = [line.removeprefix(HINT_PREFIX) for line in said if line.startswith(HINT_PREFIX)]
-    kind = ServiceError if code == ServiceError("").exit_code else UsageError
+    kinds = {kind("").exit_code: kind for kind in (ServiceError, CancelledError)}
+    kind = kinds.get(code, UsageError)
     return kind((told or said or [f"The server's program ended with {code}"])[-1], hint=" ".join(hints) or None)
 
 

@@ -76,6 +76,11 @@ def _run(order: Order) -> None:
 
         _print({"key": keyring.line()} if order.action == "new-key" else keyring.rekey(order)._asdict())
         return
+    if order.action == "rebuild-index":
+        from casstore_server.reindex import reindex  # noqa: PLC0415  # rarely needed
+
+        _print(reindex(order))
+        return
     from casstore_server import backup  # noqa: PLC0415  # rarely needed
 
     if order.database:

@@ -28,25 +28,20 @@ from casstore.wire.local import READY
 from casstore.wire.router import MAX_MESSAGE
 from casstore_orchestrator.data import BucketData
 from casstore_orchestrator.logs import LogStore
-from casstore_orchestrator.pools import this_machine
 from casstore_orchestrator.scheduler import Scheduler
 from casstore_orchestrator.urls import StorageUrls
 from casstore_server.agent import local_agents
 from casstore_server.api.app import create_app
 from casstore_server.api.connection import CheckedProtocol, CheckedWebSocket
-from casstore_server.config import Watched
-from casstore_server.configs.stored import StoredConfigs
-from casstore_server.credentials import UserCredentials
-from casstore_server.db.configs import ConfigRows
 from casstore_server.db.location import open_state
 from casstore_server.db.sessions import SessionRows
 from casstore_server.db.store import Database
-from casstore_server.db.vault import SealedVault
 from casstore_server.executor import LocalExecutor
 from casstore_server.keyring import find_private, open_box, take_up
 from casstore_server.logs import set_up
 from casstore_server.metrics import Metrics, available
 from casstore_server.observing import Observers, RequestLog
+from casstore_server.parts import open_parts
 from casstore_server.private import Private
 from casstore_server.secrets import SecretBox
 from casstore_server.services.configs import seed
@@ -54,7 +49,6 @@ from casstore_server.services.context import Configs, Services
 from casstore_server.services.jobs import Jobs
 from casstore_server.services.sessions import Sessions
 from casstore_server.settings import Settings
-from casstore_server.stores import Stores
 from casstore_server.supervision import notify
 from casstore_server.tls import Certificate
 from casstore_server.traces import tracing, wanted
@@ -200,14 +194,9 @@ def _parts(
 ) -> Iterator[Services]:
     """Everything below the routes, started; stopped at the end."""
     settings.workflows.mkdir(mode=0o700, exist_ok=True)
-    rows = ConfigRows(database, box)
+    rows, stored, watched, vault, credentials, stores = open_parts(settings, database, box)
     seed(rows, settings.user)
-    stored = StoredConfigs(lambda: rows)
-    watched = Watched(settings.config_file, settings.data_dir, this_machine(settings.state_dir), stored)
-    vault = SealedVault(lambda: database, box)
     take_up(settings.config_file.parent, vault)
-    credentials = UserCredentials(settings.config_file, settings.user, lambda: vault)
-    stores = Stores(watched, settings, credentials.storage(settings.user))
     data = BucketData(stores.open)
     watched.on_change(data.forget)
     executor = LocalExecutor(settings, watched)

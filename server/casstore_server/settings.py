@@ -22,7 +22,7 @@ from casstore_server.options import OPTIONS, Setting, resolve
 __all__ = ["ACTIONS", "Order", "Settings", "parse"]
 
 
-ACTIONS = ("serve", "config", "openapi", "backup", "restore", "new-key", "rekey")
+ACTIONS = ("serve", "config", "openapi", "backup", "restore", "new-key", "rekey", "rebuild-index")
 """What the program can do."""
 
 
@@ -93,7 +93,8 @@ class Settings:
 @dataclass(frozen=True, slots=True)
 class Order:
     """What the process is to do: ``serve``, or another one of ``ACTIONS`` and end. ``database`` is the URL of a
-    PostgreSQL, empty for the SQLite file; ``new`` and ``discard`` are for ``rekey``.
+    PostgreSQL, empty for the SQLite file; ``new`` and ``discard`` are for ``rekey``, ``buckets`` and ``new`` (not to go
+    on with what was begun) for ``rebuild-index``.
     """
 
     settings: Settings
@@ -101,6 +102,7 @@ class Order:
     file: Path = Path()
     new: bool = False
     discard: bool = False
+    buckets: Sequence[str] = ()
     database: str = field(default="", repr=False)
     effective: Mapping[str, Setting] = field(default_factory=dict, repr=False)
 
@@ -120,6 +122,7 @@ def parse(argv: Sequence[str]) -> Order:
     parser.add_argument("--file", type=Path, default=Path())
     parser.add_argument("--new", action="store_true")
     parser.add_argument("--discard", action="store_true")
+    parser.add_argument("--bucket", action="append", default=[], dest="buckets")
     for option in OPTIONS:
         if not option.secret:
             parser.add_argument(f"--{option.name.replace('_', '-')}")
@@ -130,7 +133,7 @@ def parse(argv: Sequence[str]) -> Order:
     values = {name: setting.value for name, setting in effective.items()}
     identity = IdentitySettings(**{option.name: values.pop(option.name) for option in IDENTITY})
     check_listening(values["host"], values["port"], identity)
-    words = {name: found.pop(name) for name in ("action", "file", "new", "discard")}
+    words = {name: found.pop(name) for name in ("action", "file", "new", "discard", "buckets")}
     return Order(
         **words,
         database=values.pop("database"),

@@ -232,31 +232,41 @@ def test_a_rebuild_waits_for_whoever_indexes_the_bucket(full: Place) -> None:
 
 def test_one_of_two_servers_looks_at_a_time(full: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(follower, "CHEAP", -1.0)
-    monkeypatch.setattr(follower, "_PATIENCE_FIRST", 0.01)
-    other = Index(full.database, full.stores, full.watched)
-    bucket_id = full.index.fresh("lab").id  # makes its row, and may look
-    with full.database.writing() as connection:
-        connection.exec_driver_sql("UPDATE index_bucket SET looked_at = NULL")
-    full.database.keep_leases([f"index/{bucket_id}"], "a third server", 1000.0, 1e12)
-    full.upload("late", "one")
-    assert "is being indexed" in other.fresh("lab").warning
-    other.close()
-    full.database.release_leases("a third server")
-    full.index.close()
+    full.index.changed("lab", "robots")
+    with full.database.reading() as connection:
+        found = index.bucket_at(connection, full.folder.as_uri())
+    assert found is not None
+    name = f"index/{found.id}"
+    assert full.database.keep_leases([name], "another server", 1000.0, 1e12)
+    assert "is being indexed" in full.index.fresh("lab").warning
+    assert set(full.listed()) == {"robots"}
+    full.database.release_leases("another server")
+    assert full.listed() == full.true()
+    full.index.close()  # waits for what it does
+    assert full.database.keep_leases([name], "another server", 1000.0, 1e12)
 
 
-def test_the_bucket_is_away(full: Place) -> None:
+@pytest.mark.parametrize("started", [True, False])
+def test_the_bucket_is_away(full: Place, started: bool) -> None:
     before = full.listed()
-    full.folder.rename(full.folder.with_name("elsewhere"))
-    with full.stores._lock:  # as after a start
-        full.stores._stores.clear()
+    away = full.folder.with_name("elsewhere")
+    away.mkdir()
+
+    def move(source: Path, target: Path) -> None:  # as a disk that is mounted on the folder, or is not
+        for path in source.iterdir():
+            path.rename(target / path.name)
+
+    move(full.folder, away)
+    if started:
+        with full.stores._lock:
+            full.stores._stores.clear()
     fresh = full.index.fresh("lab")
     assert "can't be reached" in fresh.warning
     assert "seconds ago" in fresh.warning
     assert full.listed() == before
     assert "can't be reached" in full.index.current("lab", "robots").warning
     full.index.changed("lab", "robots")
-    full.folder.with_name("elsewhere").rename(full.folder)
+    move(away, full.folder)
     full.upload("back", "one")
     assert full.index.fresh("lab").warning == ""
     assert full.listed() == full.true()

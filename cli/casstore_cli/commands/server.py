@@ -237,6 +237,55 @@ def restore(file: str, format_type: str) -> None:
     _tell(done, format_type, f"Restored {done['workflows']} workflows to {done['file']} (verified).")
 
 
+@cli.command("rebuild-index", cls=Command)
+@click.option("-b", "--bucket", "buckets", multiple=True, metavar="NAME", help="This bucket alone; may be repeated.")
+@click.option("--anew", is_flag=True, help="Begin anew, instead of going on with one that was interrupted.")
+@output.format_option("text", "json")
+def rebuild_index(buckets: tuple[str, ...], anew: bool, format_type: str) -> int:
+    """Read the index of datasets, versions and tags again from the buckets.
+
+    The buckets decide what there is; the server's database has an index of them, which follows by itself. Use this when
+    the database was lost or restored, or when lists are wrong. The server may run meanwhile, and lists go on. It can be
+    interrupted: the next one goes on with what is left.
+    """
+    flags = [word for name in buckets for word in ("--bucket", name)] + ["--new"] * anew
+    draws = sys.stderr.isatty()
+
+    def tell(state: dict[str, Any]) -> None:
+        if draws:
+            line = f"{output.escape(state['bucket'])}: {_so_far(state)}"
+            sys.stderr.write(f"\r\x1b[K{line}")
+            sys.stderr.flush()
+
+    try:
+        done = background.follow(load_config(), "rebuild-index", tell, flags=flags)["buckets"]
+    finally:
+        if draws:
+            sys.stderr.write("\r\x1b[K")
+    if format_type == "json":
+        output.document({"buckets": done}, indent=2)
+    else:
+        for state in done:
+            name = output.escape(state["bucket"])
+            if state["error"] is not None:
+                output.text(f"{name}: not rebuilt: {output.escape(state['error'])}")
+                continue
+            output.text(f"{name}: {_so_far(state)}, in {state['seconds']:.1f} s.")
+            for dataset, problem in state["problems"].items():
+                output.warn(f"{name}/{output.escape(dataset)} can't be read whole: {output.escape(problem)}")
+        if not done:
+            output.text("There is no bucket yet.")
+    return 1 if any(state["error"] is not None or state["problems"] for state in done) else 0
+
+
+def _so_far(state: dict[str, Any]) -> str:
+    if state["waiting"]:
+        return "waiting for a server that is indexing it"
+    before = f" ({state['before']:,} of them before it was interrupted)" if state["before"] else ""
+    names = f"{state['done']:,} of {state['datasets']:,} names{before}"
+    return f"{names}, {state['versions']:,} versions read"
+
+
 @cli.command("new-key", cls=Command)
 def new_key() -> None:
     """Print a new key for the secrets in a server's database.

@@ -155,10 +155,13 @@ class Index:
         declared = self._declared(bucket)
         followed = self._follower(declared)
         followed.asked = arrived = time.monotonic()
+        self._recall(followed)
+        if not followed.store:
+            with contextlib.suppress(CasstoreError):  # the look says so
+                self._id_of(followed, self._stores.open(bucket, ""))
         if followed.cheap:
             self._look_now(bucket, followed, arrived)
         else:
-            self._recall(followed)
             self._look_if_due(bucket, followed)
         if followed.id is None:
             self._id_of(followed, self._stores.open(bucket, ""))
@@ -239,23 +242,24 @@ class Index:
         names = [f"index/{bucket_id}"]
         owner = f"{self._owner}-{bucket_id}"
 
+        leased = not followed.cheap
+
         def keep(state: Looked | None = None) -> bool:
             followed.progress = state
             now = time.time()
-            return bool(self._database.keep_leases(names, owner, now, now + _LEASE_S))
+            return not leased or bool(self._database.keep_leases(names, owner, now, now + _LEASE_S))
 
-        leased = not followed.cheap
-        if leased and not keep():
+        def tell(state: Looked) -> None:
+            if not keep(state):
+                raise CancelledError("another server looks at the bucket by now")
+
+        if not keep():
             self._recall(followed)
             return  # another server does
         try:
             began, cpu = time.time(), time.thread_time()
             clock = time.perf_counter()
-            done = look(
-                self._database, opened, bucket_id,
-                tell=lambda state: None if keep(state) or not leased else _lost(),
-                stop=self._ended.is_set,
-            )  # fmt: skip
+            done = look(self._database, opened, bucket_id, tell=tell, stop=self._ended.is_set)
             cost = (time.thread_time() - cpu) if followed.local else time.perf_counter() - clock
             self._note(followed, began, cost, changed=done.versions > 0)
         finally:
@@ -370,10 +374,6 @@ class Index:
             some = "1 dataset" if damaged == 1 else f"{damaged} datasets"
             return f"In bucket {bucket} {some} can't be read whole: run osmo dataset verify"
         return ""
-
-
-def _lost() -> None:
-    raise CancelledError("another server looks at the bucket")
 
 
 def _away(bucket: str, error: CasstoreError, looked_at: float | None) -> str:

@@ -23,7 +23,7 @@ from casstore.repo import layout
 from casstore_server.db import index
 from casstore_server.db.index import Known
 from casstore_server.db.store import Database
-from casstore_server.services.index.reading import Read, Wanted, read
+from casstore_server.services.index.reading import Read, Wanted, read, require_store
 
 __all__ = ["Looked", "look", "refresh"]
 
@@ -86,6 +86,7 @@ def look(
             wanted.append(one)
     gone = [name for name in known if name not in names]
     if gone:
+        require_store(bucket)
         with database.writing() as connection:
             index.forget_unseen(connection, bucket_id, gone)
     state = Looked(len(names), len(names) - len(wanted), len(names) - len(wanted))
@@ -133,7 +134,7 @@ def _write(
 
     while waiting:
         if stop():
-            raise CancelledError("the look at the bucket was interrupted")
+            raise CancelledError("interrupted")
         found = read(bucket, waiting, states_of, whole=whole or round_ is not None or not first)
         again: list[str] = []
         new = [one for one in found if round_ is not None or _is_new(one)]

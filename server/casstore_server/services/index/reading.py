@@ -17,14 +17,14 @@ from dataclasses import dataclass, field
 import msgspec
 
 from casstore.dataset import Bucket
-from casstore.errors import CasstoreError, IntegrityError, NotFoundError
+from casstore.errors import CasstoreError, IntegrityError, NotFoundError, StorageError
 from casstore.model import DatasetType, Head, VersionRecord
 from casstore.repo import layout
 from casstore.repo.refs import Refs
 from casstore.wire.dataset import whole_seconds
 from casstore_server.db.index import Known, Reading, microseconds, same_state
 
-__all__ = ["Read", "States", "Wanted", "read"]
+__all__ = ["Read", "States", "Wanted", "read", "require_store"]
 
 RECORDS = 1000
 """Version records that are read before they are written down."""
@@ -84,11 +84,23 @@ def read(
     """
     refs = bucket.refs
     found = refs.each(lambda one: _find(refs, one), wanted)
+    if any(isinstance(one, Read) and one.damage is None for one in found):
+        require_store(bucket)
     live = [one for one in found if isinstance(one, _Dataset)]
     states = states_of([one.head.id for one in live]) if live else {}
     refs.each(lambda one: _choose(bucket, one, states.get(one.head.id, {}), whole=whole), live)
     records = _records(refs, live)
     return [_done(one, records.get(one.head.id, {})) if isinstance(one, _Dataset) else one for one in found]
+
+
+def require_store(bucket: Bucket) -> None:
+    """Raise ``StorageError`` when the store is not there: a disk that is not mounted must not look like one that is
+    empty.
+    """
+    try:
+        bucket.store.backend.stat(layout.STORE)
+    except NotFoundError:
+        raise StorageError(f"there is no store at {bucket.store.url} any more") from None
 
 
 def _find(refs: Refs, wanted: Wanted) -> _Dataset | Read:

@@ -131,4 +131,4 @@ def _take(
             state.waiting = True
             tell(state)
         if stop.wait(_POLL_S):
-            raise CancelledError("interrupted before it was begun")
+            raise CancelledError("interrupted")
