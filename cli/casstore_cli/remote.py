@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from casstore.config import BucketConfig, Config, load_config
-from casstore.errors import NotFoundError, UsageError
+from casstore.errors import NotFoundError, ServiceError, UsageError
 
 if TYPE_CHECKING:
     from casstore.repo.store import Store
@@ -78,7 +78,15 @@ def open_served(bucket: BucketConfig, config: Config) -> tuple[Store, BucketInfo
 
     client = _client(config)
     base = bucket.url.removesuffix(f"/{bucket.name}")
-    info = client.get(f"api/v1/bucket/{bucket.name}", BucketInfo)
+    try:
+        info = client.get(f"api/v1/bucket/{bucket.name}", BucketInfo)
+    except NotFoundError as error:
+        if "no such route" not in error.message:
+            raise
+        raise ServiceError(
+            f"the server at {base} has no way to the data of its buckets: it is not casstore's, or older",
+            hint="Use its buckets with credentials of your own, logged out: osmo bucket add NAME URL",
+        ) from None
     backend = ServedBackend(Http(base, client.headers, renewed=client.renewed), bucket.name)
     try:
         return Store.open(backend), info
