@@ -11,11 +11,12 @@ import random
 import sys
 import time
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import TypeVar
 
 from casstore.errors import ServiceError
 from casstore_cli import output
-from casstore_cli.client import Client
+from casstore_cli.client import Client, NotLetInError
 
 __all__ = ["pause", "persistently"]
 
@@ -32,9 +33,10 @@ def pause(tries: int) -> float:
 
 
 def persistently(client: Client, ask: Callable[[], _T], *, hint: str) -> _T:
-    """What ``ask`` gives once the server is back. It was just lost. Anything but ``ServiceError`` ends it at once.
+    """What ``ask`` gives once the server is back. It was just lost. Anything ends it at once but a server that can't be
+    reached or can't answer, or is asked by too many who come back at the same time.
 
-    Raises the last ``ServiceError``, with ``hint``, when the server stays away.
+    Raises ``ServiceError``, with ``hint``, when the server stays away.
     """
     begun = time.monotonic()
     where = client.target.display
@@ -45,7 +47,9 @@ def persistently(client: Client, ask: Callable[[], _T], *, hint: str) -> _T:
             if tries:
                 _start_again(client)
             found = ask()
-        except ServiceError as error:
+        except (ServiceError, NotLetInError) as error:
+            if error.http_status == HTTPStatus.UNAUTHORIZED:
+                raise
             if time.monotonic() - begun >= PATIENCE_S:
                 raise ServiceError(
                     f"{error.message} (for {PATIENCE_S / 60:g} minutes; nobody tries any more)", hint=hint

@@ -14,7 +14,7 @@ from casstore.wire.following import Marked, mark
 from casstore.wire.protocol import to_exception
 from casstore.wire.workflow import SubmitReply, SubmitRequest
 from casstore_cli import patience
-from casstore_cli.client import Client, ConnectionLostError, ReplyLostError, Stream, Target
+from casstore_cli.client import Client, ConnectionLostError, NotLetInError, ReplyLostError, Stream, Target
 from casstore_cli.commands.workflow.submit import _post_once
 from casstore_cli.following import follow
 from casstore_cli.paging import PAGE, collect
@@ -168,6 +168,7 @@ def test_what_is_cut_short_goes_on_at_its_place(waits: list[float], capsys: pyte
         [b"one\n" + mark({"a": 4}) + b"two\n", lost],
         [lost],
         [to_exception(503, b"<html>no gateway</html>")],
+        [NotLetInError("too many at once", status=429)],
         [b"two\n", mark({"a": 8, "b": 3}), lost],
         [b"three\n" + mark({"b": 9})],
     )
@@ -175,10 +176,10 @@ def test_what_is_cut_short_goes_on_at_its_place(waits: list[float], capsys: pyte
     again = "api/v1/workflow/wf-1/logs"
     assert server.asked == [
         ("api/workflow/wf-1/logs", {"task_name": "a", "last_n_lines": 7}, None),
-        *[(again, {"task_name": "a"}, {"a": 4})] * 3,
+        *[(again, {"task_name": "a"}, {"a": 4})] * 4,
         (again, {"task_name": "a"}, {"a": 8, "b": 3}),
     ]
-    assert len(waits) == 2
+    assert len(waits) == 3
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.count("waiting for it") == said.err.count("The server is back.") == 2
@@ -205,6 +206,12 @@ def test_a_first_request_that_fails_is_not_repeated() -> None:
 def test_a_workflow_that_is_not_known_any_more_ends_it() -> None:
     server = Server([b"x\n" + mark({"a": 2}), ConnectionLostError("gone")], [NotFoundError("There is no workflow")])
     with pytest.raises(NotFoundError, match="There is no workflow"):
+        list(follow(server, "wf-1", "logs"))
+
+
+def test_a_token_that_is_no_good_any_more_ends_it() -> None:
+    server = Server([b"x\n" + mark({"a": 2}), ConnectionLostError("gone")], [NotLetInError("expired", status=401)])
+    with pytest.raises(NotLetInError, match="expired"):
         list(follow(server, "wf-1", "logs"))
 
 
