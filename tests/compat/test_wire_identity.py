@@ -120,6 +120,9 @@ def test_what_was_taken_away_is_refused_at_once(site: Site) -> None:
     again = site.token("lena", "lab")
     site.people.delete("lena")
     assert site.bearer(again).get("/api/pool").status_code in {401, 403}
+    refused = Http(site.server.port, {"x-osmo-user": "lena"}).get("/api/pool")
+    assert (refused.status_code, "is disabled" in refused.text) == (403, True)
+    assert (site.entries()[0]["user"], site.entries()[0]["outcome"]) == ("lena", "refused"), "and it is known who"
     assert Http(site.port).post("/api/auth/jwt/access_token", json={"token": again}).status_code in {401, 403}
 
 

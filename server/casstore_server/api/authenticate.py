@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -24,14 +26,16 @@ from casstore_server.db.callers import Callers
 from casstore_server.db.signing import SigningKeys
 from casstore_server.identity.bearer import Bearers
 from casstore_server.identity.caller import Caller, Links
+from casstore_server.identity.failures import RefusedError
 from casstore_server.identity.keys import Keys
 from casstore_server.identity.logins import POOLS_HEADER, ROLES_HEADER, Asking, Logins
 from casstore_server.identity.oidc import Provider
 from casstore_server.identity.settings import IdentitySettings
 from casstore_server.identity.urls import is_loopback
+from casstore_server.services.audit import note
 from casstore_server.services.context import Services
 
-__all__ = ["Door", "authenticate", "make_logins", "no_signature", "public_address"]
+__all__ = ["Door", "authenticate", "make_logins", "naming", "no_signature", "public_address"]
 
 PROBED: Final = frozenset({"/health", "/ready"})
 _LOCAL: Final = re.compile(r"(?:127(?:\.\d{1,3}){3}|localhost|\[::1\])(?::\d{1,5})?", re.ASCII)
@@ -67,9 +71,21 @@ def make_logins(services: Services) -> Logins:
 def authenticate(connection: HTTPConnection) -> Caller:
     """Who asks; it may take a look into the database, or a question to the identity provider. See ``Logins.who``."""
     logins: Logins = connection.app.state.logins
-    caller = logins.who(connection.state.asking)
+    with naming():
+        caller = logins.who(connection.state.asking)
     connection.state.caller = caller
     return caller
+
+
+@contextmanager
+def naming() -> Iterator[None]:
+    """Have the audit log name who is refused here, where that is certain."""
+    try:
+        yield
+    except RefusedError as error:
+        if error.user:
+            note(user=error.user)
+        raise
 
 
 def no_signature(connection: HTTPConnection) -> None:

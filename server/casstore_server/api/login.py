@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from casstore.errors import UsageError
 from casstore.wire.auth import Jwt, LoginReply, TokenRequest
+from casstore_server.api.authenticate import naming
 from casstore_server.api.deps import Body, decode
 from casstore_server.api.edge import reply
 from casstore_server.api.rules import rule
@@ -67,7 +68,8 @@ def refresh() -> Response:
 
 def _exchanged(request: Request, token: str) -> Response:
     logins = _logins(request)
-    known = logins.exchange(token, request.state.asking)
+    with naming():
+        known = logins.exchange(token, request.state.asking)
     audit.note(user=known.user.name, token=known.name)
     made = logins.bearers.issue(known)
     found = reply(Jwt(token=made.token, expires_at=made.expires_at))

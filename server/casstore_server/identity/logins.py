@@ -26,7 +26,7 @@ from casstore_server.identity import tokens
 from casstore_server.identity.actions import EVERYTHING, Grants, Policy, Role, grants_of
 from casstore_server.identity.bearer import AGAIN, Bearers, unverified
 from casstore_server.identity.caller import Caller, Links
-from casstore_server.identity.failures import LoginError, TooManyError
+from casstore_server.identity.failures import LoginError, ShutOutError, TooManyError
 from casstore_server.identity.limits import Limit
 from casstore_server.identity.oidc import Provider
 from casstore_server.identity.settings import IdentitySettings
@@ -96,7 +96,8 @@ class Logins:
         caller = replace(self._known(asking), links=asking.links, address=asking.address)
         seconds = self._asked.wait(caller.user)
         if seconds:
-            raise _too_many(f"{caller.user} asks more often than {self._settings.rate_limit:g} times a second", seconds)
+            text = f"{caller.user} asks more often than {self._settings.rate_limit:g} times a second"
+            raise _too_many(text, seconds, caller.user)
         return caller
 
     def anybody(self, asking: Asking) -> None:
@@ -198,7 +199,8 @@ class Logins:
         if known is None:
             raise LoginError("The personal token is not known here: it was deleted, or is another server's", hint=_NEW)
         if known.expires_at <= self._clock():
-            raise LoginError(f"The personal token {known.name} of {known.user.name} has ended", hint=_NEW)
+            text = f"The personal token {known.name} of {known.user.name} has ended"
+            raise LoginError(text, hint=_NEW, user=known.user.name)
         _enabled(known.user)
         return known
 
@@ -265,7 +267,7 @@ class _Proofs:
 
 def _enabled(user: KnownUser) -> None:
     if user.disabled:
-        raise AccessError(f"The user {user.name} is disabled", hint="Ask whoever runs this server.")
+        raise ShutOutError(f"The user {user.name} is disabled", hint="Ask whoever runs this server.", user=user.name)
 
 
 def _checked(name: str) -> str:
@@ -278,5 +280,5 @@ def _listed(text: str) -> list[str]:
     return [one.strip() for one in text.split(",") if one.strip()]
 
 
-def _too_many(message: str, seconds: int) -> TooManyError:
-    return TooManyError(message, hint=f"Try again in {seconds} s.", seconds=seconds)
+def _too_many(message: str, seconds: int, user: str = "") -> TooManyError:
+    return TooManyError(message, hint=f"Try again in {seconds} s.", user=user, seconds=seconds)
