@@ -11,13 +11,14 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from casstore.config import Config, Paths, load_config
 from casstore.errors import UsageError
 from casstore_cli import config as files
-from casstore_cli import output, web
-from casstore_cli.client import Client, Target
+
+if TYPE_CHECKING:
+    from casstore_cli.client import Client
 
 __all__ = ["Login", "Tokens", "change", "check_url", "check_user", "client_of", "connect", "forget", "read", "save"]
 
@@ -60,6 +61,10 @@ def connect(config: Config | None = None) -> Client:
 
 def client_of(login: Login, paths: Paths) -> Client:
     """A client that asks as this login."""
+    # Who is not logged in anywhere must not wait until HTTP and TLS are loaded.
+    from casstore_cli import output
+    from casstore_cli.client import Client, Target
+
     if login.tokens is None:
         return Client(Target(login.user, url=login.url), on_warning=output.warn)
     from casstore_cli.bearer import Bearer
@@ -124,6 +129,8 @@ def forget(paths: Paths) -> bool:
 
 def check_url(url: str) -> str:
     """The URL without a slash at its end. Raises ``UsageError`` when it is not one of a server."""
+    from casstore_cli import web
+
     parts = web.split(url)
     if parts is None or parts.query:
         raise UsageError(f"'{_shown(url)}' is not the URL of a server", hint="Such as http://127.0.0.1:8000")

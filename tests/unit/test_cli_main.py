@@ -69,6 +69,19 @@ def test_help_imports_nothing_heavy() -> None:
     assert not loaded & HEAVY
 
 
+def test_work_without_a_server_loads_nothing_to_reach_one(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    script = (
+        "import sys; from casstore_cli import main; code = main.run(['dataset', 'upload', 'd', sys.argv[1]]);"
+        "print(code, sorted(sys.modules), file=sys.stderr)"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True
+    ).stderr
+    assert said.splitlines()[-1].startswith("0 ")
+    assert not {"ssl", "http.client", "asyncio", "sqlalchemy"} & set(re.findall(r"'([\w.]+)'", said))
+
+
 def test_program_name_follows_argv0() -> None:
     script = "import sys; sys.argv[0] = '/usr/bin/casstore'; from casstore_cli.main import main; main()"
     result = subprocess.run([sys.executable, "-c", script, "--version"], capture_output=True, text=True, check=True)
