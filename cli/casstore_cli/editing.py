@@ -43,7 +43,7 @@ def read(path: str) -> str:
 
 def edited(before: Any) -> str:
     """What somebody made of a document in an editor. Raises ``UsageError`` without a terminal."""
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+    if not _terminal():
         raise UsageError("No file was given, and there is no terminal for an editor", hint="Give --file.")
     return _editor(json.dumps(before, indent=2), ".json")
 
@@ -74,7 +74,7 @@ def kept(text: str) -> str:
 
 def described(before: Any, after: Any) -> str | None:
     """Why it is changed, from an editor; None where nobody can be asked."""
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+    if not _terminal():
         return None
     lines = [] if before is None else difference(before, after, "before", "after")
     note = f"\n# Why is it changed? Lines that begin with # are left out; {_ABORTS}.\n"
@@ -97,3 +97,7 @@ def colored(line: str) -> str:
         return line
     color = {"+": "32", "-": "31", "@": "36"}.get(line[:1])
     return f"\x1b[{color}m{line}\x1b[0m" if color else line
+
+
+def _terminal() -> bool:
+    return sys.stdin.isatty() and sys.stdout.isatty()

@@ -236,6 +236,9 @@ def test_buckets_are_made_and_used_at_once(server: Server, tmp_path: Path) -> No
     assert "Bucket bad can't be used" in problem(told)
     patch(server, "dataset/bad", {"dataset_path": "ftp://x"}, status=400)
     patch(server, "dataset/bad", {"description": "nowhere"}, status=400)
+    more = {"buckets": {"third": {"dataset_path": f"file://{tmp_path}/third"}}}
+    ask(server, "PUT", "dataset", {"configs": more})
+    assert {"extra", "third"} <= server.services.config.current().buckets.keys()  # it adds, and removes nothing
     ask(server, "DELETE", "dataset/extra")
     assert server.services.config.current().default_bucket == "default"
     assert (tmp_path / "extra").exists()  # nothing of it is lost
@@ -277,9 +280,21 @@ def test_secrets_of_configs_are_sealed_and_shown_to_nobody(server: Server, tmp_p
     assert CANARY not in "".join(texts)
     new = new_key()
     assert sealed.reseal(server.services.database, SecretBox(lambda: [new, KEY])).changed >= 3
-    assert patch(
-        server, "dataset/none", {"dataset_path": "s3://b", "default_credential": {"access_key": MASK}}, status=400
-    )
+    stars = {"dataset_path": "s3://b", "default_credential": {"access_key": MASK}}
+    assert "there is none" in problem(patch(server, "dataset/none", stars, status=400))
+
+
+def test_nobody_gets_a_secret_who_does_not_know_it(server: Server, tmp_path: Path) -> None:
+    credential = {"access_key_id": "me", "access_key": CANARY}
+    patch(server, "dataset/secret", {"dataset_path": f"file://{tmp_path}/x", "default_credential": credential})
+    told = patch(server, "dataset/secret", {"dataset_path": "s3://elsewhere"}, status=400)
+    assert "sent elsewhere" in problem(told)
+    told = patch(server, "dataset/secret", {"default_credential": {"override_url": "http://127.0.0.1:1"}}, status=400)
+    assert "sent elsewhere" in problem(told)
+    with server.services.database.reading() as connection:
+        known = connection.execute(select(schema.config_secret.c.id)).scalars().first()
+    stolen = {"dataset_path": f"file://{tmp_path}/y", "default_credential": {"access_key": {"$secret": known}}}
+    assert "$secret" in problem(patch(server, "dataset/mine", stolen, status=400))
 
 
 # --- what is refused

@@ -33,6 +33,8 @@ class Keeper(Protocol):
 def hide(new: Any, old: Any, keeper: Keeper, name: str = "") -> Any:
     """``new`` with ids for secrets; ``old`` is what was there, with ids. ``UsageError`` for stars out of place."""
     if isinstance(new, Mapping):
+        if _REFERENCE in new:  # nobody gets a secret by its id
+            raise UsageError(f"{name}: {_REFERENCE} is no name for a field")
         before = old if isinstance(old, Mapping) else {}
         return {key: hide(value, before.get(key), keeper, str(key)) for key, value in new.items()}
     if isinstance(new, list):

@@ -13,7 +13,18 @@ from typing import Any, Final
 import msgspec
 
 from casstore.errors import CasstoreError, ConflictError, NotFoundError, UsageError
-from casstore.wire.config import NAMED, TYPES, ConfigChange, ConfigEntry, ConfigHistory, DiffReply, Rollback, TagsChange
+from casstore.remote.urls import parse_url
+from casstore.wire.config import (
+    MASK,
+    NAMED,
+    TYPES,
+    ConfigChange,
+    ConfigEntry,
+    ConfigHistory,
+    DiffReply,
+    Rollback,
+    TagsChange,
+)
 from casstore.wire.protocol import to_iso
 from casstore_server.configs.effect import Stored, check_documents
 from casstore_server.configs.masking import HAVE_SECRETS, Keeper, hide, ids, mask, mask_second
@@ -88,7 +99,7 @@ def put(services: Services, caller: Caller, kind: str, name: str, change: Config
     """Set one config, or with an empty name those that are given; returns warnings."""
     given = _given(change)
     if name:
-        made = _undeclared(services, kind, {checked_name(kind, name): _own(kind, name, given)})
+        made = _undeclared(services, kind, _around(kind, {checked_name(kind, name): _own(kind, name, given)}))
         return _change(services, caller, kind, name, change, "Put complete", lambda old: _merged(kind, old, made))
     several = _undeclared(services, kind, _several(kind, given))
     return _change(services, caller, kind, "", change, "Set", lambda old: _merged(kind, old, several))
@@ -104,7 +115,8 @@ def patch(services: Services, caller: Caller, kind: str, name: str, change: Conf
         inner = _inner(kind, old)
         if name not in inner and kind not in {DATASET, "BACKEND"}:
             raise _missing(kind, name)
-        return _merged(kind, old, {checked_name(kind, name): _own(kind, name, _patched(inner.get(name) or {}, given))})
+        one = _own(kind, name, _patched(inner.get(name) or {}, given))
+        return _merged(kind, old, _around(kind, {checked_name(kind, name): one}))
 
     return _change(services, caller, kind, name, change, "Patched", changed)
 
@@ -208,11 +220,38 @@ def _change(
     """As ``_store``; ``fn`` works with stars in place of secrets."""
 
     def changed(old: Any, secrets: Keeper) -> Any:
-        new = fn(mask(old))
+        before = mask(old)
+        new = fn(before)
+        if kind == DATASET:
+            _nothing_leaves(before, new)
         return hide(new, old, secrets) if kind in HAVE_SECRETS else new
 
     words = " ".join(filter(None, (said, kind.lower(), name)))
     return _store(services, caller, kind, name, change, words, changed)
+
+
+def _nothing_leaves(old: Any, new: Any) -> None:
+    """Raise ``UsageError`` for a bucket that is moved to another service while its secret stays, in stars: whoever does
+    not know a secret can't have it sent elsewhere.
+    """
+    for name, body in (new.get("buckets") or {}).items():
+        before = (old.get("buckets") or {}).get(name)
+        credential = body.get("default_credential") if isinstance(body, Mapping) else None
+        if before is None or not isinstance(credential, Mapping) or MASK not in credential.values():
+            continue
+        if _service_of(before) != _service_of(body):
+            raise UsageError(
+                f"DATASET {name}: its secret would be sent elsewhere than before", hint="Write the credential out."
+            )
+
+
+def _service_of(body: Mapping[str, Any]) -> tuple[str, Any]:
+    try:
+        profile = parse_url(str(body.get("dataset_path"))).profile
+    except UsageError:
+        profile = ""
+    credential = body.get("default_credential")
+    return profile, credential.get("override_url") if isinstance(credential, Mapping) else None
 
 
 def _store(
@@ -350,11 +389,15 @@ def _unmanaged(found: Any) -> Any:
     return {key: value for key, value in found.items() if key != _MANAGED} if isinstance(found, Mapping) else found
 
 
+def _around(kind: str, several: dict[str, Any]) -> dict[str, Any]:
+    """Configs by name, as they are in the whole of their type."""
+    return {"buckets": several} if kind == DATASET else several
+
+
 def _merged(kind: str, old: dict[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     """``old`` with the configs of ``new`` set, by name."""
-    if kind == DATASET and new.keys() - {"buckets", "default_bucket"}:
-        buckets = {**(old.get("buckets") or {}), **new}
-        return {**old, "buckets": buckets}
+    if kind == DATASET and isinstance(new.get("buckets"), Mapping):
+        return {**old, **new, "buckets": {**(old.get("buckets") or {}), **new["buckets"]}}
     return {**old, **new}
 
 
