@@ -1,8 +1,8 @@
 """The buckets of the server that was logged in to, as if they were declared here.
 
 Decided here and only here: the rule of names. Logged in, a name means the server's bucket; one that only
-``config.yaml`` has means that; and where no bucket is named it is the server's default one. Logged out, names are those
-of ``config.yaml`` alone. The same commands then work on a ``ServedBackend``.
+``config.yaml`` has means that; and where no bucket is named it is the server's default one, never one of this machine.
+Logged out, names are those of ``config.yaml`` alone. The same commands then work on a ``ServedBackend``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from casstore.config import BucketConfig, Config, load_config
+from casstore.config import DEFAULT_BUCKET, BucketConfig, Config, load_config
 from casstore.errors import NotFoundError, ServiceError, UsageError
 
 if TYPE_CHECKING:
@@ -41,13 +41,20 @@ def visible(config: Config | None = None) -> Config:
         name: BucketConfig(name, f"{found.url}/{name}", bucket.description, bucket.mode or "read-write")
         for name, bucket in reply.buckets.items()
     }
-    default = reply.default if reply.default in served else config.default_bucket
+    # The store in the home folder that nobody has declared would take what was meant for the team.
+    own = {name: bucket for name, bucket in config.buckets.items() if name != DEFAULT_BUCKET or config.has_own_default}
+    default = reply.default if reply.default in served else ""
     user = found.user or config.user
-    return msgspec.structs.replace(config, buckets={**config.buckets, **served}, default_bucket=default, user=user)
+    return msgspec.structs.replace(config, buckets={**own, **served}, default_bucket=default or "", user=user)
 
 
 def find(config: Config, name: str | None) -> BucketConfig:
     """The bucket called ``name``, or the default one. ``NotFoundError``, which says where it was looked for."""
+    if name is None and not config.default_bucket:
+        raise NotFoundError(
+            "the server has no default bucket for you",
+            hint=f"Name one, as BUCKET/NAME: {', '.join(sorted(config.buckets))}",
+        )
     if name is None or name in config.buckets or not any(map(is_served, config.buckets.values())):
         return config.bucket(name)
     raise NotFoundError(

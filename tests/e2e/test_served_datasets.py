@@ -104,6 +104,31 @@ def test_names(ann: Home, operator: Home, short_path: Path) -> None:
     ann.osmo("dataset", "info", "mine/local")
 
 
+def test_two_users_with_different_rights(ann: Home, operator: Home, port: int, short_path: Path) -> None:
+    operator.osmo("bucket", "add", "secret", str(short_path / "secret"))
+    policies = [{"actions": ["profile:Own"]}, {"actions": ["dataset:Read"], "resources": ["bucket/team"]}]
+    role = operator.write("role.json", json.dumps({"description": "Reads", "policies": policies}))
+    operator.osmo("config", "update", "ROLE", "reads-team", "--file", role, "--description", "for bob")
+    operator.osmo("user", "create", "bob", "--roles", "reads-team")
+    bob = Home(short_path / "bob", "bob")
+    bob.osmo("login", f"http://127.0.0.1:{port}", "--method", "dev", "--username", "bob")
+    for bucket in ("team", "secret"):
+        ann.write("in", bucket * 10_000)
+        ann.osmo("dataset", "upload", f"{bucket}/d", "in")
+    (bob.work / "out").mkdir()
+    bob.osmo("dataset", "download", "team/d", "out")
+    assert (bob.work / "out/d/in").read_text() == "team" * 10_000
+    assert "no right dataset:Write" in bob.refused("dataset", "upload", "team/d", "out")
+    assert "no right dataset:Write" in bob.refused("dataset", "tag", "team/d", "--set", "mine")
+    assert "no right dataset:Write" in bob.refused("dataset", "delete", "team/d", "--all", "--force")
+    # What bob may not see is like what is not there, by name and by address.
+    assert list(bob.json("bucket", "list")["buckets"]) == ["team"]
+    hidden, missing = (bob.refused("dataset", "info", f"{bucket}/d") for bucket in ("secret", "nowhere"))
+    assert hidden.replace("secret", "nowhere") == missing
+    assert len(bob.json("dataset", "list", "--all-users")["datasets"]) == 1
+    assert len(ann.json("dataset", "list", "--all-users")["datasets"]) == 2
+
+
 def test_a_server_that_is_killed_amid_an_upload_and_a_download(
     ann: Home, operator: Home, port: int, short_path: Path
 ) -> None:

@@ -51,12 +51,12 @@ def gc(
     """
     from casstore.dataset.garbage import Garbage
     from casstore.repo.gc.plan import Rules
-    from casstore_cli.remote import require_local, visible
+    from casstore_cli.remote import find, require_local, visible
     from casstore_cli.stores import open_bucket
 
     config = visible()
     if not dry_run:
-        require_local(config.bucket(bucket_name), "Collecting garbage")
+        require_local(find(config, bucket_name), "Collecting garbage")
     rules = Rules(grace=float(grace), repack_below=repack_below)
     with open_bucket(bucket_name, write=not dry_run, config=config) as bucket, Line() as line:
         with Garbage(bucket, rules=rules, watcher=line, look=dry_run) as garbage:

@@ -47,13 +47,13 @@ def repair(
     are told. The exit code is not 0 when data is lost.
     """
     from casstore.repo.repair import Repair
-    from casstore_cli.remote import require_local, visible
+    from casstore_cli.remote import find, require_local, visible
     from casstore_cli.stores import open_bucket
 
     if discard_quarantine and (dry_run or salvage or folder):
         raise UsageError("--discard-quarantine goes alone")
     config = visible()
-    require_local(config.bucket(bucket_name), "Repairing a store")
+    require_local(find(config, bucket_name), "Repairing a store")
     if not discard_quarantine and not _config(bucket_name, config, dry_run=dry_run, yes=yes):
         _show({"plan": ["store.json is made anew"], "done": None}, format_type, "Nothing was changed.")
         ctx.exit(OUTCOMES[ErrorKind.INTEGRITY].exit_code)

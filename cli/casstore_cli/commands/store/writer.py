@@ -25,11 +25,11 @@ def take_over(bucket_name: str | None, yes: bool, force: bool, format_type: str)
     doing first: from now on its changes are refused, and what it has not committed is lost.
     """
     from casstore.repo.single import FEATURE, take_over
-    from casstore_cli.remote import visible
+    from casstore_cli.remote import find, visible
     from casstore_cli.stores import open_store
 
     config = visible()
-    bucket = config.bucket(bucket_name)
+    bucket = find(config, bucket_name)
     if bucket.mode != MODES[0]:
         raise UsageError(f"bucket {bucket.name!r} is read-only", hint=f"declared so in {config.paths.config_file}")
     with open_store(bucket, config=config) as store:
