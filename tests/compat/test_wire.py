@@ -208,6 +208,29 @@ def test_logs_stream_until_the_end(server: Server) -> None:
     assert last.count("\n") == 1
 
 
+def test_the_rest_of_a_text_comes_from_any_place(server: Server) -> None:
+    server.submit()
+    task = server.gang("hello-1").tasks["one"]
+    assert task.started.wait(30)
+    task.log.write("one", b"first\nsecond")
+    server.finish("hello-1")
+    for kind in ("logs", "events"):
+        plain = server.client.get(f"/api/workflow/hello-1/{kind}")
+        marked = Http(server.client.address, {"x-casstore-places": "wanted"}).get(f"/api/workflow/hello-1/{kind}")
+        assert ("x-casstore-places" in plain.headers, "x-casstore-places" in marked.headers) == (False, True)
+        lines = marked.text.split("\n")
+        assert "\n".join(line for line in lines if not line.startswith("\x1e")) == plain.text
+        (places,) = (json.loads(line[1:]) for line in lines if line.startswith("\x1e"))
+        rest = f"/api/v1/workflow/hello-1/{kind}"
+        assert "first" not in server.client.post(rest, json={"places": places}).text
+        whole = server.client.post(rest, json={"places": {}}).text
+        assert whole.replace("\x1e", "").startswith(plain.text)
+        assert server.client.post(rest, json={"places": {"x": -1}}).status_code == 400
+        assert server.client.post(rest.replace("hello-1", "hello-9"), json={"places": {}}).status_code == 404
+    done = server.get("/api/v1/audit")["entries"]
+    assert not [entry for entry in done if entry["action"] == "workflow:Read" and entry["outcome"] != "refused"]
+
+
 def test_events_tell_the_life_of_a_task(server: Server) -> None:
     server.submit()
     server.finish("hello-1", code=3)

@@ -18,7 +18,7 @@ from casstore.wire.following import PLACES_HEADER, Resume
 from casstore_server.api.deps import Body, CallerDep, ServicesDep, WorkflowId, decode
 from casstore_server.api.rules import rule
 from casstore_server.api.streaming import stream
-from casstore_server.services import streams
+from casstore_server.services import audit, streams
 from casstore_server.services.context import Caller, Services
 from casstore_server.services.reasons import visible_text
 from casstore_server.services.streams import Stop, Wish
@@ -126,6 +126,7 @@ def _from(body: bytes, task: str | None, retry_id: int | None) -> Wish:
 
 
 def _reply(services: Services, caller: Caller, workflow_id: str, text: _Text, wish: Wish) -> Response:
+    audit.unchanged()
     record = streams.check(services, caller, workflow_id, wish)
     wish = replace(wish, shown=partial(visible_text, services, caller))
     headers = {PLACES_HEADER: "marked"} if wish.marked else {}
