@@ -15,8 +15,10 @@ from sqlalchemy import select
 from casstore.errors import AccessError, CasstoreError, UsageError
 from casstore_server.api.authenticate import Door
 from casstore_server.db import schema, sealed
-from casstore_server.db.callers import KnownToken, KnownUser
+from casstore_server.db.audit import AuditLog, AuditWish, NewAudit
+from casstore_server.db.callers import Callers, KnownToken, KnownUser
 from casstore_server.db.engine import open_database, open_postgres
+from casstore_server.db.identity import People, Token
 from casstore_server.db.signing import SigningKeys
 from casstore_server.db.store import Database
 from casstore_server.identity import keys as signing
@@ -363,3 +365,40 @@ def test_headers_that_say_who_somebody_is_are_there_once() -> None:
     twice["headers"].append((b"x-osmo-user", b"admin"))
     with pytest.raises(UsageError, match="more than once"):
         Door(IdentitySettings(), "127.0.0.1").asking(twice)
+
+
+def test_the_audit_log_is_kept_by_both_databases(database: Database) -> None:
+    log = AuditLog(database)
+    entry = NewAudit(1.0, "lena", None, "app:Write", "/api/app/user/%", "done", "unix", "r" * 100, "{}")
+    for number in range(3):
+        log.add(entry._replace(at=float(number)))
+    found = log.page(AuditWish(user="lena", resource="/api/app/user/%"), 2)
+    assert [row.entry.at for row in found] == [2.0, 1.0]
+    assert found[0].entry.request_id == "r" * 64, "what is too long is cut"
+    assert [row.entry.at for row in log.page(AuditWish(older_than=found[-1].id), 9)] == [0.0]
+    assert log.page(AuditWish(resource="/api/app/user/_"), 9) == [], "nothing in it is a pattern"
+    assert log.forget(1.5) == 2
+    assert len(log.page(AuditWish(), 9)) == 1
+
+
+def test_what_is_known_of_callers_is_read_from_both_databases(database: Database) -> None:
+    people, callers = People(database), Callers(database)
+    people.create("lena", by="ada", roles=["osmo-user"])
+    made = tokens.new_token()
+    people.add_token(Token("lena", "ci", "", NOW, 4e9, None, ("osmo-user", "lab")), tokens.digest(made))
+    found = callers.token(digest=tokens.digest(made))
+    assert found is not None
+    assert (found.user.name, found.user.roles, found.roles) == ("lena", {"osmo-user"}, {"osmo-user", "lab"})
+    assert callers.token(id=found.id) == found
+    used = people.token("lena", "ci").last_used
+    assert used is not None
+    callers.token(id=found.id)
+    assert people.token("lena", "ci").last_used == used, "not at each request"
+    assert callers.token(digest=tokens.digest("x")) is None
+    assert callers.user("nobody") is None
+    people.create("spare", by="ada", roles=["osmo-admin"])
+    people.delete("lena")
+    assert callers.token(id=found.id) is None
+    gone = callers.user("lena")
+    assert gone is not None
+    assert gone.disabled
