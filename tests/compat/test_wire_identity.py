@@ -193,6 +193,7 @@ def test_who_asks_too_often_is_told_when_to_ask_again(server: Server, tmp_path: 
         assert site.bearer(site.token("max")).get("/api/pool").status_code == 200
         found = {Http(site.port).get("/api/version").status_code for _ in range(5)}
         assert found == {200, 429}
+        assert {lena.get("/api/version").status_code for _ in range(5)} == {200}, "who is known is not one of them"
         assert Http(site.port).get("/health").status_code == 200, "probes are not counted"
         assert Http(str(tmp_path / "n")).get("/api/pool").status_code == 200, "nor is the unix socket"
 

@@ -101,8 +101,12 @@ class Logins:
         return caller
 
     def anybody(self, asking: Asking) -> None:
-        """See that an address which does not say who it is does not ask too often. Raises ``TooManyError``."""
-        seconds = 0 if asking.address == "unix" else self._unknown.wait(asking.address)
+        """See that an address which does not say who it is does not ask too often. Raises ``TooManyError``. Who comes
+        with a token that was good lately is counted as its user elsewhere.
+        """
+        token = asking.headers.get("authorization", "").partition(" ")[2].strip()
+        known = asking.address == "unix" or (token and _mark(token) in self._proofs)
+        seconds = 0 if known else self._unknown.wait(asking.address)
         if seconds:
             raise _too_many("This address asks too often without a login", seconds)
 
@@ -208,7 +212,7 @@ class Logins:
         """What ``check`` makes of a token, unless too many of this address were wrong. One that was right lately is not
         held up by others that are wrong.
         """
-        mark = hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
+        mark = _mark(token)
         if mark not in self._proofs:
             seconds = self._failed.wait(asking.address, take=False)
             if seconds:
@@ -263,6 +267,10 @@ class _Proofs:
     def forget(self, mark: bytes) -> None:
         with self._lock:
             self._until.pop(mark, None)
+
+
+def _mark(token: str) -> bytes:
+    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
 
 
 def _enabled(user: KnownUser) -> None:
