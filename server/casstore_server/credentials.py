@@ -2,8 +2,9 @@
 
 Decided here and only here: which of them tasks may name (GENERIC ones; the others are used by themselves), and where a
 user's credential for object storage is looked for: first in the database, then, for the owner of the server alone, in
-``config.yaml``; otherwise the environment and the identity of the machine decide. Of one that ``config.yaml`` has just
-the same nothing but its name and profile is kept, so that what is changed there counts.
+``config.yaml``, and in the environment and the identity of the machine: with those everybody else would read and write
+buckets in which they have no rights. Of one that ``config.yaml`` has just the same nothing but its name and profile is
+kept, so that what is changed there counts.
 """
 
 from __future__ import annotations
@@ -61,13 +62,20 @@ class UserCredentials:
         return _Storage(self, user)
 
     def find(self, user: str, profile: str) -> StorageCredential | None:
-        """The credential of a user for a profile, None to use the ambient identity."""
+        """The credential of a user for a profile; None, for the owner alone, to use the ambient identity.
+
+        ``AccessError`` when somebody else has none.
+        """
         kept = self.vault.by_profile(user, DATA, profile)
-        if kept is not None and kept.payload:
-            return kept.storage()
-        if user != self._owner:
-            return None
-        return self._configured().find(profile)
+        storage = kept.storage() if kept is not None and kept.payload else None
+        if user == self._owner:
+            return self._configured().find(profile) if storage is None else storage
+        if storage is None or not storage.access_key:
+            raise AccessError(
+                f"{user} has no credential for {profile}, and the identity of the server is not for its users",
+                hint="Keep one on the server: osmo credential set NAME --type DATA --payload endpoint=URL ...",
+            )
+        return storage
 
     def keep(self, user: str, name: str, credential: Credential) -> list[str]:
         """Keep a credential; see ``SealedVault.put``."""

@@ -52,7 +52,20 @@ def found(credentials: UserCredentials, user: str) -> str | None:
 def test_config_yaml_is_its_owners(config: Path, database: Database) -> None:
     credentials = credentials_of(config, database)
     assert found(credentials, "ada") == "from-config"
-    assert found(credentials, "bob") is None
+    with pytest.raises(AccessError, match="bob has no credential for s3://robots"):
+        found(credentials, "bob")
+
+
+def test_the_identity_of_the_machine_is_for_the_owner_alone(config: Path, database: Database) -> None:
+    credentials = credentials_of(config, database)
+    config.unlink()
+    assert found(credentials, "ada") is None
+    elsewhere = Credential(type="DATA", profile="s3://robots", payload={"override_url": "http://127.0.0.1:1"})
+    credentials.vault.put("ada", "mine", elsewhere)
+    credentials.vault.put("bob", "his", elsewhere)
+    assert found(credentials, "ada") == ""
+    with pytest.raises(AccessError, match="bob has no credential for s3://robots"):
+        found(credentials, "bob")
 
 
 def test_the_vault_comes_first_and_what_only_names_a_profile_is_passed_over(config: Path, database: Database) -> None:

@@ -6,7 +6,7 @@ types and profiles ever leaves.
 
 from __future__ import annotations
 
-from casstore.errors import CasstoreError
+from casstore.errors import AccessError, CasstoreError
 from casstore.transfer.raw import check_credential
 from casstore.wire.credentials import (
     Credential,
@@ -34,6 +34,12 @@ def put(services: Services, caller: Caller, name: str, body: CredentialBody, *, 
     check_name(name)
     credential = Credential.of_body(body)
     storage = credential.storage()
+    if storage is not None and not storage.access_key and caller.user != services.settings.user:
+        # With an address of the user's own, the machine would log in there as itself.
+        raise AccessError(
+            "A credential without keys stands for the identity of the server, which is for its owner alone",
+            hint="Give access_key_id and access_key.",
+        )
     untried = services.config.last_good().workflow.credential_config.disable_data_validation
     if credential.profile in untried:
         validate = False

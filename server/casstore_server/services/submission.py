@@ -268,7 +268,7 @@ def _check(
         spec,
         partial(readable, services, caller),
         services.settings.workflows,
-        file_urls=True,
+        file_urls=caller.may("server:Manage"),  # they are read and written as the server
         storage=partial(services.urls.check, user=caller.user),
     )
     return _check_data(services, caller, config, spec, check_only=check_only)

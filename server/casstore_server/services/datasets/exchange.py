@@ -157,7 +157,10 @@ def _taken(
 
     def allowed(wanted: str) -> bool:
         # What lies beside the store in its bucket would be read as the server: that is for its owner alone.
-        return (wanted != profile or owner) and credentials.find(wanted) is not None
+        try:
+            return (wanted != profile or owner) and credentials.find(wanted) is not None
+        except AccessError:
+            return False
 
     def work(stop: Stop) -> Version:
         with Buckets(credentials) as buckets:
