@@ -276,14 +276,14 @@ def test_a_stream_that_is_cut_sends_what_is_there_and_no_end() -> None:
     ending, waiting = threading.Event(), threading.Event()
 
     def make(stop: Callable[[], bool]) -> Any:
-        yield "first"
+        yield b"first\n"
         waiting.set()
         assert ending.wait(60)
         assert stop()
-        yield "last"
+        yield b"last\n"
 
     def whole(stop: Callable[[], bool]) -> Any:
-        yield "all"
+        yield b"all\n"
         assert not stop()
 
     app = FastAPI()
