@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Row, select, tuple_
+from sqlalchemy import Connection, Row, select
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import GenericFunction
@@ -141,11 +141,11 @@ def tags_of(connection: Connection, versions: Sequence[tuple[int, int]]) -> dict
     """The tags of versions, each given by the row of its dataset and its number."""
     table = tables.dataset_tag
     found: dict[tuple[int, int], list[str]] = {}
+    columns = (table.c.dataset, table.c.tag, table.c.number)
     for at in range(0, len(versions), _AT_ONCE):
-        chosen = tuple_(table.c.dataset, table.c.number).in_(versions[at : at + _AT_ONCE])
-        for dataset, tag, number in connection.execute(
-            select(table.c.dataset, table.c.tag, table.c.number).where(chosen)
-        ):
+        datasets, numbers = ({one[part] for one in versions[at : at + _AT_ONCE]} for part in (0, 1))
+        query = select(*columns).where(table.c.dataset.in_(datasets), table.c.number.in_(numbers))
+        for dataset, tag, number in connection.execute(query.order_by(table.c.tag)):
             found.setdefault((dataset, number), []).append(tag)
     return found
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, false, func, or_, select, true, tuple_
+from sqlalchemy import ColumnElement, Connection, Row, Select, false, func, or_, select, true
 
 from casstore_orchestrator.status import Priority, TaskStatus, WorkflowStatus
 from casstore_server.db import schema
@@ -165,12 +165,15 @@ def tasks(connection: Connection, wanted: TaskFilter, *, limit: int, offset: int
     key = (task.c.workflow_id, task.c.name, task.c.retry_id)
     chosen = _task_query(connection, wanted, *key).order_by(*order).limit(limit).offset(offset)
     found = [tuple(row) for row in connection.execute(chosen)]
-    rows: list[Row[Any]] = []
+    rows: dict[Any, Row[Any]] = {}
     shown = (workflow.c.user, workflow.c.uuid, workflow.c.pool, workflow.c.priority, *task.c)
     for at in range(0, len(found), _AT_ONCE):
-        query = select(*shown).select_from(task.join(workflow)).where(tuple_(*key).in_(found[at : at + _AT_ONCE]))
-        rows += connection.execute(query.order_by(*order))
-    return rows
+        ids, names = ({one[part] for one in found[at : at + _AT_ONCE]} for part in (0, 1))
+        query = (
+            select(*shown).select_from(task.join(workflow)).where(task.c.workflow_id.in_(ids), task.c.name.in_(names))
+        )
+        rows.update(((row.workflow_id, row.name, row.retry_id), row) for row in connection.execute(query))
+    return [rows[one] for one in found if one in rows]
 
 
 def task_sums(connection: Connection, wanted: TaskFilter, *, by_workflow: bool) -> list[Row[Any]]:
