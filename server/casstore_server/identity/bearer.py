@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from casstore_server.identity.failures import LoginError
+from casstore_server.identity.failures import EndedError, LoginError
 from casstore_server.identity.keys import ALGORITHM, Keys
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class Bearers:
                 options={"require": ["exp", "iat", "sub", "jti"]},
             )
         except jwt.ExpiredSignatureError:
-            raise LoginError("The id token has ended", hint=AGAIN) from None
+            raise EndedError("The id token has ended", hint=AGAIN) from None
         except jwt.PyJWTError as error:
             raise LoginError(f"The id token is not good: {error}", hint=AGAIN) from None
         return str(claims["jti"])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from casstore.errors import AccessError
 
-__all__ = ["LoginError", "RefusedError", "ShutOutError", "TooManyError"]
+__all__ = ["EndedError", "LoginError", "RefusedError", "ShutOutError", "TooManyError"]
 
 
 class RefusedError(AccessError):
@@ -27,6 +27,10 @@ class LoginError(RefusedError):
     def http_status(self) -> int:
         """401."""
         return 401
+
+
+class EndedError(LoginError):
+    """Somebody whose login was good, and has ended."""
 
 
 class ShutOutError(RefusedError):

@@ -26,7 +26,7 @@ from casstore_server.identity import tokens
 from casstore_server.identity.actions import EVERYTHING, Grants, Policy, Role, grants_of
 from casstore_server.identity.bearer import AGAIN, Bearers, unverified
 from casstore_server.identity.caller import Caller, Links
-from casstore_server.identity.failures import LoginError, ShutOutError, TooManyError
+from casstore_server.identity.failures import EndedError, LoginError, ShutOutError, TooManyError
 from casstore_server.identity.limits import Limit
 from casstore_server.identity.oidc import Provider
 from casstore_server.identity.settings import IdentitySettings
@@ -204,7 +204,7 @@ class Logins:
             raise LoginError("The personal token is not known here: it was deleted, or is another server's", hint=_NEW)
         if known.expires_at <= self._clock():
             text = f"The personal token {known.name} of {known.user.name} has ended"
-            raise LoginError(text, hint=_NEW, user=known.user.name)
+            raise EndedError(text, hint=_NEW, user=known.user.name)
         _enabled(known.user)
         return known
 
@@ -219,8 +219,9 @@ class Logins:
                 raise _too_many("Too many logins of this address failed", seconds)
         try:
             found = check(token)
-        except AccessError:
-            self._failed.wait(asking.address)
+        except AccessError as error:
+            if not isinstance(error, EndedError | ShutOutError):  # these were no guesses
+                self._failed.wait(asking.address)
             self._proofs.forget(mark)
             raise
         self._proofs.add(mark)

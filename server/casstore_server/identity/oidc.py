@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from casstore.errors import CasstoreError, ServiceError
 from casstore_server.identity.bearer import AGAIN, SKEW_SECONDS, Unverified
-from casstore_server.identity.failures import LoginError
+from casstore_server.identity.failures import EndedError, LoginError
 from casstore_server.identity.fetching import fetch_json
 from casstore_server.identity.urls import check_url
 
@@ -124,7 +124,7 @@ class Provider:
                 options={"require": ["exp", "iat", "sub"]},
             )
         except jwt.ExpiredSignatureError:
-            raise LoginError("The id token has ended", hint=AGAIN) from None
+            raise EndedError("The id token has ended", hint=AGAIN) from None
         except (jwt.PyJWTError, ValueError) as error:
             raise LoginError(f"The id token is not good: {error}", hint=AGAIN) from None
         self._check_party(claims)
