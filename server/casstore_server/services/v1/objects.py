@@ -57,7 +57,7 @@ class Objects:
     def __init__(
         self, bucket: Bucket, rights: Rights, proofs: Proofs, changed: Callable[[str], None] = lambda _: None
     ) -> None:
-        """``changed`` is told the id of each dataset that has changed."""
+        """``changed`` is told the id or the name of each dataset that has changed."""
         self._bucket = bucket
         self._store = bucket.store
         self._backend = bucket.store.backend
@@ -193,7 +193,9 @@ class Objects:
         problem = name_problem(old, new, live=self._live)
         if problem is not None:
             raise PreconditionError(f"{key} can't be written: {problem}")
-        return self._backend.put(key, [data], condition=condition)
+        tag = self._backend.put(key, [data], condition=condition)
+        self._changed(name)
+        return tag
 
     def _put_lease(self, key: str, data: bytes, condition: Condition) -> str:
         if len(data) > MAX_LEASE:

@@ -186,8 +186,8 @@ class Blob:
 def open_transfer(services: Services, caller: Caller, name: str) -> Transfer:
     """The bucket ``name`` for a caller. ``NotFoundError``."""
 
-    def changed(dataset_id: str) -> None:
-        services.index.changed(name, dataset_id)
+    def changed(dataset: str) -> None:
+        services.index.changed(name, dataset)
 
     return Transfer(services, caller, name, changed)
 
