@@ -45,6 +45,7 @@ from casstore_server.services import submission, workflows
 router = APIRouter(prefix="/api")
 
 _DEFAULT_TASK_STATUSES = ("PROCESSING", "SCHEDULING", "INITIALIZING", "RUNNING")
+_NO_LABELS = "Workflows have no labels on this server: use tags."
 Moment = Annotated[str | None, Query(max_length=40)]
 RetryId = Annotated[int | None, Query(ge=0)]
 
@@ -66,6 +67,7 @@ def submit(  # FastAPI passes parameters by name
     cache: bool = False,
     app_uuid: Annotated[str | None, Query(max_length=64)] = None,
     app_version: Annotated[int | None, Query(ge=1, le=10**9)] = None,
+    label: Names = [],  # noqa: B006  # FastAPI copies defaults
 ) -> Response:
     """Submit, validate or render a specification, or submit a stored one again."""
     if workflow_id is not None:
@@ -88,7 +90,7 @@ def submit(  # FastAPI passes parameters by name
                 reuse=cache,
                 app=None if app_uuid is None else AppUse(app_uuid, app_version or 1),
             )
-    return reply(done.reply, warnings=done.warnings)
+    return reply(done.reply, warnings=[*done.warnings, *([_NO_LABELS] if label else [])])
 
 
 @router.post(
@@ -145,12 +147,16 @@ def list_workflows(  # FastAPI passes parameters by name
     submitted_after: Moment = None,
     submitted_before: Moment = None,
     app: str | None = None,
+    label: Names = [],  # noqa: B006  # FastAPI copies defaults
+    no_label: Names = [],  # noqa: B006  # FastAPI copies defaults
     limit: Limit = 20,
     offset: Offset = 0,
     order: Order = "DESC",
 ) -> Response:
     """A page of workflows; without ``users`` and ``all_users`` the caller's own."""
-    del all_pools  # without names of pools all are meant anyway
+    del all_pools, no_label  # without names of pools all are meant anyway, and no workflow has labels
+    if label:
+        return reply(WorkflowList(workflows=[]), warnings=[_NO_LABELS])
     wanted = WorkflowFilter(
         users=() if all_users else users or (caller.user,),
         statuses=workflows.check_statuses(statuses, WorkflowStatus),
