@@ -1,8 +1,8 @@
 """Configs and their history in the database.
 
-Decided here and only here: that the newest revision of a type is what is in force; that whoever makes one holds the
-type's row until it is stored, so that none is made of an older state; that a revision is never changed, only hidden;
-and that secrets are kept apart, sealed, so that they are in no revision.
+Decided here and only here: that the newest revision of a type is what is in force; that one is made at a time, so that
+none is made of an older state; that a revision is never changed, only hidden; and that secrets are kept apart, sealed,
+so that they are in no revision.
 """
 
 from __future__ import annotations
@@ -165,11 +165,12 @@ class ConfigRows:
             return {row.id: self._box.open(row.sealed, *sealed.context_of(_SECRET, row.id)).decode() for row in rows}
 
     def _locked(self, connection: Connection, kind: str) -> int:
-        """The newest revision, 0 when there is none, which nobody else changes until the transaction ends."""
+        """The newest revision, 0 when there is none. Until the transaction ends nobody else changes any type: configs
+        name each other.
+        """
         connection.execute(upsert(connection, _HEAD).values(type=kind, revision=0).on_conflict_do_nothing())
-        query = select(_HEAD.c.revision).where(_HEAD.c.type == kind).with_for_update()
-        found: int = connection.execute(query).scalar_one()
-        return found
+        every = connection.execute(select(_HEAD).order_by(_HEAD.c.type).with_for_update())
+        return {row.type: int(row.revision) for row in every}[kind]
 
     def _store(self, connection: Connection, kind: str, revision: int, note: Note, text: str) -> None:
         row = {

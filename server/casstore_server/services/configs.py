@@ -1,8 +1,8 @@
 """Configs: shown, changed, rolled back, compared.
 
-Decided here and only here: how configs of each type look on the wire and what a change does to those that are there
-(OSMO's rules: ``PUT`` of all adds and replaces by name and removes nothing, ``PATCH`` merges, and null takes a field
-away); that nothing is stored which could not take effect; and what is said of what is kept without one.
+Decided here and only here: what a change does to configs that are there (OSMO's rules: ``PUT`` of all adds and replaces
+by name and removes nothing, ``PATCH`` merges, and null takes a field away), and that nothing is stored which could not
+take effect as a whole.
 """
 
 from __future__ import annotations
@@ -13,26 +13,23 @@ from typing import Any, Final
 import msgspec
 
 from casstore.errors import CasstoreError, ConflictError, NotFoundError, UsageError
-from casstore.remote.urls import parse_url
 from casstore.wire.config import (
-    MASK,
-    NAMED,
     TYPES,
     ConfigChange,
-    ConfigEntry,
     ConfigHistory,
     DiffReply,
     Rollback,
     TagsChange,
 )
-from casstore.wire.protocol import to_iso
 from casstore_server.configs.effect import Stored, check_documents
 from casstore_server.configs.masking import HAVE_SECRETS, Keeper, hide, ids, mask, mask_second
 from casstore_server.configs.model import ServerConfig
-from casstore_server.configs.shapes import WITHOUT_EFFECT, checked, checked_name
-from casstore_server.db.configs import ConfigRows, HistoryFilter, Note, Revision, Secrets
-from casstore_server.identity.actions import BUILT_IN, Role
+from casstore_server.configs.shapes import checked, checked_name
+from casstore_server.db.configs import ConfigRows, HistoryFilter, Note, Secrets
+from casstore_server.identity.actions import BUILT_IN
 from casstore_server.services import cluster
+from casstore_server.services import config_documents as documents
+from casstore_server.services.config_documents import DATASET
 from casstore_server.services.context import Caller, Services
 
 __all__ = [
@@ -53,14 +50,11 @@ __all__ = [
 Changer = Callable[[dict[str, Any]], dict[str, Any]]
 MAX_TEXT: Final = 4096
 MAX_TAGS: Final = 50
-DATASET: Final = "DATASET"
-_MANAGED = "_managed_by"
-_FILE = "config.yaml"
 
 
 def seed(rows: ConfigRows, owner: str) -> None:
     """Have a first revision of each type, so that there is something to come back to."""
-    empty: dict[str, Any] = {kind: _empty(kind) for kind in TYPES}
+    empty: dict[str, Any] = {kind: documents.empty(kind) for kind in TYPES}
     rows.seed(empty, Note(owner, "", "Initial configuration"))
 
 
@@ -71,14 +65,17 @@ def show(services: Services, caller: Caller, kind: str) -> Any:
     if kind in {"SERVICE", "WORKFLOW"}:
         return msgspec.to_builtins(checked(kind, "", mask(data)))
     if kind == DATASET:
-        declared = {name: _bucket_of(config, name) for name in config.declared.buckets}
+        declared = {name: documents.bucket_of(config, name) for name in config.declared.buckets}
         return {"buckets": mask(data.get("buckets") or {}) | declared, "default_bucket": config.default_bucket}
     if kind == "POOL":
-        declared = {name: dict(found or {}) | {_MANAGED: _FILE} for name, found in config.declared.pools.items()}
+        declared = {
+            name: dict(found or {}) | {documents.MANAGED: documents.FILE}
+            for name, found in config.declared.pools.items()
+        }
         undeclared = {name: {"description": pool.description} for name, pool in config.pools.items()}
         return {"pools": undeclared | data | declared}
     if kind == "ROLE":
-        built_in = [_role(role) | {"immutable": True} for role in BUILT_IN.values()]
+        built_in = [documents.role_of(role) | {"immutable": True} for role in BUILT_IN.values()]
         return [*built_in, *({"name": name} | found for name, found in sorted(data.items()))]
     if kind == "BACKEND":
         return msgspec.to_builtins(cluster.backends(services, caller))
@@ -88,7 +85,7 @@ def show(services: Services, caller: Caller, kind: str) -> Any:
 def show_one(services: Services, caller: Caller, kind: str, name: str) -> Any:
     """One config. ``NotFoundError``."""
     every = show(services, caller, kind)
-    inner = every[_INNER[kind]] if kind in _INNER else every
+    inner = every[documents.INNER[kind]] if kind in documents.INNER else every
     by_name = {one["name"]: one for one in inner} if isinstance(inner, list) else inner
     if name not in by_name:
         raise _missing(kind, name)
@@ -97,26 +94,30 @@ def show_one(services: Services, caller: Caller, kind: str, name: str) -> Any:
 
 def put(services: Services, caller: Caller, kind: str, name: str, change: ConfigChange) -> list[str]:
     """Set one config, or with an empty name those that are given; returns warnings."""
-    given = _given(change)
+    given = documents.what_is_given(change)
     if name:
-        made = _undeclared(services, kind, _around(kind, {checked_name(kind, name): _own(kind, name, given)}))
-        return _change(services, caller, kind, name, change, "Put complete", lambda old: _merged(kind, old, made))
-    several = _undeclared(services, kind, _several(kind, given))
-    return _change(services, caller, kind, "", change, "Set", lambda old: _merged(kind, old, several))
+        made = _undeclared(
+            services, kind, documents.around(kind, {checked_name(kind, name): documents.own_fields(kind, name, given)})
+        )
+        return _change(
+            services, caller, kind, name, change, "Put complete", lambda old: documents.merged(kind, old, made)
+        )
+    several = _undeclared(services, kind, documents.several_of(kind, given))
+    return _change(services, caller, kind, "", change, "Set", lambda old: documents.merged(kind, old, several))
 
 
 def patch(services: Services, caller: Caller, kind: str, name: str, change: ConfigChange) -> list[str]:
     """Change fields; returns warnings."""
-    given = _mapping(_given(change), kind)
+    given = documents.mapping_of(documents.what_is_given(change), kind)
     if not name:
-        return _change(services, caller, kind, "", change, "Patched", lambda old: _patched(old, given))
+        return _change(services, caller, kind, "", change, "Patched", lambda old: documents.patched(old, given))
 
     def changed(old: dict[str, Any]) -> dict[str, Any]:
-        inner = _inner(kind, old)
+        inner = documents.inner_of(kind, old)
         if name not in inner and kind not in {DATASET, "BACKEND"}:
             raise _missing(kind, name)
-        one = _own(kind, name, _patched(inner.get(name) or {}, given))
-        return _merged(kind, old, _around(kind, {checked_name(kind, name): one}))
+        one = documents.own_fields(kind, name, documents.patched(inner.get(name) or {}, given))
+        return documents.merged(kind, old, documents.around(kind, {checked_name(kind, name): one}))
 
     return _change(services, caller, kind, name, change, "Patched", changed)
 
@@ -133,7 +134,7 @@ def remove(services: Services, caller: Caller, kind: str, name: str, change: Con
         )
 
     def changed(old: dict[str, Any]) -> dict[str, Any]:
-        inner = _inner(kind, old)
+        inner = documents.inner_of(kind, old)
         if name not in inner:
             raise _missing(kind, name)
         rest = {key: value for key, value in inner.items() if key != name}
@@ -172,7 +173,7 @@ def rename(services: Services, caller: Caller, pool: str, platform: str, change:
 def history(services: Services, wanted: HistoryFilter) -> ConfigHistory:
     """Revisions, secrets masked."""
     found = services.configs.rows.history(wanted)
-    return ConfigHistory(configs=[_entry(one) for one in found])
+    return ConfigHistory(configs=[documents.entry_of(one) for one in found])
 
 
 def rollback(services: Services, caller: Caller, kind: str, wanted: Rollback) -> list[str]:
@@ -187,8 +188,8 @@ def diff(services: Services, kind: str, first: int, second: int) -> DiffReply:
     """Two revisions, and where a secret was changed."""
     one, other = services.configs.rows.get(kind, first), services.configs.rows.get(kind, second)
     return DiffReply(
-        first_data=_on_wire(kind, mask(one.data)),
-        second_data=_on_wire(kind, mask_second(one.data, other.data, second)),
+        first_data=documents.on_wire(kind, mask(one.data)),
+        second_data=documents.on_wire(kind, mask_second(one.data, other.data, second)),
     )
 
 
@@ -223,35 +224,11 @@ def _change(
         before = mask(old)
         new = fn(before)
         if kind == DATASET:
-            _nothing_leaves(before, new)
+            documents.nothing_leaves(before, new)
         return hide(new, old, secrets) if kind in HAVE_SECRETS else new
 
     words = " ".join(filter(None, (said, kind.lower(), name)))
     return _store(services, caller, kind, name, change, words, changed)
-
-
-def _nothing_leaves(old: Any, new: Any) -> None:
-    """Raise ``UsageError`` for a bucket that is moved to another service while its secret stays, in stars: whoever does
-    not know a secret can't have it sent elsewhere.
-    """
-    for name, body in (new.get("buckets") or {}).items():
-        before = (old.get("buckets") or {}).get(name)
-        credential = body.get("default_credential") if isinstance(body, Mapping) else None
-        if before is None or not isinstance(credential, Mapping) or MASK not in credential.values():
-            continue
-        if _service_of(before) != _service_of(body):
-            raise UsageError(
-                f"DATASET {name}: its secret would be sent elsewhere than before", hint="Write the credential out."
-            )
-
-
-def _service_of(body: Mapping[str, Any]) -> tuple[str, Any]:
-    try:
-        profile = parse_url(str(body.get("dataset_path"))).profile
-    except UsageError:
-        profile = ""
-    credential = body.get("default_credential")
-    return profile, credential.get("override_url") if isinstance(credential, Mapping) else None
 
 
 def _store(
@@ -263,22 +240,22 @@ def _store(
     said: str,
     fn: Callable[[Any, Any], Any],
 ) -> list[str]:
-    services.configs.stored.forget()
-    known = services.configs.stored()
     if kind == DATASET:
-        _prepare_buckets(services, known, fn)
+        services.configs.stored.forget()
+        _prepare_buckets(services, services.configs.stored(), fn)
     warnings: list[str] = []
 
     def changed(old: Any, secrets: Secrets) -> Any:
+        services.configs.stored.forget()  # nobody else changes any now: what is there stays while this is checked
         new = fn(old, secrets)
-        _see_that_it_works(services, known, kind, old, new)
+        _see_that_it_works(services, services.configs.stored(), kind, old, new)
         _keep_shape(kind, new)
-        warnings.extend(_without_effect(kind, old, new))
+        warnings.extend(documents.without_effect(kind, old, new))
         return new
 
     description = (change.description or said)[:MAX_TEXT]
     note = Note(caller.user, name, description, _tags(change.tags))
-    services.configs.rows.change(kind, note, changed, expected=change.revision, empty=_empty(kind))
+    services.configs.rows.change(kind, note, changed, expected=change.revision, empty=documents.empty(kind))
     services.configs.stored.forget()
     services.config.last_good()
     return warnings
@@ -302,9 +279,13 @@ def _prepare_buckets(services: Services, known: Stored, fn: Callable[[Any, Any],
     is locked, for it may take a while. Raises why one can't be.
     """
     unkept = _Unkept()
-    docs = {**known.docs, DATASET: fn(known.docs.get(DATASET) or _empty(DATASET), unkept)}
+    docs = {
+        **known.docs,
+        DATASET: fn(known.docs.get(DATASET) or documents.empty(DATASET), unkept),
+    }
     before = services.config.last_good().buckets
-    after = services.config.trial(Stored(("trial",), docs, {**known.secrets, **unkept.found})).buckets
+    kept = services.configs.rows.opened(set(ids(docs[DATASET])) - unkept.found.keys())
+    after = services.config.trial(Stored(("trial",), docs, kept | unkept.found)).buckets
     for name, bucket in after.items():
         old = before.get(name)
         if old is None or (old.url, old.credential) != (bucket.url, bucket.credential):
@@ -326,8 +307,8 @@ def _see_that_it_works(services: Services, known: Stored, kind: str, old: Any, n
     wanted = set(ids(docs.get(DATASET)))
     opened = known.secrets if kind != DATASET else dict.fromkeys(wanted, "x")
     trial = services.config.trial(Stored(("trial",), docs, opened))
-    for name in _inner(kind, old) if kind == "POOL" else ():
-        if name not in _inner(kind, new) and services.database.live(name) and name not in trial.pools:
+    for name in documents.inner_of(kind, old) if kind == "POOL" else ():
+        if name not in documents.inner_of(kind, new) and services.database.live(name) and name not in trial.pools:
             raise ConflictError(f"Pool {name} has workflows that are not finished")
 
 
@@ -338,89 +319,20 @@ def _keep_shape(kind: str, new: Any) -> None:
                 raise ConflictError(f"The role {name} is built in", hint="Choose another name.")
 
 
-def _without_effect(kind: str, old: Any, new: Any) -> list[str]:
-    silent = WITHOUT_EFFECT.get(kind, frozenset())
-    several = {"": new} if kind not in NAMED else _inner(kind, new)
-    before = {"": old} if kind not in NAMED else _inner(kind, old)
-    named = {
-        field
-        for name, after in several.items()
-        for field in silent
-        if isinstance(after, Mapping) and after.get(field) and after[field] != (before.get(name) or {}).get(field)
-    }
-    return [f"{field} is kept, and does nothing here" for field in sorted(named)]
-
-
-def _given(change: ConfigChange) -> Any:
-    found = change.configs if change.configs is not None else change.configs_dict
-    if found is None:
-        raise UsageError("configs (or configs_dict) is missing in the request")
-    return found
-
-
-def _several(kind: str, given: Any) -> dict[str, Any]:
-    """Several configs of a type, from any of the shapes in which they are shown."""
-    if isinstance(given, Mapping) and kind in _INNER and kind != DATASET:
-        given = given.get(_INNER[kind], given)
-    if isinstance(given, list) and kind in NAMED:
-        if not all(isinstance(one, Mapping) and isinstance(one.get("name"), str) for one in given):
-            raise UsageError(f"{kind}: each of the list must have a name")
-        given = {one["name"]: {key: value for key, value in one.items() if key != "name"} for one in given}
-    found = _mapping(given, kind)
-    if kind in NAMED and kind != DATASET:
-        return {checked_name(kind, name): _own(kind, name, one) for name, one in found.items()}
-    return found
-
-
 def _undeclared(services: Services, kind: str, given: dict[str, Any]) -> dict[str, Any]:
     """Without those that ``config.yaml`` declares, which come back as they were shown."""
     config = services.config.current()
     if kind == "POOL":
-        declared = {name: dict(found or {}) | {_MANAGED: _FILE} for name, found in config.declared.pools.items()}
-        return {name: _unmanaged(found) for name, found in given.items() if declared.get(name) != found}
+        declared = {
+            name: dict(found or {}) | {documents.MANAGED: documents.FILE}
+            for name, found in config.declared.pools.items()
+        }
+        return {name: documents.unmanaged(found) for name, found in given.items() if declared.get(name) != found}
     if kind == DATASET and isinstance(given.get("buckets"), Mapping):
-        declared = {name: _bucket_of(config, name) for name in config.declared.buckets}
+        declared = {name: documents.bucket_of(config, name) for name in config.declared.buckets}
         own = {name: found for name, found in given["buckets"].items() if declared.get(name) != found}
         return {**given, "buckets": own}
     return given
-
-
-def _unmanaged(found: Any) -> Any:
-    return {key: value for key, value in found.items() if key != _MANAGED} if isinstance(found, Mapping) else found
-
-
-def _around(kind: str, several: dict[str, Any]) -> dict[str, Any]:
-    """Configs by name, as they are in the whole of their type."""
-    return {"buckets": several} if kind == DATASET else several
-
-
-def _merged(kind: str, old: dict[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """``old`` with the configs of ``new`` set, by name."""
-    if kind == DATASET and isinstance(new.get("buckets"), Mapping):
-        return {**old, **new, "buckets": {**(old.get("buckets") or {}), **new["buckets"]}}
-    return {**old, **new}
-
-
-def _own(kind: str, name: str, raw: Any) -> Any:
-    """Without what only replies have."""
-    if kind == "ROLE" and isinstance(raw, Mapping):
-        if raw.get("name", name) != name:
-            raise UsageError(f"ROLE {name}: its name is {raw['name']}")
-        return {key: value for key, value in raw.items() if key not in {"name", "immutable", _MANAGED}}
-    return raw
-
-
-def _patched(old: Any, new: Any) -> Any:
-    """RFC 7396, a JSON merge patch."""
-    if not isinstance(new, Mapping):
-        return new
-    found = dict(old) if isinstance(old, Mapping) else {}
-    for key, value in new.items():
-        if value is None:
-            found.pop(key, None)
-        else:
-            found[key] = _patched(found.get(key), value)
-    return found
 
 
 def _tags(given: Sequence[str] | None) -> list[str]:
@@ -430,62 +342,9 @@ def _tags(given: Sequence[str] | None) -> list[str]:
     return tags
 
 
-# --- shapes
-
-
-_INNER: Final = {"POOL": "pools", DATASET: "buckets", "BACKEND": "backends"}
-
-
-def _empty(kind: str) -> dict[str, Any]:
-    return {"buckets": {}, "default_bucket": None} if kind == DATASET else {}
-
-
-def _inner(kind: str, data: Any) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = (data.get("buckets") or {}) if kind == DATASET else data
-    return found
-
-
-def _on_wire(kind: str, data: Any) -> Any:
-    """What a revision holds, as the configs of its type are shown."""
-    if kind == "POOL":
-        return {"pools": data}
-    if kind in {"ROLE", "BACKEND"}:
-        return [{"name": name} | found for name, found in sorted(data.items())]
-    return data
-
-
-def _entry(found: Revision) -> ConfigEntry:
-    return ConfigEntry(
-        config_type=found.kind,
-        name=found.name,
-        revision=found.revision,
-        username=found.author,
-        created_at=to_iso(found.created) or "",
-        description=found.description,
-        tags=list(found.tags) or None,
-        data=None if found.data is None else _on_wire(found.kind, mask(found.data)),
-    )
-
-
 def _current(services: Services, kind: str) -> Any:
     found = services.configs.rows.current(kind)
-    return _empty(kind) if found is None else found.data
-
-
-def _mapping(given: Any, kind: str) -> dict[str, Any]:
-    if not isinstance(given, Mapping):
-        raise UsageError(f"{kind}: expected an object of names and values")
-    return dict(given)
-
-
-def _bucket_of(config: ServerConfig, name: str) -> dict[str, Any]:
-    found = config.buckets[name]
-    return {"dataset_path": found.url, "description": found.description, "mode": found.mode, _MANAGED: _FILE}
-
-
-def _role(role: Role) -> dict[str, Any]:
-    policies = [{"actions": list(one.actions), "resources": list(one.resources)} for one in role.policies]
-    return {"name": role.name, "description": role.description, "policies": policies}
+    return documents.empty(kind) if found is None else found.data
 
 
 def _backend_names(config: ServerConfig) -> list[str]:
