@@ -59,6 +59,7 @@ def test_every_type_begins_with_a_revision(server: Server) -> None:
         assert server.get(f"/api/configs/{kind.lower()}") is not None
 
 
+@pytest.mark.parametrize("server", ["sqlite", "postgres"], indirect=True)
 def test_each_change_is_a_revision_of_its_type(server: Server) -> None:
     patch(server, "workflow", {"max_num_tasks": 3}, description="few", tags=["b", "a", "b"])
     patch(server, "workflow", {"max_num_tasks": None, "max_num_ports_per_task": 5})
@@ -108,6 +109,7 @@ def test_revisions_are_tagged_and_hidden_but_not_the_one_in_force(server: Server
     ask(server, "POST", "history/rollback", {"config_type": "WORKFLOW", "revision": 2}, status=404)
 
 
+@pytest.mark.parametrize("server", ["sqlite", "postgres"], indirect=True)
 def test_nobody_undoes_what_somebody_else_changed_meanwhile(server: Server) -> None:
     patch(server, "workflow", {"max_num_tasks": 3}, revision=1)
     told = patch(server, "workflow", {"max_num_tasks": 4}, revision=1, status=409)
@@ -247,6 +249,7 @@ def test_buckets_are_made_and_used_at_once(server: Server, tmp_path: Path) -> No
 # --- secrets
 
 
+@pytest.mark.parametrize("server", ["sqlite", "postgres"], indirect=True)
 def test_secrets_of_configs_are_sealed_and_shown_to_nobody(server: Server, tmp_path: Path) -> None:
     credential = {"access_key_id": "me", "access_key": CANARY}
     body = {"dataset_path": f"file://{tmp_path}/x", "default_credential": credential}
