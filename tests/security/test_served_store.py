@@ -570,3 +570,23 @@ def test_a_dataset_that_is_deleted_amid_an_upload_is_told(server: Serving) -> No
 
         with pytest.raises(DeletedError):
             bucket.refs.commit_version(head.id, build)
+
+
+def test_nothing_is_written_to_a_bucket_that_is_declared_as_read_only(server: Serving) -> None:
+    uploaded(server)
+    inner = server.store("team").backend
+    before = {info.key: inner.get(info.key).data for info in inner.list("")}
+    server.services.stores.is_writable = lambda _: False
+    with server.bucket("ann", "team") as bucket:
+        out = server.folder / "out"
+        out.mkdir()
+        bucket.download("d", str(out))
+        assert not bucket.verify("d").problems
+        for change in (
+            lambda: bucket.upload("d", [source(server.folder, "x", b"x")]),
+            lambda: bucket.update_tags("d", set=["x"]),
+            lambda: Lease.acquire(bucket.store.backend, kind="mount", user="ann", reads=[]),
+        ):
+            with pytest.raises(AccessError, match="read-only"):
+                change()
+    assert {info.key: inner.get(info.key).data for info in inner.list("")} == before

@@ -31,9 +31,12 @@ _NEEDS_DELETE = "it takes the right dataset:Delete"
 
 @dataclass(frozen=True, slots=True)
 class Rights:
-    """Who asks, and what they may do in this bucket beyond reading."""
+    """Who asks, and what they may do in this bucket beyond reading. Where it is not ``writable``: nothing, not even say
+    that they read.
+    """
 
     user: str
+    writable: bool
     write: bool
     delete: bool
     manage: bool

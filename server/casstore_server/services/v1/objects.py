@@ -19,7 +19,7 @@ from typing import TypeVar
 import msgspec
 
 from casstore import hashing
-from casstore.backend.base import Condition, Matches, Object, ObjectInfo, validate_key, validate_prefix
+from casstore.backend.base import Absent, Condition, Matches, Object, ObjectInfo, validate_key, validate_prefix
 from casstore.dataset import Bucket
 from casstore.errors import AccessError, CasstoreError, FormatError, NotFoundError, PreconditionError, UsageError
 from casstore.format import record
@@ -101,6 +101,7 @@ class Objects:
     def put(self, key: str, data: bytes, condition: Condition) -> str:
         """Store an object, if it may be; returns its tag. ``AccessError`` for what may not."""
         validate_key(key)
+        self._require_writable()
         if key.startswith(layout.MANIFESTS):
             return self._put_manifest(key, data, condition)
         if found := _VERSION.match(key):
@@ -115,6 +116,10 @@ class Objects:
             f"{key} is not written through a server",
             hint="What changes a store as a whole is for whoever has credentials of its bucket.",
         )
+
+    def _require_writable(self) -> None:
+        if not self._rights.writable:
+            raise AccessError(f"Bucket {self._bucket.name} is declared as read-only", hint="Use another bucket.")
 
     def _refuse(self, key: str, problem: str | None) -> None:
         if problem is not None:
@@ -132,7 +137,7 @@ class Objects:
 
     def _put_version(self, key: str, dataset_id: str, data: bytes, condition: Condition) -> str:
         self._require_write(key)
-        _require_condition(key, condition, matches=False)
+        _require_absent(key, condition)
         version = _decoded(key, data, "version", VersionRecord)
         number = layout.version_number(key)
         if version.number != number or (unsound := sound_version(version)):
@@ -162,7 +167,7 @@ class Objects:
             if etag != condition.etag:
                 raise PreconditionError(f"{key} was changed meanwhile")
         else:
-            _require_condition(key, condition, matches=False)
+            _require_absent(key, condition)
         numbers = frozenset(self._records.numbers(dataset_id)) if old is not None else frozenset[int]()
 
         def is_void(number: int) -> bool:
@@ -188,7 +193,7 @@ class Objects:
             if etag != condition.etag:
                 raise PreconditionError(f"{key} was changed meanwhile")
         else:
-            _require_condition(key, condition, matches=False)
+            _require_absent(key, condition)
         self._require_write(key)
         problem = name_problem(old, new, live=self._live)
         if problem is not None:
@@ -211,6 +216,7 @@ class Objects:
 
     def delete(self, keys: Sequence[str]) -> None:
         """Delete leases that are the caller's own, and the head of a dataset that never came to be."""
+        self._require_writable()
         for key in keys:
             validate_key(key)
             if key.startswith(layout.LEASES):
@@ -298,8 +304,8 @@ def _decoded(key: str, data: bytes, kind: str, cls: type[_T]) -> _T:
     return found
 
 
-def _require_condition(key: str, condition: Condition, *, matches: bool) -> None:
-    if condition is None or isinstance(condition, Matches) != matches:
+def _require_absent(key: str, condition: Condition) -> None:
+    if not isinstance(condition, Absent):
         raise UsageError(f"{key} is written only where nothing is, or over a state that is known")
 
 

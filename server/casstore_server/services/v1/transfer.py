@@ -48,6 +48,7 @@ def rights_of(services: Services, caller: Caller, bucket: str) -> Rights:
     writable = services.stores.is_writable(bucket)
     return Rights(
         user=caller.user,
+        writable=writable,
         write=writable and caller.may("dataset:Write", bucket=bucket) and caller.may("dataset:Read", bucket=bucket),
         delete=writable and caller.may("dataset:Delete", bucket=bucket),
         manage=writable and caller.may("bucket:Manage", bucket=bucket),
