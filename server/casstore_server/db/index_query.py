@@ -408,17 +408,17 @@ def _compares(where: Comparison) -> _Fits:
         assert isinstance(where.operand, Attribute)
         here, value = attributes.place(where.operand.keys), attributes.scalar(where.value)
         kind, key = value[:1], here + value
-    every = _between(attributes.kind(here, kind))
-    further: dict[str, _Fits] = {
-        "!=": lambda column: column != key,
-        "<": lambda column: column < key,
-        "<=": lambda column: column <= key,
-        ">": lambda column: column > key,
-        ">=": lambda column: column >= key,
+    first, after = attributes.kind(here, kind)
+    # One bound on each side: SQLite looks for the first of several, whichever is closer.
+    found: dict[str, _Fits] = {
+        "=": lambda column: column == key,
+        "!=": lambda column: and_(column >= first, column < after, column != key),
+        "<": lambda column: and_(column >= first, column < key),
+        "<=": lambda column: and_(column >= first, column <= key),
+        ">": lambda column: and_(column > key, column < after),
+        ">=": lambda column: and_(column >= key, column < after),
     }
-    if where.op == "=":
-        return _one_of([key])
-    return lambda column: and_(every(column), further[where.op](column))
+    return found[where.op]
 
 
 def _contains(here: bytes, part: str, bucket: int) -> _Fits:
