@@ -106,6 +106,7 @@ def test_whole_types_are_changed_by_what_is_different(osmo: Osmo, server: Server
         (["update", "POOL", "robots", "-f", "none"], "can't read none"),
         (["update", "POOL", "robots", "-f", "wrong"], "Invalid JSON"),
         (["update", "POOL", "robots", "-f", "p"], "unknown field `gpus`"),
+        (["update", "POOL", "a/b", "-f", "p"], "no name for a config"),
         (["delete", "POOL"], "Name is required"),
         (["delete", "POOL:1"], "is in force"),
         (["rollback", "POOL"], "To which revision"),

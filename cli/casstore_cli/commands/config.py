@@ -99,6 +99,8 @@ def update(config: str, name: str | None, path: str | None, description: str | N
         raise UsageError("Backends are changed one by one: osmo config update BACKEND NAME")
     if name is not None and kind not in NAMED:
         raise UsageError(f"{kind} has no configs with names")
+    if name is not None and "/" in name:
+        raise UsageError(f"'{name}' is no name for a config")
     client = connect()
     revision = _revision(client, kind)
     before = _before(client, kind, name, new=path is not None)
