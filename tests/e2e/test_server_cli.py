@@ -142,3 +142,27 @@ def test_two_servers_over_one_postgresql(home: Home, postgres: Callable[[], str]
     assert "'a b' can't be the name" in home.refused("server", "start", "--instance", "a b")
     home.osmo("server", "stop", "--instance", "a")
     assert json.loads(get(f"{two}/ready"))["status"] == "OK"
+
+
+def test_a_lost_index_is_rebuilt_while_the_server_runs_and_when_it_does_not(home: Home) -> None:
+    file = home.folder / "a.txt"
+    file.write_text("hello")
+    for name in ("one", "two"):
+        home.osmo("dataset", "upload", name, str(file))
+    home.osmo("server", "start", "--port", "0")
+
+    def listed() -> list[str]:
+        found = json.loads(get(f"{home.url()}/api/bucket/list_dataset?all_users=true", **{"x-osmo-user": "ada"}))
+        return [row["name"] for row in found["datasets"]]
+
+    assert listed() == ["one", "two"]
+    assert "2 of 2 names, 2 versions read" in home.osmo("server", "rebuild-index")
+    assert listed() == ["one", "two"]
+    home.osmo("server", "stop")
+    for path in home.state.glob("server.sqlite*"):
+        path.unlink()
+    (done,) = home.json("server", "rebuild-index", "--bucket", "default")["buckets"]
+    assert (done["datasets"], done["done"], done["versions"], done["error"]) == (2, 2, 2, None)
+    assert "there is no bucket 'lab'" in home.osmo("server", "rebuild-index", "-b", "lab", code=2)
+    home.osmo("server", "start", "--port", "0")
+    assert listed() == ["one", "two"]
