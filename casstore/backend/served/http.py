@@ -29,7 +29,9 @@ __all__ = ["Headers", "Http", "Reply", "UnreachableError"]
 
 CONNECT_S = 10.0
 READ_S = 120.0
-"""Seconds without a byte of an answer: the server checks what it was sent before it says yes."""
+"""Seconds without a byte of an answer."""
+SERVER_S = 1800.0
+"""The same of the server, which looks at all of a version before it says yes; that its machine is gone, TCP tells."""
 PATIENCE_S = 150.0
 """Seconds for which something is tried again that has worked before: a server that is started again is back then."""
 LONGEST_PAUSE_S = 5.0
@@ -166,13 +168,16 @@ class Http:
     ) -> Reply:
         connection, kept = self._connection(place, parts)
         try:
+            if connection.sock is None:
+                self._connect(connection, parts)
             found = _exchange(connection, parts, method, headers, body, limit)
         except (OSError, http.client.HTTPException) as error:
+            connected = connection.sock is not None
             connection.close()
             if kept:  # it may have been closed while nobody looked: the next one is fresh, or kept, too
                 self._drop(place)
                 return self._once(place, parts, method, headers, body, limit)
-            raise _lost(error, parts, connection) from None
+            raise _lost(error, parts, connected=connected) from None
         except BaseException:
             connection.close()
             raise
@@ -203,6 +208,16 @@ class Http:
                 made.set_tunnel(host, port or 443)
             return made
         return http.client.HTTPConnection(*at, timeout=CONNECT_S)
+
+    def _connect(self, connection: http.client.HTTPConnection, parts: SplitResult) -> None:
+        connection.connect()
+        opened = cast("socket.socket", connection.sock)
+        opened.settimeout(SERVER_S if self.base.startswith(f"{parts.scheme}://{parts.netloc}") else READ_S)
+        if opened.family != socket.AF_UNIX:
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            if hasattr(socket, "TCP_KEEPIDLE"):
+                for option, value in ((socket.TCP_KEEPIDLE, 30), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 6)):
+                    opened.setsockopt(socket.IPPROTO_TCP, option, value)
 
     def _drop(self, place: tuple[str, str]) -> None:
         with self._lock:
@@ -237,10 +252,6 @@ def _exchange(
     body: Sequence[Buffer],
     limit: int,
 ) -> Reply:
-    if connection.sock is None:
-        connection.connect()
-        connection.timeout = READ_S
-        cast("socket.socket", connection.sock).settimeout(READ_S)
     target = parts.path + (f"?{parts.query}" if parts.query else "")
     if parts.scheme == "http" and _proxy(parts) is not None:
         target = parts.geturl()
@@ -266,13 +277,13 @@ def _exchange(
         return Reply(answer.status, {name.lower(): value for name, value in answer.getheaders()}, data)
 
 
-def _lost(error: Exception, parts: SplitResult, connection: http.client.HTTPConnection) -> TransientError:
+def _lost(error: Exception, parts: SplitResult, *, connected: bool) -> TransientError:
     where = _shown(parts)
     if isinstance(error, (ConnectionRefusedError, socket.gaierror, ssl.SSLError)):
         text = error.strerror or type(error).__name__
         return UnreachableError(f"cannot connect to {where}: {text}", hint="See whether the server runs; its URL.")
     if isinstance(error, TimeoutError):
-        if connection.sock is None:
+        if not connected:
             return UnreachableError(f"cannot connect to {where}: it does not answer")
         return TransientError(f"{where} did not answer in time")
     reason = error.strerror if isinstance(error, OSError) else None
