@@ -279,15 +279,13 @@ def _exchange(
 
 def _lost(error: Exception, parts: SplitResult, *, connected: bool) -> TransientError:
     where = _shown(parts)
-    if isinstance(error, (ConnectionRefusedError, socket.gaierror, ssl.SSLError)):
-        text = error.strerror or type(error).__name__
+    reason = (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
+    if not connected or isinstance(error, ssl.SSLError):
+        text = "it does not answer" if isinstance(error, TimeoutError) else reason
         return UnreachableError(f"cannot connect to {where}: {text}", hint="See whether the server runs; its URL.")
     if isinstance(error, TimeoutError):
-        if not connected:
-            return UnreachableError(f"cannot connect to {where}: it does not answer")
         return TransientError(f"{where} did not answer in time")
-    reason = error.strerror if isinstance(error, OSError) else None
-    return TransientError(f"the connection to {where} broke off: {reason or type(error).__name__}")
+    return TransientError(f"the connection to {where} broke off: {reason}")
 
 
 def _shown(parts: SplitResult) -> str:
