@@ -38,7 +38,7 @@ class Stores:
         wanted = config.default_bucket if name is None else name
         declared = config.buckets.get(wanted)
         if declared is None:
-            raise NotFoundError(f"there is no bucket '{wanted}'", hint=f"Declared: {', '.join(sorted(config.buckets))}")
+            raise NotFoundError(f"there is no bucket '{wanted}'", hint="See: osmo bucket list")
         return Bucket(
             self._store(declared, config.references),
             name=wanted,

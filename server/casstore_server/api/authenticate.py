@@ -131,6 +131,10 @@ class Door:
         links = Links(self._base(headers, scope, proxied=proxied))
         return Asking(address, headers, links, vouched=proxied and self._settings.gateway, path=scope["path"])
 
+    def is_own(self, netloc: str, headers: Headers) -> bool:
+        """Whether this is the name of an origin of this server: where it was asked, or another of its names."""
+        return netloc.lower() in (self._hosts | {headers.get("host", "").lower()}) - {""}
+
     def _base(self, headers: Headers, scope: Scope, *, proxied: bool) -> str:
         """The URL that the caller used, for links in replies; checks that it is one of this server's."""
         host = headers.get("host", "")

@@ -3,7 +3,8 @@
 Decided here and only here: double slashes are collapsed (OSMO's client sends them), that no address has a NUL, which
 PostgreSQL stores nowhere, how large a body may be, and that every error leaves as ``{message, error_code,
 workflow_id}``. Who the caller is is found out once a route is (see ``api.rules``). Neither a token nor a name is
-anything that a browser sends by itself, so that no page of another site can ask as somebody.
+anything that a browser sends by itself, so that no page of another site can ask as somebody; through a gateway, which
+may take cookies, no page of another origin changes anything.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ from casstore_server.logs import request_id
 __all__ = ["Edge", "handle_errors", "reply"]
 
 _log = logging.getLogger(__name__)
+_READS = frozenset({"GET", "HEAD", "OPTIONS"})
 _MAX_DRAINED = 4 * MAX_REQUEST_BYTES
 _SLASHES = re.compile(r"/{2,}")
 
@@ -88,7 +90,10 @@ class Edge:
                 raise UsageError("The address of the request has a NUL character", hint="No name has one.")
             if scope["type"] == "websocket":
                 _check_origin(headers)
-            scope.setdefault("state", {}).update(asking=self._door.asking(scope), caller=None)
+            asking = self._door.asking(scope)
+            if asking.vouched and scope["type"] == "http" and scope["method"] not in _READS:
+                _check_site(headers, self._door)
+            scope.setdefault("state", {}).update(asking=asking, caller=None)
         except CasstoreError as exc:
             await refusal(exc)(scope, receive, respond)
             return
@@ -104,6 +109,14 @@ def _check_origin(headers: Headers) -> None:
     origin = headers.get("origin")
     if origin is not None and urlsplit(origin).netloc != headers.get("host", ""):
         raise AccessError("This server has no websockets for pages of other origins")
+
+
+def _check_site(headers: Headers, door: Door) -> None:
+    """A gateway may know a browser by a cookie, which goes along with what pages of other sites send, too."""
+    origin = headers.get("origin")
+    fits = origin is None or door.is_own(urlsplit(origin).netloc, headers)
+    if not fits or headers.get("sec-fetch-site") in {"cross-site", "same-site"}:
+        raise AccessError("This server changes nothing for pages of other origins")
 
 
 class _TooLarge(Exception):  # noqa: N818  # never leaves this module

@@ -27,7 +27,7 @@ from casstore_server.configs.model import ServerConfig
 from casstore_server.configs.shapes import checked, checked_name
 from casstore_server.db.configs import ConfigRows, HistoryFilter, Note, Secrets
 from casstore_server.identity.actions import BUILT_IN
-from casstore_server.services import cluster
+from casstore_server.services import cluster, users
 from casstore_server.services import config_documents as documents
 from casstore_server.services.config_documents import DATASET
 from casstore_server.services.context import Caller, Services
@@ -249,7 +249,7 @@ def _store(
         services.configs.stored.forget()  # nobody else changes any now: what is there stays while this is checked
         new = fn(old, secrets)
         _see_that_it_works(services, services.configs.stored(), kind, old, new)
-        _keep_shape(kind, new)
+        _keep_roles(caller, kind, old, new)
         warnings.extend(documents.without_effect(kind, old, new))
         return new
 
@@ -312,11 +312,11 @@ def _see_that_it_works(services: Services, known: Stored, kind: str, old: Any, n
             raise ConflictError(f"Pool {name} has workflows that are not finished")
 
 
-def _keep_shape(kind: str, new: Any) -> None:
-    if kind == "ROLE":
-        for name in new:
-            if name in BUILT_IN:
-                raise ConflictError(f"The role {name} is built in", hint="Choose another name.")
+def _keep_roles(caller: Caller, kind: str, old: Any, new: Any) -> None:
+    for name in {**old, **new} if kind == "ROLE" else ():
+        if name in BUILT_IN:
+            raise ConflictError(f"The role {name} is built in", hint="Choose another name.")
+        users.check_declared(caller, name, old.get(name), new.get(name))
 
 
 def _undeclared(services: Services, kind: str, given: dict[str, Any]) -> dict[str, Any]:

@@ -87,7 +87,7 @@ def submit(
         caller.require("app:Read")
         Apps(services.database).check(app.uuid, app.version)
     config = services.config.current()
-    pool = _open_pool(config, pool_name)
+    pool = _open_pool(config, caller, pool_name)
     rank = _priority(priority)
     loaded = load(
         request.file,
@@ -159,7 +159,7 @@ def resubmit(
         raise UsageError("A workflow is submitted again as it was: --set-env needs the file")
     old = readable(services, caller, workflow_id)
     config = services.config.current()
-    pool = _open_pool(config, pool_name)
+    pool = _open_pool(config, caller, pool_name)
     rank = old.priority if priority is None else _priority(priority)
     spec = replace(old.spec, pool=pool.name)
     warnings = _check(services, caller, config, spec, pool=pool, rank=rank, check_only=False)
@@ -180,7 +180,7 @@ def restart(services: Services, caller: Caller, pool_name: str, workflow_id: str
             hint=f"To run it once more: osmo workflow submit {old.id}",
         )
     config = services.config.current()
-    pool = _open_pool(config, pool_name)
+    pool = _open_pool(config, caller, pool_name)
     completed = frozenset(group.name for group in old.groups if group.status.finished and not group.status.failed)
     ended = frozenset(
         task.name
@@ -234,12 +234,13 @@ def _record(
     )
 
 
-def _open_pool(config: ServerConfig, name: str) -> Pool:
+def _open_pool(config: ServerConfig, caller: Caller, name: str) -> Pool:
     pool = config.pools.get(name)
     if pool is None:
+        there = ", ".join(sorted(within(config.pools, caller, "pool:Read")))
         raise NotFoundError(
             f"There is no pool {name}",
-            hint=f"Declared: {', '.join(sorted(config.pools))}; declare one with: osmo pool declare",
+            hint=f"Declared: {there}; declare one with: osmo pool declare",
         )
     if pool.status is PoolStatus.MAINTENANCE:
         raise ConflictError(f"Pool {name} is in maintenance and takes no workflows")

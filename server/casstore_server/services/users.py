@@ -22,11 +22,11 @@ from casstore.wire.auth import (
 from casstore.wire.protocol import to_iso
 from casstore_server.db.callers import OWNER, PROVIDER
 from casstore_server.db.identity import Given, People, User
-from casstore_server.identity.actions import BUILT_IN, Grants, Role, Scope, grants_of
+from casstore_server.identity.actions import BUILT_IN, Grants, Role, Scope, grants_of, parse_role
 from casstore_server.services import audit
 from casstore_server.services.context import Caller, Services
 
-__all__ = ["check_roles", "create", "delete", "get", "give", "known", "page", "roles", "take"]
+__all__ = ["check_declared", "check_roles", "create", "delete", "get", "give", "known", "page", "roles", "take"]
 
 _GIVERS = {PROVIDER: "the identity provider", OWNER: "the server's socket"}
 MAX_PAGE = 1000
@@ -109,6 +109,20 @@ def check_roles(services: Services, caller: Caller, names: Sequence[str], *, mus
             raise AccessError(
                 f"The role {name} has rights that {caller.user} has not: {wider}",
                 hint="Only who has the same rights can give or take them: ask an administrator.",
+            )
+
+
+def check_declared(caller: Caller, name: str, before: object, after: object) -> None:
+    """Raise ``AccessError`` for a role that is declared anew, or otherwise than before, and allows more than the caller
+    may, or did: whoever has it gets, or loses, what they do not have to give.
+    """
+    for raw in () if before == after else (before, after):
+        role = None if raw is None else parse_role(name, raw)
+        wider = "" if role is None else _beyond(caller, Grants((name,), role.policies))
+        if wider:
+            raise AccessError(
+                f"The role {name} has rights that {caller.user} has not: {wider}",
+                hint="Only who has the same rights can declare or change it: ask an administrator.",
             )
 
 
