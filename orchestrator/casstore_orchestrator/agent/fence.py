@@ -49,7 +49,6 @@ class Cleaner:
             with _told(run):
                 remove_tree(self.homes.attempt(run.workflow_id, task, retry_id))
 
-
     def _sweep(self, run: RunKey) -> None:
         try:
             self.sweep(run)
