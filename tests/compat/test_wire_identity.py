@@ -134,7 +134,7 @@ def test_what_was_taken_away_is_refused_at_once(site: Site) -> None:
         ("Bearer", 401, "must be: Bearer"),
         ("Bearer x", 401, "neither a personal token nor an id token"),
         ("Bearer casstore_x", 401, "mistyped"),
-        ("Bearer " + new_token(), 401, "not known here"),
+        ("Bearer NEW", 401, "not known here"),
         ("Bearer e30.e30.e30", 401, "does not trust"),
         ("Bearer " + jwt.encode({"iss": "https://evil.example"}, "k" * 40), 401, "does not trust"),
         ("Bearer " + jwt.encode({"iss": "casstore"}, "k" * 40), 401, "not this server's"),
@@ -142,6 +142,7 @@ def test_what_was_taken_away_is_refused_at_once(site: Site) -> None:
     ],
 )
 def test_what_lets_nobody_in(site: Site, header: str | None, status: int, words: str) -> None:
+    header = header and header.replace("NEW", new_token())  # not among the parameters: all workers name tests alike
     refused = Http(site.port, {} if header is None else {"Authorization": header}).get("/api/pool")
     assert refused.status_code == status, refused.text
     assert words in refused.json()["message"]

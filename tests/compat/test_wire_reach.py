@@ -107,3 +107,24 @@ def test_pages_of_others_change_nothing_through_a_gateway(server: Server, tmp_pa
         assert asked({"Origin": "https://evil.example.org"}) == 403
         assert asked({"Origin": "null"}) == 403
         assert asked({"Sec-Fetch-Site": "cross-site"}) == 403
+
+
+def test_the_name_of_the_owner_elsewhere_is_another_persons(server: Server, tmp_path: Path) -> None:
+    with Site(server, tmp_path, proxies=("127.0.0.1/32",), gateway=True).open() as site:
+        owner = server.services.settings.user
+        somebody = Http(site.port, {"x-osmo-user": owner, "x-osmo-roles": "osmo-user"})
+        assert server.client.post("/api/auth/access_token/t").status_code == 200, "the owner has roles by the socket"
+        refused = somebody.get("/api/credentials")
+        assert refused.status_code == 403 and "name of this server's owner" in refused.text
+        given = server.client.post(f"/api/auth/user/{owner}/roles", json={"role_name": "osmo-user"})
+        assert given.status_code == 200, given.text
+        assert somebody.get("/api/credentials").status_code == 200
+
+
+def test_nobody_inherits_the_credentials_of_who_was_deleted(server: Server) -> None:
+    people = People(server.services.database)
+    people.create("lena", by="ada", roles=["osmo-user"])
+    body = {"generic_credential": {"credential": {"key": "value"}}}
+    assert Http(server.port, {"x-osmo-user": "lena"}).post("/api/credentials/mine", json=body).status_code == 200
+    assert server.client.ask("DELETE", "/api/auth/user/lena").status_code == 200
+    assert server.services.credentials.vault.names("lena") == {}

@@ -169,7 +169,7 @@ class Logins:
 
     def _vouched(self, headers: Mapping[str, str], name: str) -> Caller:
         """Somebody of whom the gateway has seen who they are; it may say their roles, and in which pools."""
-        _checked(name)
+        self._another(_checked(name))
         roles, pools = headers.get(ROLES_HEADER), headers.get(POOLS_HEADER)
         said = None if roles is None else frozenset(_listed(roles))
         local = self._local(name, said)
@@ -189,7 +189,21 @@ class Logins:
             raise LoginError(f"The id token was issued by {says.issuer[:100]!r}, which this server does not trust")
         said = self.provider.check(token, says)
         roles = frozenset(role for group in said.groups for role in self._groups.get(group, ()))
-        return Caller(_checked(said.user), grants=self._grants(self._local(said.user, roles) | roles))
+        self._another(_checked(said.user))
+        return Caller(said.user, grants=self._grants(self._local(said.user, roles) | roles))
+
+    def _another(self, name: str) -> None:
+        """See that somebody whom others vouch for has not just the name of the owner, whose workflows and credentials
+        would be theirs, unless an administrator has given that name a role.
+        """
+        if name != self._owner:
+            return
+        known = self._callers.user(name)
+        if known is None or not known.roles - known.owned - known.provided:
+            raise AccessError(
+                f"{name} is the name of this server's owner, and nobody has said that you are the same person",
+                hint=f"If you are, say so on the server's machine: osmo user update {name} --add-roles osmo-user",
+            )
 
     def _by_token(self, known: KnownToken) -> Caller:
         return Caller(known.user.name, grants=self._grants(known.roles & known.user.roles), token=known.name)

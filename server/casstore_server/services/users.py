@@ -72,6 +72,9 @@ def delete(services: Services, caller: Caller, name: str) -> None:
     people = People(services.database)
     check_roles(services, caller, [one.role for one in people.get(name)[1]], must_exist=False)
     people.delete(name)
+    if name != services.settings.user:  # who still has the server, and what is theirs
+        for credential in services.credentials.vault.names(name):
+            services.credentials.vault.remove(name, credential)
 
 
 def give(services: Services, caller: Caller, name: str, role: str) -> Assignment:
