@@ -220,7 +220,8 @@ def main() -> None:
                         connection.exec_driver_sql("VACUUM ANALYZE")  # as autovacuum would have
                 engine.dispose()
                 print(f"{name}: filled in {time.perf_counter() - clock:.0f} s", flush=True)
-                environment = {"CASSTORE_DATABASE_URL": url} if url else {}
+                key = home.osmo("server", "new-key").strip() if url else ""
+                environment = {"CASSTORE_DATABASE_URL": url, "CASSTORE_SECRET_KEY": key} if url else {}
                 with home.server(**environment):
                     client = Http(find_place(load_config()).socket_path)
                     asked = [page for page in pages(sizes) if given.only in page.name]

@@ -60,6 +60,7 @@ from casstore_server.db import attributes
 from casstore_server.db import index_tables as tables
 from casstore_server.db.index import since_epoch
 from casstore_server.db.index_lists import has
+from casstore_server.db.transactions import by_index
 
 __all__ = ["PROBED", "limited", "run"]
 
@@ -79,6 +80,7 @@ _Fits = Callable[[ColumnElement[bytes]], _Condition]
 
 def run(connection: Connection, parsed: Parsed, bucket: int, most: int) -> list[Row[Any]]:
     """The datasets of a bucket that fit, or its versions; at most ``most``. Rows have all columns of their tables."""
+    by_index(connection)
     level: _Level = _Versions(bucket, parsed.order_by) if parsed.versions else _Datasets(bucket, parsed.order_by)
     parts = parsed.where.parts if isinstance(parsed.where, And) else (parsed.where,)
     source = _best_source(connection, level, parts)

@@ -14,6 +14,7 @@ from sqlalchemy import ColumnElement, Connection, Row, Select, false, func, or_,
 
 from casstore_orchestrator.status import Priority, TaskStatus, WorkflowStatus
 from casstore_server.db import schema
+from casstore_server.db.transactions import by_index
 from casstore_server.identity.actions import ANYWHERE, Scope
 
 __all__ = [
@@ -163,6 +164,7 @@ def tasks(connection: Connection, wanted: TaskFilter, *, limit: int, offset: int
         for column in (workflow.c.submit_time, workflow.c.id, task.c.position)
     ]
     key = (task.c.workflow_id, task.c.name, task.c.retry_id)
+    by_index(connection)
     chosen = _task_query(connection, wanted, *key).order_by(*order).limit(limit).offset(offset)
     found = [tuple(row) for row in connection.execute(chosen)]
     rows: dict[Any, Row[Any]] = {}

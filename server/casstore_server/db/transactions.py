@@ -18,7 +18,7 @@ from sqlalchemy.exc import DBAPIError
 
 from casstore_server.db.engine import WRITES
 
-__all__ = ["Transactions", "upsert"]
+__all__ = ["Transactions", "by_index", "upsert"]
 
 T = TypeVar("T")
 
@@ -29,6 +29,16 @@ _AGAIN: Final = frozenset({"40001", "40P01"})
 def upsert(connection: Connection, table: Table) -> Any:
     """An insertion that can say what happens when the row exists (``on_conflict_do_update``)."""
     return postgresql.insert(table) if connection.dialect.name == "postgresql" else sqlite.insert(table)
+
+
+def by_index(connection: Connection) -> None:
+    """Have the rest of a transaction that reads look rows up one by one, in the order of an index.
+
+    PostgreSQL can't guess how few rows a page takes, and would read whole tables to join and sort them.
+    """
+    if connection.dialect.name == "postgresql":
+        off = ", ".join(f"set_config('enable_{way}', 'off', true)" for way in ("hashjoin", "mergejoin", "seqscan"))
+        connection.exec_driver_sql(f"SELECT {off}")
 
 
 class Transactions:
