@@ -92,7 +92,7 @@ _QUERIES = (
     'name CONTAINS "-0007" LIMIT 100',
     'user = "user7" ORDER BY created_date DESC LIMIT 100',
     'user != "user7" LIMIT 100',
-    'created_date > "2026-01-01T05" LIMIT 100',
+    'created_date >= "2026-01-01T05" LIMIT 100',
     "is_collection = true OR label.stage.level = 1 LIMIT 100",
     'label.team = "team3" LIMIT 100',
     'label.team IN ["team3", "team4"] AND LEN(label.parts) > 2 ORDER BY name DESC LIMIT 100',

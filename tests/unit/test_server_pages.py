@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Engine, event
 from casstore.dataset.query_parser import parse
 from casstore.model import DatasetType, Head, Totals, VersionRecord
 from casstore_server.db import index, index_lists, index_query, queries
-from casstore_server.db.engine import open_database
+from casstore_server.db.engine import open_database, open_postgres
 from casstore_server.db.queries import TaskFilter, WorkflowFilter
 
 ADDRESS = "file:///lab"
@@ -23,6 +23,20 @@ USERS = ("ann", "bob")
 @pytest.fixture
 def engine(tmp_path: Path) -> Iterator[Engine]:
     made = open_database(tmp_path / "db")
+    _fill(made)
+    yield made
+    made.dispose()
+
+
+@pytest.fixture
+def shared(postgres: Callable[[], str]) -> Iterator[Engine]:
+    made = open_postgres(postgres())
+    _fill(made)
+    yield made
+    made.dispose()
+
+
+def _fill(made: Engine) -> None:
     with made.begin() as connection:
         bucket = index.clear(connection, ADDRESS, ADDRESS, "s")
         for number in range(20):
@@ -42,8 +56,6 @@ def engine(tmp_path: Path) -> Iterator[Engine]:
                 name=head.name, before=None, key=head.id, head=head, there=records, versions=records
             )
             assert index.applied(connection, bucket, reading, 1)
-    yield made
-    made.dispose()
 
 
 def _record(number: int, at: int) -> VersionRecord:
@@ -67,7 +79,8 @@ def plans(engine: Engine) -> Iterator[list[list[str]]]:
     def look(connection: Connection, _cursor: Any, sql: str, values: Any, _context: Any, _many: bool) -> None:
         if sql.startswith("SELECT"):
             driver: Any = connection.connection.driver_connection
-            found.append([row[3] for row in driver.execute(f"EXPLAIN QUERY PLAN {sql}", values)])
+            how = "EXPLAIN QUERY PLAN" if connection.dialect.name == "sqlite" else "EXPLAIN"
+            found.append([row[-1].strip() for row in driver.execute(f"{how} {sql}", values)])
 
     event.listen(engine, "before_cursor_execute", look)
     try:
@@ -191,3 +204,21 @@ def test_pages_of_tasks_follow_the_workflows_unless_few_tasks_fit(
     assert "COVERING INDEX workflow_by" in plan[0], plan
     assert "SEARCH task USING COVERING INDEX task_listed (workflow_id=?)" in plan
     assert "USE TEMP B-TREE FOR ORDER BY" not in plan
+
+
+@pytest.mark.parametrize("text", ['metadata.score > 0.5 AND name CONTAINS "-3"', 'metadata.score > 3 AND user = "ann"'])
+def test_postgresql_begins_with_the_few_that_fit(shared: Engine, text: str) -> None:
+    with plans(shared) as found, shared.connect() as connection:
+        assert _query(text)(connection)
+    plan = found[-1]
+    assert any(step.startswith("Index Cond: (id = ANY (") for step in plan), plan
+    assert not [step for step in plan if "Seq Scan" in step]
+
+
+def test_postgresql_reads_a_long_list_of_tasks_in_its_order(shared: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queries, "_FEW", -1)
+    with plans(shared) as found, shared.connect() as connection:
+        queries.tasks(connection, TASKS[0], limit=20, offset=1000, oldest_first=False)
+    plan = found[-1]
+    assert any("Backward using workflow_by_time" in step for step in plan), plan
+    assert not [step for step in plan if step.startswith(("->  Sort", "Sort  ("))], plan

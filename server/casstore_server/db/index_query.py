@@ -60,7 +60,7 @@ from casstore_server.db import attributes
 from casstore_server.db import index_tables as tables
 from casstore_server.db.index import since_epoch
 from casstore_server.db.index_lists import has
-from casstore_server.db.transactions import by_index
+from casstore_server.db.transactions import among, by_index, in_order
 
 __all__ = ["PROBED", "limited", "run"]
 
@@ -81,13 +81,15 @@ _Fits = Callable[[ColumnElement[bytes]], _Condition]
 def run(connection: Connection, parsed: Parsed, bucket: int, most: int) -> list[Row[Any]]:
     """The datasets of a bucket that fit, or its versions; at most ``most``. Rows have all columns of their tables."""
     by_index(connection)
-    level: _Level = _Versions(bucket, parsed.order_by) if parsed.versions else _Datasets(bucket, parsed.order_by)
+    level: _Level = (_Versions if parsed.versions else _Datasets)(connection, bucket, parsed.order_by)
     parts = parsed.where.parts if isinstance(parsed.where, And) else (parsed.where,)
     source = _best_source(connection, level, parts)
     if source is None:
+        if parsed.versions:
+            in_order(connection)
         conditions = [level.in_order(part) for part in parts]
     else:
-        conditions = [level.id.in_(source), *(level.condition(part) for part in parts)]
+        conditions = [among(connection, level.id, source), *(level.condition(part) for part in parts)]
     query = level.rows(by_id=source is not None).where(_joined(conditions, and_))
     if parsed.order_by is not None:
         column = level.order(parsed.order_by)
@@ -141,7 +143,8 @@ class _Level(ABC):
     base: Sequence[ColumnElement[Any]]
     """The order of the answer, within the one that was asked for."""
 
-    def __init__(self, bucket: int, order_by: str | None) -> None:
+    def __init__(self, connection: Connection, bucket: int, order_by: str | None) -> None:
+        self.connection = connection
         self.bucket = bucket
         self.order_by = order_by
 
@@ -232,8 +235,8 @@ class _Level(ABC):
 class _Datasets(_Level):
     """Datasets with a version that is ready, and collections."""
 
-    def __init__(self, bucket: int, order_by: str | None) -> None:
-        super().__init__(bucket, order_by)
+    def __init__(self, connection: Connection, bucket: int, order_by: str | None) -> None:
+        super().__init__(connection, bucket, order_by)
         table = self._table = tables.dataset
         self.id = table.c.id
         self.base = (table.c.name,)
@@ -272,8 +275,8 @@ class _Datasets(_Level):
 class _Versions(_Level):
     """Versions that are ready."""
 
-    def __init__(self, bucket: int, order_by: str | None) -> None:
-        super().__init__(bucket, order_by)
+    def __init__(self, connection: Connection, bucket: int, order_by: str | None) -> None:
+        super().__init__(connection, bucket, order_by)
         table = self._table = tables.version
         self.id = table.c.id
         self._here = (table.c.bucket == bucket, table.c.ready == 1)
@@ -297,7 +300,8 @@ class _Versions(_Level):
         return owners if tree == "metadata" else self._of(owners)
 
     def _of(self, datasets: Select[Any]) -> Select[Any]:
-        return select(self.id).where(self._table.c.dataset.in_(datasets), self._table.c.ready == 1)
+        owned = among(self.connection, self._table.c.dataset, datasets)
+        return select(self.id).where(owned, self._table.c.ready == 1)
 
     def _datasets(self, fits: _Condition) -> Select[Any]:
         return select(tables.dataset.c.id).where(tables.dataset.c.bucket == self.bucket, fits)
@@ -339,7 +343,7 @@ class _Versions(_Level):
         if field == "name":
             return self._of(self._datasets(fits(tables.dataset.c.name)))
         users = select(tables.dataset_user.c.user).where(fits(tables.dataset_user.c.user)).distinct()
-        return select(self.id).where(*self._here, table.c.created_by.in_(users))
+        return select(self.id).where(*self._here, among(self.connection, table.c.created_by, users))
 
 
 def _joined(parts: Sequence[_Condition], how: Callable[..., _Condition]) -> _Condition:

@@ -14,7 +14,7 @@ from sqlalchemy import ColumnElement, Connection, Row, Select, false, func, or_,
 
 from casstore_orchestrator.status import Priority, TaskStatus, WorkflowStatus
 from casstore_server.db import schema
-from casstore_server.db.transactions import by_index
+from casstore_server.db.transactions import by_index, in_order
 from casstore_server.identity.actions import ANYWHERE, Scope
 
 __all__ = [
@@ -165,7 +165,10 @@ def tasks(connection: Connection, wanted: TaskFilter, *, limit: int, offset: int
     ]
     key = (task.c.workflow_id, task.c.name, task.c.retry_id)
     by_index(connection)
-    chosen = _task_query(connection, wanted, *key).order_by(*order).limit(limit).offset(offset)
+    fits, few = _fitting(connection, wanted)
+    if not few:
+        in_order(connection)
+    chosen = _task_query(wanted, fits, *key).order_by(*order).limit(limit).offset(offset)
     found = [tuple(row) for row in connection.execute(chosen)]
     rows: dict[Any, Row[Any]] = {}
     shown = (workflow.c.user, workflow.c.uuid, workflow.c.pool, workflow.c.priority, *task.c)
@@ -185,19 +188,30 @@ def task_sums(connection: Connection, wanted: TaskFilter, *, by_workflow: bool) 
     if by_workflow:
         keys.append(task.c.workflow_id)
     sums = [func.sum(task.c[name]).label(name) for name in ("cpu", "memory", "storage", "gpu")]
-    return list(connection.execute(_task_query(connection, wanted, *keys, *sums).group_by(*keys).order_by(*keys)))
+    fits, _ = _fitting(connection, wanted)
+    return list(connection.execute(_task_query(wanted, fits, *keys, *sums).group_by(*keys).order_by(*keys)))
 
 
-def _task_query(connection: Connection, wanted: TaskFilter, *columns: Any) -> Select[Any]:
-    """Columns of tasks and their workflows. Where few tasks have the states or nodes that are wanted, these are looked
-    at; otherwise the workflows in the order of the list, with the tasks of each.
+def _fitting(connection: Connection, wanted: TaskFilter) -> tuple[list[ColumnElement[bool]], bool]:
+    """What is asked of tasks' states and nodes, and whether few can be on a list.
+
+    Where few have the states or nodes that are wanted, these are looked at; otherwise the workflows in the order of the
+    list, with the tasks of each.
     """
-    task, workflow = schema.task, schema.workflow
-    query = select(*columns).select_from(workflow.join(task)).where(*_common(wanted))
-    for column, values in ((task.c.status, wanted.statuses), (task.c.node, wanted.nodes)):
+    found: list[ColumnElement[bool]] = []
+    any_few = wanted.workflow_id is not None
+    for column, values in ((schema.task.c.status, wanted.statuses), (schema.task.c.node, wanted.nodes)):
         if values:
             few = wanted.workflow_id is None and _few(connection, column.in_(values))
-            query = query.where((column if few else column.concat("")).in_(values))
+            found.append((column if few else column.concat("")).in_(values))
+            any_few = any_few or few
+    return found, any_few
+
+
+def _task_query(wanted: TaskFilter, fits: Sequence[ColumnElement[bool]], *columns: Any) -> Select[Any]:
+    """Columns of tasks and their workflows."""
+    task, workflow = schema.task, schema.workflow
+    query = select(*columns).select_from(workflow.join(task)).where(*_common(wanted), *fits)
     if wanted.workflow_id:
         query = query.where(or_(workflow.c.id == wanted.workflow_id, workflow.c.uuid == wanted.workflow_id))
     if wanted.started_after is not None:

@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, Final, TypeVar
 
-from sqlalchemy import Connection, Engine, Table
+from sqlalchemy import ColumnElement, Connection, Engine, Select, Table, any_, func
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
 
 from casstore_server.db.engine import WRITES
 
-__all__ = ["Transactions", "by_index", "upsert"]
+__all__ = ["Transactions", "among", "by_index", "in_order", "upsert"]
 
 T = TypeVar("T")
 
@@ -32,13 +32,39 @@ def upsert(connection: Connection, table: Table) -> Any:
 
 
 def by_index(connection: Connection) -> None:
-    """Have the rest of a transaction that reads look rows up one by one, in the order of an index.
+    """Have the rest of a transaction that reads look rows up one by one, in indexes.
 
-    PostgreSQL can't guess how few rows a page takes, and would read whole tables to join and sort them.
+    PostgreSQL can't guess how few rows a page takes: it would read whole tables to join and sort them, and start other
+    processes or compile the statement for what is over in milliseconds.
     """
+    ways = dict.fromkeys(("enable_hashjoin", "enable_mergejoin", "enable_seqscan", "jit"), "off")
+    _set(connection, ways | {"max_parallel_workers_per_gather": "0"})
+
+
+def in_order(connection: Connection) -> None:
+    """After ``by_index``, for a page that ends long before the rows that fit: have them read in the order of the page.
+
+    PostgreSQL believes that few fit, and would find and sort all of them.
+    """
+    _set(connection, {"enable_sort": "off"})
+
+
+def among(connection: Connection, column: ColumnElement[T], wanted: Select[Any]) -> ColumnElement[bool]:
+    """Whether a column has one of the values of another query, which is made first and once.
+
+    PostgreSQL would else join the two, and may begin with all rows that the column has.
+    """
+    if connection.dialect.name != "postgresql":
+        return column.in_(wanted)
+    values = func.array(wanted.correlate(None).scalar_subquery(), type_=postgresql.ARRAY(column.type))
+    return column == any_(values)
+
+
+def _set(connection: Connection, settings: dict[str, str]) -> None:
+    """Until the transaction ends; other databases have no such settings."""
     if connection.dialect.name == "postgresql":
-        off = ", ".join(f"set_config('enable_{way}', 'off', true)" for way in ("hashjoin", "mergejoin", "seqscan"))
-        connection.exec_driver_sql(f"SELECT {off}")
+        values = ", ".join(f"set_config('{name}', '{value}', true)" for name, value in settings.items())
+        connection.exec_driver_sql(f"SELECT {values}")
 
 
 class Transactions:
