@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import yaml
+from cryptography.hazmat.primitives.asymmetric import ec
 from fastapi import FastAPI
 
 from casstore.backend.served import Http, ServedBackend
@@ -28,6 +29,7 @@ from casstore_server.config import Watched
 from casstore_server.identity.actions import EVERYTHING, Grants, Policy
 from casstore_server.identity.caller import Caller
 from casstore_server.identity.failures import LoginError
+from casstore_server.identity.keys import Key
 from casstore_server.identity.settings import IdentitySettings
 from casstore_server.run import answering
 from casstore_server.services.v1.plane import Plane
@@ -83,6 +85,19 @@ class Serving:
         return found
 
 
+class OneKey:
+    """What a server signs with that has no database."""
+
+    def __init__(self) -> None:
+        self._key = Key("1", ec.generate_private_key(ec.SECP256R1()))
+
+    def signing(self) -> Key:
+        return self._key
+
+    def find(self, kid: str) -> Key | None:
+        return self._key if kid == self._key.kid else None
+
+
 @contextlib.contextmanager
 def serving(
     folder: Path, buckets: dict[str, str], credentials: CredentialSource | None = None, *, make: bool = True
@@ -104,7 +119,7 @@ def serving(
         user="root",
     )
     stores = Stores(Watched(config, settings.data_dir, this_machine()), settings, credentials)
-    services = SimpleNamespace(settings=settings, stores=stores, plane=Plane(), config=stores._config)
+    services = SimpleNamespace(settings=settings, stores=stores, plane=Plane(), keys=OneKey(), config=stores._config)
     app = FastAPI(openapi_url=None)
     app.include_router(transfer.router)
     app.include_router(versions.router)

@@ -99,6 +99,49 @@ def test_what_one_server_is_given_the_other_uses(servers: tuple[Home, str, str])
     assert [path for path in files if CANARY.encode() in path.read_bytes()] == []
 
 
+def test_servers_with_state_folders_of_their_own_accept_each_others_addresses(
+    short_path: Path, postgres: Callable[[], str]
+) -> None:
+    homes = [Home(short_path / name) for name in ("a", "b")]
+    key, database = short_path / "secret.key", postgres()
+    key.touch(0o600)
+    key.write_text(homes[0].osmo("server", "new-key"))
+    for home in homes:
+        home.env |= {"CASSTORE_DATABASE_URL": database, "CASSTORE_SERVER_SECRET_KEY_FILE": str(key)}
+        home.osmo("bucket", "add", "team", str(short_path / "team"), "--default")
+    homes[0].osmo("dataset", "upload", "d", homes[0].write("x", "x" * 100_000))
+    pack = next((short_path / "team").glob("packs/*/*")).relative_to(short_path / "team")
+
+    def asked(server: str) -> str:
+        found: str = ask("POST", f"{server}/api/v1/bucket/team/urls", {"read": [str(pack)]})["read"][0]["url"]
+        return found
+
+    def start(home: Home) -> str:
+        home.osmo("server", "start", "--port", "0")
+        found: str = home.json("server", "status")["server"]["url"]
+        return found
+
+    def serves(server: str, address: str) -> bool:
+        with urllib.request.urlopen(server + address, timeout=PATIENCE) as reply:
+            return bool(reply.read(8) == b"CASPACK1")
+
+    try:
+        one, two = map(start, homes)
+        early = asked(one)
+        assert serves(two, early)
+        assert serves(one, asked(two))
+        homes[0].osmo("server", "rekey", "--new")
+        assert serves(one, early)
+        assert serves(two, early)
+        homes[1].osmo("server", "stop")
+        two = start(homes[1])  # it knows the new key alone
+        assert serves(two, early)
+        assert serves(one, asked(two))
+    finally:
+        for home in homes:
+            home.osmo("server", "stop", "--tasks")
+
+
 def _unless_early(fn: Callable[[], str]) -> str | None:
     try:
         return fn()

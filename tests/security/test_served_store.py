@@ -485,6 +485,8 @@ def test_an_address_is_for_one_object(server: Serving) -> None:
     until = int(url.partition("until=")[2].partition("&")[0])
     assert asked(url.replace(str(until), str(until + 1))) == 403
     assert asked(url[:-1] + ("0" if url[-1] != "0" else "1")) == 403
+    by = url.partition("&by=")[2].partition("&")[0]
+    assert asked(url.replace(f"&by={by}", "")) == asked(url.replace(f"&by={by}", "&by=other")) == 403
     assert asked(url.partition("?")[0]) == 422
     server.services.plane.signing._clock = lambda: time.time() + 1000
     assert asked(url) == 403

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import jwt
 import pytest
@@ -30,6 +31,7 @@ from casstore_server.identity.limits import Limit
 from casstore_server.identity.settings import IdentitySettings, check_listening
 from casstore_server.options import resolve
 from casstore_server.secrets import SecretBox, new_key
+from casstore_server.services.v1.signing import Signing
 from casstore_server.settings import parse
 
 KEY = new_key()
@@ -111,6 +113,55 @@ def test_the_private_key_is_sealed(database: Database) -> None:
     other = new_key()
     with pytest.raises(CasstoreError):
         Keys(SigningKeys(database), SecretBox(lambda: [other])).signing()
+
+
+def test_servers_of_one_database_accept_each_others_addresses(database: Database) -> None:
+    clock, signs = Clock(), Signing(lambda: clock.now)
+    ring = [KEY]
+    one, two = (Keys(SigningKeys(database), SecretBox(lambda: ring), clock=clock) for _ in range(2))
+
+    def signed(keys: Keys) -> tuple[str, ...]:
+        query = parse_qs(urlsplit(signs.address(keys, "team", "packs/1", "read", 900)).query)
+        return tuple(query[name][0] for name in ("until", "by", "sig"))
+
+    def accepts(keys: Keys, given: tuple[str, ...], key: str = "packs/1") -> bool:
+        try:
+            signs.check(keys, "team", key, "read", *given)
+        except AccessError:
+            return False
+        return True
+
+    made: list[tuple[str, ...]] = []
+    threads = [threading.Thread(target=lambda keys=keys: made.append(signed(keys))) for keys in (one, two)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert made[0] == made[1]
+    assert accepts(one, made[0])
+    assert not accepts(one, made[0], "packs/2")
+    assert not accepts(one, (made[0][0], "", made[0][2]))
+
+    new = new_key()
+    ring[:] = [new, KEY]
+    assert sealed.reseal(database, SecretBox(lambda: ring)).changed == 1
+    ring[:] = [new]
+    fresh = Keys(SigningKeys(database), SecretBox(lambda: ring), clock=clock)
+    assert accepts(fresh, made[0]), "what was signed before everything was sealed anew is good after it"
+    assert accepts(one, signed(fresh))
+
+    one.rotate()
+    clock.now += 2
+    assert accepts(two, signed(one))
+    assert accepts(two, made[0])
+    clock.now += 900
+    assert not accepts(two, made[0])
+
+
+def test_a_derived_secret_is_for_one_purpose(database: Database) -> None:
+    one, two = (Keys(SigningKeys(database), BOX).signing() for _ in range(2))
+    assert one.derive("a") == two.derive("a")
+    assert len({one.derive("a"), one.derive("b"), one.private.private_numbers().private_value.to_bytes(32, "big")}) == 3
 
 
 def test_keys_are_changed_and_old_ones_are_good_as_long_as_what_they_signed(tmp_path: Path) -> None:

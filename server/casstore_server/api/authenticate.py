@@ -23,11 +23,9 @@ from casstore.errors import AccessError, UsageError
 from casstore.wire.protocol import USER_HEADER
 from casstore.wire.v1 import BLOB_PATH
 from casstore_server.db.callers import Callers
-from casstore_server.db.signing import SigningKeys
 from casstore_server.identity.bearer import Bearers
 from casstore_server.identity.caller import Caller, Links
 from casstore_server.identity.failures import RefusedError
-from casstore_server.identity.keys import Keys
 from casstore_server.identity.logins import POOLS_HEADER, ROLES_HEADER, Asking, Logins
 from casstore_server.identity.oidc import Provider
 from casstore_server.identity.settings import IdentitySettings
@@ -47,7 +45,6 @@ _MAX_HOPS: Final = 32
 def make_logins(services: Services) -> Logins:
     """Who may come to this server, by its settings."""
     settings = services.settings.identity
-    keys = Keys(SigningKeys(services.database), services.box)
     provider = None
     if settings.oidc_issuer:
         clients = {settings.oidc_client_id, settings.oidc_browser_client_id, *settings.oidc_audiences} - {""}
@@ -60,7 +57,7 @@ def make_logins(services: Services) -> Logins:
     return Logins(
         settings,
         Callers(services.database),
-        Bearers(keys, settings.public_url or "casstore", settings.token_life),
+        Bearers(services.keys, settings.public_url or "casstore", settings.token_life),
         owner=services.settings.user,
         dev=settings.allows_dev(services.settings.host),
         provider=provider,

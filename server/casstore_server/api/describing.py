@@ -226,6 +226,7 @@ PARAMETERS: Final[Mapping[str, str]] = {
     "before": "Those before this time.",
     "bucket": "The name of a bucket.",
     "buckets": "Those in these buckets; in all without any.",
+    "by": "The id of the key that the address is signed with.",
     "cache": "Take over what an earlier workflow made in the same way.",
     "checksum": "What all its files and ETags give together.",
     "command": "A query, in the language of datasets.",

@@ -137,13 +137,16 @@ def publish(services: ServicesDep, caller: CallerDep, bucket: BucketName, body: 
 
 What = Annotated[str, Query(alias="for", max_length=40)]
 Until = Annotated[str, Query(max_length=20)]
+By = Annotated[str, Query(max_length=64)]
 Signature = Annotated[str, Query(alias="sig", max_length=80)]
 _SAFE = {"X-Content-Type-Options": "nosniff", "Cache-Control": "private, no-store"}
 
 
-def _blob(request: Request, services: Services, bucket: str, key: str, what: str, until: str, sig: str) -> Blob:
+def _blob(
+    request: Request, services: Services, bucket: str, key: str, what: str, until: str, by: str, sig: str
+) -> Blob:
     try:
-        return Blob(services, bucket, key, what=what, until=until, signature=sig)
+        return Blob(services, bucket, key, what=what, until=until, by=by, signature=sig)
     except AccessError:
         no_signature(request)
         raise
@@ -158,10 +161,11 @@ def read_blob(
     what: What,
     until: Until,
     sig: Signature,
+    by: By = "",
     range_: Annotated[str | None, Header(alias="range", max_length=200)] = None,
 ) -> Response:
     """An object of the store, or a part of it, at a signed address."""
-    blob = _blob(request, services, bucket, key, what, until, sig)
+    blob = _blob(request, services, bucket, key, what, until, by, sig)
     size = blob.size()
     try:
         span = span_of(range_, size)
@@ -188,10 +192,11 @@ async def write_blob(
     what: What,
     until: Until,
     sig: Signature,
+    by: By = "",
     if_none_match: Condition = None,
 ) -> Response:
     """Store a pack at a signed address; it is checked first."""
-    blob = await run_in_threadpool(_blob, request, services, bucket, key, what, until, sig)
+    blob = await run_in_threadpool(_blob, request, services, bucket, key, what, until, by, sig)
     most = blob.announced
     async with services.plane.bodies:
         data = bytearray()

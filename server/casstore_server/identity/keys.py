@@ -1,4 +1,4 @@
-"""The keys that this server's id tokens are signed with.
+"""The keys that this server's id tokens are signed with, and from which secrets for other signatures are derived.
 
 Decided here and only here: ECDSA on P-256 (``ES256``), of which anybody may have the public half; that the private half
 is in the database, sealed, so that all servers of it sign and accept alike; that a new one is made every 90 days and
@@ -36,6 +36,16 @@ class Key(NamedTuple):
 
     kid: str
     private: EllipticCurvePrivateKey
+
+    def derive(self, purpose: str) -> bytes:
+        """32 secret bytes that are good for one purpose (HKDF-SHA-256, RFC 5869), and tell nothing of the key or of
+        those for others. They are the same on every server that has the key.
+        """
+        from cryptography.hazmat.primitives.hashes import SHA256  # noqa: PLC0415  # only where it is needed
+        from cryptography.hazmat.primitives.kdf.hkdf import HKDF  # noqa: PLC0415  # as above
+
+        secret = self.private.private_numbers().private_value.to_bytes(32, "big")
+        return HKDF(SHA256(), 32, None, purpose.encode()).derive(secret)
 
 
 class Keys:

@@ -21,9 +21,11 @@ from casstore_server.config import Watched
 from casstore_server.configs.stored import StoredConfigs
 from casstore_server.credentials import UserCredentials
 from casstore_server.db.configs import ConfigRows
+from casstore_server.db.signing import SigningKeys
 from casstore_server.db.store import Database
 from casstore_server.identity.actions import Role
 from casstore_server.identity.caller import Caller, Links
+from casstore_server.identity.keys import Keys
 from casstore_server.metrics import Metrics
 from casstore_server.observing import Observers
 from casstore_server.secrets import SecretBox
@@ -102,8 +104,11 @@ class Services:
     plane: Plane = field(default_factory=Plane)
     ending: Event = field(default_factory=Event)
     """Set once the server is told to end: open replies come to theirs."""
+    keys: Keys = field(init=False)
+    """What this server's tokens and addresses are signed with."""
     index: Index = field(init=False)
     """Answers for what is in the buckets. Whoever changes a dataset through this server calls its ``changed``."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "keys", Keys(SigningKeys(self.database), self.box))
         object.__setattr__(self, "index", Index(self.database, self.stores, self.config))

@@ -129,8 +129,7 @@ class Transfer:
         return Signed(found.url, found.headers, incoming)
 
     def _own(self, key: str, what: str) -> str:
-        folder = self._services.settings.state_dir
-        return self._plane.signing.address(folder, self._name, key, what, LIFETIME_S)
+        return self._plane.signing.address(self._services.keys, self._name, key, what, LIFETIME_S)
 
     def _whole(self, key: str) -> str:
         prefix = parse_url(self._bucket.store.url).prefix
@@ -150,8 +149,10 @@ class Transfer:
 class Blob:
     """One object at an address of the server itself: whoever has the address may."""
 
-    def __init__(self, services: Services, bucket: str, key: str, *, what: str, until: str, signature: str) -> None:
-        services.plane.signing.check(services.settings.state_dir, bucket, key, what, until, signature)
+    def __init__(
+        self, services: Services, bucket: str, key: str, *, what: str, until: str, by: str, signature: str
+    ) -> None:
+        services.plane.signing.check(services.keys, bucket, key, what, until, by, signature)
         self._store = services.stores.open(bucket, "").store
         self._key = key
         self._what = what
