@@ -78,7 +78,7 @@ def test_under_a_supervisor(home: Home) -> None:
 def test_what_a_server_will_not_do_is_told_in_one_line(home: Home) -> None:
     said = home.refused("server", "start", "--host", "0.0.0.0", "--port", "1")
     assert "does not listen on 0.0.0.0" in said
-    assert "Hint: Listen on 127.0.0.1" in said
+    assert "Hint: Set tls_cert and tls_key" in said
     url = f"postgresql://ada:{SECRET}@127.0.0.1:1/none"
     said = home.refused("server", "start", code=10, CASSTORE_DATABASE_URL=url)
     assert "postgresql://ada:***@127.0.0.1:1/none can't be used" in said
