@@ -223,7 +223,8 @@ class LogWriter:
         return f"{self._second_text}.{fraction:06d}".encode()
 
     def _flush_loop(self) -> None:
-        while True:
+        # ``close`` sets the end first: a flush that takes its call away has the end to see.
+        while not self._end.is_set():
             self._dirty.wait()  # costs nothing while nobody writes
             if self._end.wait(FLUSH_INTERVAL):
                 return

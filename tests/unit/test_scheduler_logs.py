@@ -302,3 +302,31 @@ def test_who_only_reads_makes_no_folders(tmp_path: Path, others: LogStore) -> No
     others.note("wf-9", "a", 0, "dropped: nothing was begun")
     others.end("wf-9")
     assert not (tmp_path / "wf-9").exists()
+
+
+def test_an_end_that_comes_just_after_a_flush_began_is_seen(tmp_path: Path) -> None:
+    writer = logs.LogWriter(tmp_path)
+    wait, wake = writer._end.wait, writer._dirty.set
+    closing = threading.Thread(target=writer.close, daemon=True)
+    begun, told = threading.Event(), threading.Event()
+
+    def over_too_early(_: float) -> bool:
+        """The interval ends a moment before ``close`` says so, and the flush comes after all that ``close`` says."""
+        writer._end.wait = wait
+        closing.start()
+        begun.set()
+        assert told.wait(60)
+        return False
+
+    def waking() -> None:
+        wake()
+        if writer._end.is_set():
+            told.set()
+
+    writer._end.wait = over_too_early
+    writer._dirty.set = waking
+    writer.begin("wf-1")
+    writer.append("wf-1", "a", 0, b"line")
+    assert begun.wait(60)
+    closing.join(60)
+    assert not closing.is_alive()
